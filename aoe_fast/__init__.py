@@ -1,0 +1,1 @@
+"""ATA-over-Ethernet block server on raw AF_PACKET sockets, usable without pxed."""

@@ -1,0 +1,3 @@
+"""Network-boot server for diskless labs: the control plane around ``aoe_fast``."""
+
+__version__ = "0.1.0"

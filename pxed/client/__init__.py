@@ -1,0 +1,1 @@
+"""What runs on the booted machine: the initramfs and what it needs."""

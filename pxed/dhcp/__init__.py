@@ -1,0 +1,1 @@
+"""DHCP: codec, classification and policy, without a socket."""

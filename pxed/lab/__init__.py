@@ -1,0 +1,1 @@
+"""A virtual lab: network namespaces, a bridge and QEMU clients."""

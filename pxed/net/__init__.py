@@ -1,0 +1,1 @@
+"""Sockets and netlink: thin asyncio adapters around the sans-IO protocol code."""

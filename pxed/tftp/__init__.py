@@ -1,0 +1,1 @@
+"""TFTP: codec, sessions and file look-up, without a socket."""
