@@ -38,6 +38,7 @@ class Kind(StrEnum):
     AOE_FOUND = "aoe-found"  # shelf, slot: first config query or IDENTIFY of this boot
     AOE_READ = "aoe-read"  # shelf, slot: first read of this boot
     AOE_WRITE = "aoe-write"  # shelf, slot: first write of this boot
+    AOE_HEARD = "aoe-heard"  # it still talks to its devices; at most every few seconds
 
     # The machine's own words, through its report device (see docs/architecture.md)
     REPORT = "report"  # step, uptime, text

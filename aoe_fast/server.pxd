@@ -1,0 +1,71 @@
+"""Worker threads without the GIL: harvest, handle, send; the sync thread; counters."""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from .ring cimport Outbox, RingState
+from .store cimport Backing, pthread_mutex_t
+from .target cimport Batch, Counters, Target
+from .view cimport Reader, Region
+
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_cond_t:
+        pass
+
+
+# An acknowledgement that waits for its export's sync; holds the backing.
+cdef struct Waiting:
+    Waiting *next
+    Backing *backing
+    int fd
+    uint8_t head[60]
+
+
+# Written and acknowledged, not yet synced; holds the backing.
+cdef struct Dirty:
+    Dirty *next
+    Backing *backing
+
+
+# What the workers hand to the sync thread; guarded by the lock.
+cdef struct Queue:
+    pthread_mutex_t lock
+    pthread_cond_t wake
+    Waiting *first
+    Waiting **last
+    Dirty *dirty
+    int stop
+
+
+cdef struct Worker:
+    RingState *rings[2]
+    Batch *batch
+    Outbox *outbox
+    Counters *counters
+    Reader *reader
+    void **table
+    Queue *queue
+    int64_t spin_ns
+    int stop_fd
+    uint32_t *stop
+
+
+cdef class Server:
+    cdef readonly Target target
+    cdef readonly tuple interfaces
+    cdef readonly int workers
+    cdef uint32_t ring_frames
+    cdef uint32_t write_frames
+    cdef int64_t spin_ns
+    cdef Region region
+    cdef object _counters
+    cdef Worker *_workers
+    cdef int _total
+    cdef Queue *_queue
+    cdef uint32_t _stop
+    cdef int _stop_fd
+    cdef list _rings
+    cdef list _threads
+    cdef object _syncer
+    cdef int _open(self) except -1
+    cdef void _release(self) noexcept

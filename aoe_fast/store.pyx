@@ -1,0 +1,286 @@
+"""One export's backing: mapping and descriptor, writes, sync.
+
+User space never touches the mapping: it is there for the kernel's copy inside sendmmsg, where a
+truncated file or a bad disk is EFAULT for one frame and not SIGBUS for the process.
+"""
+
+import os
+import stat
+import zlib
+
+from libc.errno cimport EINTR, EIO, errno
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
+from posix.types cimport off_t
+from posix.unistd cimport close, fdatasync, pread, pwrite
+
+from .wire cimport SECTOR
+
+from .wire import AoeError
+
+cdef int64_t live = 0
+
+
+def live_backings():
+    """How many backings are open in this process: tests assert that none is leaked."""
+    return live
+
+
+cdef void backing_release(Backing *backing) noexcept nogil:
+    """Let go of one reference; the last one unmaps, closes and frees."""
+    if aoe_count(&backing.references, -1) > 0:
+        return
+    if backing.map != NULL:
+        munmap(backing.map, backing.map_bytes)
+    if backing.fd >= 0:
+        close(backing.fd)
+    pthread_mutex_destroy(&backing.lock)
+    free(backing)
+    aoe_count(&live, -1)
+
+
+cdef int backing_write(
+    Backing *backing, uint64_t sector, const uint8_t *source, size_t size
+) noexcept nogil:
+    """Write ``size`` bytes at ``sector`` to the page cache; 0 or the errno (ENOSPC, EIO, ...)."""
+    cdef off_t at = <off_t>(backing.offset + sector * SECTOR)
+    cdef size_t done = 0
+    cdef ssize_t put
+    while done < size:
+        put = pwrite(backing.fd, source + done, size - done, at + <off_t>done)
+        if put > 0:
+            done += <size_t>put
+        elif put == 0:
+            return EIO
+        elif errno != EINTR:
+            return errno
+    return 0
+
+
+cdef int backing_read(
+    Backing *backing, uint64_t sector, uint8_t *into, size_t size
+) noexcept nogil:
+    """Read ``size`` bytes at ``sector``; 0 or the errno. Past the end of a shrunk file: EIO."""
+    cdef off_t at = <off_t>(backing.offset + sector * SECTOR)
+    cdef size_t done = 0
+    cdef ssize_t got
+    while done < size:
+        got = pread(backing.fd, into + done, size - done, at + <off_t>done)
+        if got > 0:
+            done += <size_t>got
+        elif got == 0:
+            return EIO
+        elif errno != EINTR:
+            return errno
+    return 0
+
+
+cdef int backing_sync(Backing *backing) noexcept nogil:
+    """What was written is on the disk when this returns 0; else the errno."""
+    while fdatasync(backing.fd) != 0:
+        if errno != EINTR:
+            return errno
+    return 0
+
+
+cdef class Export:
+    """A file or block device to serve, open until ``close``; a context manager.
+
+    offset and length are bytes; a tail shorter than a sector is not served. ``durable`` writes are
+    acknowledged after fdatasync, ``writeback`` ones from the page cache, synced every few seconds.
+    ``close`` lets go at once, but the descriptor and the mapping live until no view uses them.
+    AoeError: missing, empty, not a file or block device, no permission, in use, bad range.
+    """
+
+    def __cinit__(self):
+        self.backing = NULL
+
+    def __init__(
+        self, path, *, writable=False, durability="durable", offset=0, length=None, serial="",
+        force=False,
+    ):
+        if self.backing != NULL:
+            raise RuntimeError("an Export is opened only once")
+        name = os.fspath(path)
+        if durability not in ("durable", "writeback"):
+            raise AoeError(f"durability {durability!r}: use durable or writeback")
+        raw_serial = serial.encode("ascii", "replace")
+        if len(raw_serial) > 20:
+            raise AoeError(f"serial {serial!r} has more than 20 characters: shorten it")
+        descriptor = _open(name, bool(writable))
+        try:
+            size = _check(name, descriptor, bool(writable), bool(force))
+            first, count = _range(name, size, offset, length)
+            if not raw_serial:
+                # Stable across restarts and moves of the state directory's parent.
+                raw_serial = b"AF%08X" % zlib.crc32(os.path.basename(name).encode())
+            self._map(name, descriptor, first, count)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        memset(self.backing.serial, 32, 20)
+        memcpy(self.backing.serial, <const char *>raw_serial, len(raw_serial))
+        self.backing.writable = bool(writable)
+        self.backing.durable = durability == "durable"
+        self.path = name
+        self.writable = writable
+        self.durability = durability
+        self.serial = raw_serial.decode()
+        self.sectors = count
+
+    cdef int _map(self, str name, int descriptor, uint64_t first, uint64_t sectors) except -1:
+        cdef Backing *backing = <Backing *>calloc(1, sizeof(Backing))
+        cdef uint64_t skew = first % <uint64_t>os.sysconf("SC_PAGE_SIZE")
+        if backing == NULL:
+            raise MemoryError()
+        backing.map_bytes = <size_t>(sectors * SECTOR + skew)
+        backing.map = mmap(
+            NULL, backing.map_bytes, PROT_READ, MAP_SHARED, descriptor, <off_t>(first - skew)
+        )
+        if backing.map == MAP_FAILED:
+            reason = os.strerror(errno)
+            free(backing)
+            raise AoeError(f"{name}: cannot be mapped ({reason}): use a plain file or a disk")
+        backing.data = <const uint8_t *>backing.map + skew
+        backing.fd = descriptor
+        backing.offset = first
+        backing.sectors = sectors
+        backing.references = 1
+        pthread_mutex_init(&backing.lock, NULL)
+        aoe_count(&live, 1)
+        self.backing = backing
+        return 0
+
+    cdef Backing *open_backing(self) except NULL:
+        """The backing, or AoeError after ``close``."""
+        if self.backing == NULL:
+            raise AoeError(f"{self.path}: this export is closed: open it again")
+        return self.backing
+
+    @property
+    def closed(self):
+        """True after ``close``."""
+        return self.backing == NULL
+
+    def sync(self):
+        """Return when everything written so far is on the disk; AoeError if the disk refuses."""
+        cdef Backing *backing = self.open_backing()
+        cdef int code
+        backing_hold(backing)
+        with nogil:
+            code = backing_sync(backing)
+            backing_release(backing)
+        if code:
+            raise AoeError(f"{self.path}: cannot be synced ({os.strerror(code)}): check the disk")
+
+    def close(self):
+        """Sync what is writable and let go; closing twice is fine. AoeError if the sync fails."""
+        cdef Backing *backing = self.backing
+        cdef int code = 0
+        if backing == NULL:
+            return
+        self.backing = NULL
+        with nogil:
+            if backing.writable:
+                code = backing_sync(backing)
+            backing_release(backing)
+        if code:
+            raise AoeError(f"{self.path}: cannot be synced ({os.strerror(code)}): check the disk")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def __repr__(self):
+        mode = f"rw, {self.durability}" if self.writable else "ro"
+        state = ", closed" if self.backing == NULL else ""
+        return f"<Export {self.path} {self.sectors} sectors, {mode}{state}>"
+
+    def __dealloc__(self):
+        if self.backing != NULL:
+            backing_release(self.backing)
+            self.backing = NULL
+
+
+def _open(name, writable):
+    flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        return os.open(name, flags)
+    except FileNotFoundError:
+        raise AoeError(f"{name}: no such file: check the path") from None
+    except IsADirectoryError:
+        raise AoeError(f"{name}: is a directory: name a file or a block device") from None
+    except OSError as error:
+        if writable:
+            advice = "export it read-only, or make it writable for this user"
+        else:
+            advice = "check its permissions"
+        raise AoeError(f"{name}: cannot be opened ({error.strerror}): {advice}") from None
+
+
+def _check(name, descriptor, writable, force):
+    """The size in bytes of what is open; AoeError if it cannot or should not be exported."""
+    state = os.fstat(descriptor)
+    if stat.S_ISDIR(state.st_mode):
+        raise AoeError(f"{name}: is a directory: name a file or a block device")
+    if stat.S_ISBLK(state.st_mode):
+        where = None if force else mounted_read_write(state.st_rdev)
+        if where is not None:
+            raise AoeError(f"{name}: is mounted read-write on {where}: unmount it, or use force")
+        size = os.lseek(descriptor, 0, os.SEEK_END)
+    elif stat.S_ISREG(state.st_mode):
+        # Root may open anything: the mode still says what its owner meant.
+        if writable and not state.st_mode & 0o222:
+            raise AoeError(f"{name}: is marked read-only: chmod u+w it, or export it read-only")
+        size = state.st_size
+    else:
+        raise AoeError(f"{name}: is not a file or a block device: name one of these")
+    if size == 0:
+        raise AoeError(f"{name}: is empty: give it a size first (truncate -s)")
+    return size
+
+
+def _range(name, size, offset, length):
+    """(first byte, sectors) of the part to serve."""
+    if offset < 0 or offset % SECTOR or offset >= size:
+        raise AoeError(
+            f"{name}: offset {offset} must be a multiple of {SECTOR} below the size, {size}"
+        )
+    served = size - offset if length is None else length
+    if served < 0 or served > size - offset:
+        raise AoeError(f"{name}: length {length} is not within the {size - offset} bytes there")
+    if served < SECTOR:
+        raise AoeError(f"{name}: {served} bytes are less than one sector: need {SECTOR} at least")
+    return offset, served // SECTOR
+
+
+def mounted_read_write(device, mountinfo=None):
+    """Where block device number ``device``, or a partition of it, is mounted read-write, or None.
+
+    proc_pid_mountinfo(5): field 3 is major:minor, 5 the mount point, the last the options of the
+    superblock. ``mountinfo`` is that file's text; default: this process's own.
+    """
+    numbers = {f"{os.major(device)}:{os.minor(device)}"}
+    own = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
+    try:
+        for child in os.listdir(own):
+            if os.path.exists(f"{own}/{child}/partition"):
+                with open(f"{own}/{child}/dev", encoding="ascii") as file:
+                    numbers.add(file.read().strip())
+    except OSError:
+        pass  # no sysfs here: the device itself is still looked for
+    if mountinfo is None:
+        try:
+            with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+                mountinfo = file.read()
+        except OSError:
+            return None
+    for line in mountinfo.splitlines():
+        fields = line.split()
+        options = fields[len(fields) - 1].split(",") if len(fields) > 6 else ()
+        if "rw" in options and fields[2] in numbers:
+            return fields[4]
+    return None

@@ -1,0 +1,5 @@
+"""``python -m pxed``."""
+
+from pxed.cli import main
+
+main()

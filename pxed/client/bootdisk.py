@@ -1,0 +1,139 @@
+"""The boot disk of an image: one GPT disk that starts the same kernel on BIOS and on UEFI.
+
+BIOS: gptmbr.bin looks for the partition marked "legacy BIOS bootable" and starts syslinux in it.
+UEFI: the same partition is the EFI system partition, and \\EFI\\BOOT\\BOOTX64.EFI in it is one file
+with kernel, initramfs and command line (a unified kernel image). Nothing is mounted and nothing
+needs root.
+"""
+
+import os
+import struct
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from pxed.errors import HostError
+
+_GPTMBR = Path("/usr/lib/SYSLINUX/gptmbr.bin")
+_STUB = Path("/usr/lib/systemd/boot/efi/linuxx64.efi.stub")
+_START = 1 << 20  # of the partition, in bytes
+_TAIL = 1 << 20  # room for the second GPT
+_CLUSTER = 8192
+_FAT16_LEAST = 4200 * _CLUSTER  # with fewer clusters a FAT is a FAT12, which firmware may refuse
+
+
+def build_bootdisk(destination: Path, *, vmlinuz: Path, initrd: Path, cmdline: str) -> None:
+    """Write the disk; its size is a multiple of 1 MiB. HostError if a program is missing."""
+    for needed, package in ((_GPTMBR, "syslinux-common"), (_STUB, "systemd-boot-efi")):
+        if not needed.is_file():
+            raise HostError(f"{needed} is missing: apt install {package}")
+    with tempfile.TemporaryDirectory(prefix="pxed-boot-", dir=destination.parent) as name:
+        work = Path(name)
+        unified = work / "BOOTX64.EFI"
+        unified_image(unified, vmlinuz=vmlinuz, initrd=initrd, cmdline=cmdline)
+        config = work / "syslinux.cfg"
+        config.write_text(
+            "DEFAULT pxed\nPROMPT 0\nTIMEOUT 0\nLABEL pxed\n"
+            f"  LINUX /vmlinuz\n  INITRD /initrd\n  APPEND {cmdline}\n"
+        )
+        files = {
+            "vmlinuz": vmlinuz,
+            "initrd": initrd,
+            "syslinux.cfg": config,
+            "EFI/BOOT/BOOTX64.EFI": unified,
+        }
+        disk = work / "disk"
+        _partition(disk, content=sum(path.stat().st_size for path in files.values()))
+        _fill(disk, files)
+        disk.replace(destination)
+
+
+def unified_image(destination: Path, *, vmlinuz: Path, initrd: Path, cmdline: str) -> None:
+    """Write an EFI program that is kernel, initramfs and command line in one file."""
+    with tempfile.TemporaryDirectory(prefix="pxed-uki-", dir=destination.parent) as name:
+        text = Path(name) / "cmdline"
+        text.write_text(cmdline)
+        argv = ["objcopy"]
+        address = _image_end(_STUB.read_bytes())
+        for section, path in ((".cmdline", text), (".initrd", initrd), (".linux", vmlinuz)):
+            argv += ["--add-section", f"{section}={path}"]
+            argv += ["--change-section-vma", f"{section}={address:#x}"]
+            address = _align(address + path.stat().st_size, 1 << 16)
+        _tool([*argv, str(_STUB), str(destination)], package="binutils")
+
+
+def _image_end(program: bytes) -> int:
+    """The first free address behind all sections of a PE32+ program, as objcopy counts them."""
+    (header,) = struct.unpack_from("<I", program, 0x3C)
+    if program[header : header + 4] != b"PE\0\0":
+        raise HostError(f"{_STUB} is no EFI program: reinstall systemd-boot-efi")
+    (sections,) = struct.unpack_from("<H", program, header + 6)
+    (optional,) = struct.unpack_from("<H", program, header + 20)
+    (base,) = struct.unpack_from("<Q", program, header + 24 + 24)
+    end = 0
+    for index in range(sections):
+        size, address = struct.unpack_from("<II", program, header + 24 + optional + 40 * index + 8)
+        end = max(end, address + size)
+    return int(base + _align(end, 1 << 16))
+
+
+def _partition(disk: Path, content: int) -> None:
+    """An empty disk with one FAT16 partition with room for ``content`` bytes."""
+    room = _align(max(int(content * 1.02) + (1 << 20), _FAT16_LEAST), 1 << 20)
+    with disk.open("wb") as out:
+        out.truncate(_START + room + _TAIL)
+    _tool(
+        ["sfdisk", "-q", "--no-reread", "--no-tell-kernel", str(disk)],
+        package="fdisk",
+        stdin="label: gpt\n"
+        f"start={_START // 512}, size={room // 512}, type=uefi, name=boot, "
+        'attrs="LegacyBIOSBootable"\n',
+    )
+    _tool(
+        [
+            "mkfs.fat", "-F", "16", "-s", str(_CLUSTER // 512), "-n", "PXED", "-i", "70786564",
+            "-h", str(_START // 512), "--offset", str(_START // 512),
+            str(disk), str(room // 1024),
+        ],
+        package="dosfstools",
+    )  # fmt: skip
+    with disk.open("r+b") as out:
+        out.write(_GPTMBR.read_bytes()[:440])
+
+
+def _fill(disk: Path, files: dict[str, Path]) -> None:
+    target = f"{disk}@@{_START}"
+    folders: dict[str, None] = {}
+    for name in files:
+        parts = name.split("/")[:-1]
+        folders.update(dict.fromkeys("/".join(parts[: n + 1]) for n in range(len(parts))))
+    if folders:
+        _tool(["mmd", "-i", target, *(f"::/{folder}" for folder in folders)], package="mtools")
+    for name, path in files.items():
+        _tool(["mcopy", "-i", target, "-m", str(path), f"::/{name}"], package="mtools")
+    _tool(["syslinux", "--install", "--offset", str(_START), str(disk)], package="syslinux")
+
+
+def _align(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def _tool(argv: Sequence[str], *, package: str, stdin: str = "") -> None:
+    try:
+        subprocess.run(
+            argv,
+            input=stdin,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, "MTOOLS_SKIP_CHECK": "1", "LC_ALL": "C"},
+        )
+    except FileNotFoundError:
+        raise HostError(f"{argv[0]} is missing: apt install {package}") from None
+    except subprocess.TimeoutExpired:
+        raise HostError(f"{argv[0]} hangs: is the disk full or very slow?") from None
+    except subprocess.CalledProcessError as error:
+        why = (error.stderr.strip() or error.stdout.strip() or "no reason given").splitlines()[-1]
+        raise HostError(f"{argv[0]} failed: {why}") from None

@@ -1,0 +1,85 @@
+"""The initramfs of a diskless client: busybox, the drivers that a client may need, and init.sh."""
+
+import subprocess
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+from pxed.client.archive import Cpio
+from pxed.client.kernel import Kernel
+from pxed.errors import HostError
+
+# What init.sh loads by name, and the network cards of virtual and common real machines. A kernel
+# that lacks one, or has it built in, is fine.
+MODULES = ("aoe", "overlay", "squashfs")
+DRIVERS = (
+    "virtio_pci", "virtio_net", "e1000", "e1000e", "igb", "igc", "r8169", "tg3", "vmxnet3",
+)  # fmt: skip
+
+
+def build_initramfs(
+    kernel: Kernel, destination: Path, *, drivers: tuple[str, ...] = DRIVERS, level: int = 12
+) -> None:
+    """Write the compressed initramfs for ``kernel``; HostError if a needed program is missing."""
+    archive = Cpio()
+    for name in ("dev", "proc", "sys", "run"):
+        archive.directory(name)
+    archive.file("bin/busybox", busybox().read_bytes(), 0o755)
+    archive.symlink("bin/sh", "busybox")
+    # The kernel itself calls this when a file system type is missing.
+    archive.symlink("sbin/modprobe", "../bin/busybox")
+    archive.file("init", script("init.sh"), 0o755)
+    _add_modules(archive, kernel, kernel.closure([*drivers, *MODULES]))
+    destination.write_bytes(_zstd(bytes(archive), level))
+
+
+def script(name: str) -> bytes:
+    """A file of this package that runs on the client."""
+    return resources.files("pxed.client").joinpath(name).read_bytes()
+
+
+def busybox() -> Path:
+    """The host's static busybox, which is also the client's; HostError if it is not installed."""
+    for path in (Path("/bin/busybox"), Path("/usr/bin/busybox")):
+        if path.is_file():
+            # A dynamic one cannot run in an initramfs without its libraries: look for PT_INTERP's.
+            if b"/ld-linux" in path.read_bytes()[:4096]:
+                raise HostError(f"{path} is not static: apt install busybox-static")
+            return path
+    raise HostError("busybox is missing: apt install busybox-static")
+
+
+def _add_modules(archive: Cpio, kernel: Kernel, files: list[Path]) -> None:
+    """The module files, and indexes that know just these, so that modprobe has little to read."""
+    inside = f"lib/modules/{kernel.release}"
+    with tempfile.TemporaryDirectory(prefix="pxed-modules-") as name:
+        staged = Path(name) / inside
+        for file in files:
+            data = (kernel.modules / file).read_bytes()
+            archive.file(f"{inside}/{file}", data)
+            (staged / file).parent.mkdir(parents=True, exist_ok=True)
+            (staged / file).write_bytes(data)
+        for index in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
+            if (kernel.modules / index).is_file():
+                (staged / index).write_bytes((kernel.modules / index).read_bytes())
+        try:
+            subprocess.run(
+                ["depmod", "-b", name, kernel.release],
+                check=True, capture_output=True, text=True, timeout=60,
+            )  # fmt: skip
+        except FileNotFoundError:
+            raise HostError("depmod is missing: apt install kmod") from None
+        except subprocess.CalledProcessError as error:
+            raise HostError(f"depmod failed: {error.stderr.strip()}") from None
+        for index in ("modules.dep", "modules.alias"):
+            archive.file(f"{inside}/{index}", (staged / index).read_bytes())
+
+
+def _zstd(data: bytes, level: int) -> bytes:
+    try:
+        return subprocess.run(
+            ["zstd", "-q", f"-{level}", "-c"],
+            input=data, check=True, capture_output=True, timeout=120,
+        ).stdout  # fmt: skip
+    except FileNotFoundError:
+        raise HostError("zstd is missing: apt install zstd") from None

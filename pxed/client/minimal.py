@@ -1,0 +1,150 @@
+"""Builds the minimal lab image: a boot disk, a busybox root and their manifest."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+
+from pxed.client.bootdisk import build_bootdisk
+from pxed.client.initramfs import DRIVERS, build_initramfs, busybox, script
+from pxed.client.kernel import DEFAULT_PACKAGE, fetch_kernel
+from pxed.errors import HostError, UsageError
+
+# aoe_deadsecs=0: a client outlives any outage of its server.
+CMDLINE = (
+    "aoe.aoe_deadsecs=0 console=tty0 console=ttyS0 quiet loglevel=3 mitigations=off "
+    "random.trust_cpu=on nowatchdog pxed.shelf={shelf}"
+)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# The applets that the root has links for besides what its scripts need; busybox knows the rest.
+_DEVICES = {"boot": "boot.img", "root": "root.squashfs"}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What manifest.json says: the image's name, version, class and device files."""
+
+    name: str
+    version: str
+    machine_class: str
+    devices: dict[str, str] = field(default_factory=lambda: dict(_DEVICES))
+
+    def to_json(self) -> str:
+        """The text of manifest.json."""
+        said = asdict(self)
+        said["class"] = said.pop("machine_class")
+        order = ("name", "version", "class", "devices")
+        return json.dumps({key: said[key] for key in order}, indent=1) + "\n"
+
+
+def build_minimal(
+    destination: Path,
+    *,
+    name: str = "lab",
+    version: str | None = None,
+    shelf: int = 16,
+    cmdline: str = "",
+    package: str = DEFAULT_PACKAGE,
+    files: dict[str, bytes] | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Manifest:
+    """Write the image into the directory ``destination``, which must not be there or be empty.
+
+    ``version`` is today's date unless given; ``cmdline`` is added to the kernel's command line;
+    ``files`` are put into the root as well, by absolute path. The directory also keeps vmlinuz and
+    initrd, for servers that hand them out by HTTP. Appears whole or not at all. UsageError for a
+    name that cannot be a directory's or a destination in use; HostError if a program is missing.
+    """
+    version = version or date.today().strftime("%Y.%m.%d")
+    for word in (name, version):
+        if not _NAME.fullmatch(word):
+            raise UsageError(f"{word!r}: a name or version is letters, digits, '.', '_' and '-'")
+    if "\n" in cmdline:
+        raise UsageError("a kernel command line is one line")
+    if destination.exists() and any(destination.iterdir()):
+        raise UsageError(f"{destination} is not empty: choose another version")
+    manifest = Manifest(name, version, "x86")
+    kernel = fetch_kernel(package, progress=progress)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=destination.parent) as work_name:
+        work = Path(work_name) / "image"
+        work.mkdir()
+        progress("packing the initramfs")
+        shutil.copyfile(kernel.vmlinuz, work / "vmlinuz")
+        build_initramfs(kernel, work / "initrd", drivers=DRIVERS)
+        progress("making the boot disk")
+        build_bootdisk(
+            work / "boot.img",
+            vmlinuz=work / "vmlinuz",
+            initrd=work / "initrd",
+            cmdline=f"{CMDLINE.format(shelf=shelf)} {cmdline}".strip(),
+        )
+        progress("making the root file system")
+        _build_root(work / "root.squashfs", f"{name}@{version}", files or {})
+        (work / "manifest.json").write_text(manifest.to_json())
+        if destination.exists():
+            destination.rmdir()
+        work.rename(destination)
+    progress(f"built {name}@{version}")
+    return manifest
+
+
+def _build_root(destination: Path, image: str, files: dict[str, bytes]) -> None:
+    """A busybox system as one squashfs; its size is a multiple of 4 KiB."""
+    with tempfile.TemporaryDirectory(prefix="root-", dir=destination.parent) as name:
+        root = Path(name)
+        root.chmod(0o755)
+        for folder in (
+            "bin", "sbin", "etc", "config", "dev", "proc", "sys", "run", "root", "tmp", "var",
+        ):  # fmt: skip
+            (root / folder).mkdir()
+        shutil.copyfile(busybox(), root / "bin/busybox")
+        for link in _applets(root / "bin/busybox"):
+            if link not in ("busybox", "linuxrc"):
+                (root / "bin" / link).symlink_to("busybox")
+        (root / "sbin/init").symlink_to("../bin/busybox")
+        (root / "bin/pxed-report").write_bytes(script("report.sh"))
+        (root / "etc/rc").write_bytes(script("rc.sh"))
+        (root / "etc/udhcpc.sh").write_bytes(script("udhcpc.sh"))
+        (root / "etc/inittab").write_bytes(script("inittab"))
+        (root / "etc/pxed-image").write_text(f"{image}\n")
+        (root / "etc/passwd").write_text("root::0:0:root:/root:/bin/sh\n")
+        (root / "etc/group").write_text("root:x:0:\n")
+        (root / "etc/profile").write_text("export PATH=/bin:/sbin HOME=/root\ncd /root\n")
+        for path in ("bin/busybox", "bin/pxed-report", "etc/rc", "etc/udhcpc.sh"):
+            (root / path).chmod(0o755)
+        for inside, data in files.items():
+            target = root / inside.lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+        _squash(root, destination)
+
+
+def _applets(program: Path) -> list[str]:
+    program.chmod(0o755)
+    listed = subprocess.run(
+        [str(program), "--list"], check=True, capture_output=True, text=True, timeout=10
+    )
+    return listed.stdout.split()
+
+
+def _squash(root: Path, destination: Path) -> None:
+    argv = [
+        "mksquashfs", str(root), str(destination), "-comp", "lz4", "-Xhc", "-b", "128K",
+        "-all-root", "-noappend", "-no-progress", "-no-xattrs", "-quiet",
+    ]  # fmt: skip
+    try:
+        subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        raise HostError("mksquashfs is missing: apt install squashfs-tools") from None
+    except subprocess.CalledProcessError as error:
+        raise HostError(f"mksquashfs failed: {error.stderr.strip()}") from None
+    spare = -destination.stat().st_size % 4096
+    if spare:
+        os.truncate(destination, destination.stat().st_size + spare)

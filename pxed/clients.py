@@ -1,0 +1,321 @@
+"""The one state machine of a client's life: events and the time in, changes out; no I/O.
+
+A life goes seen -> offered -> booting (through its stages) -> running, and from anywhere to lost
+or failed. A **boot** begins with a firmware's DISCOVER and ends at running or failed; its timeline
+keeps the first time of each stage.
+"""
+
+import enum
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from pxed.events import Event, Kind
+from pxed.images import CONFIG_SLOT, SLOTS
+from pxed.mac import Mac
+
+
+class State(enum.StrEnum):
+    SEEN = "seen"  # it spoke, but not as something that boots
+    OFFERED = "offered"  # its firmware asked and we answered
+    BOOTING = "booting"  # it took the offer
+    RUNNING = "running"
+    LOST = "lost"  # it ran, and has not been heard for a while
+    FAILED = "failed"
+
+
+class Stage(enum.IntEnum):
+    """What a boot goes through, in order; not every boot shows every stage."""
+
+    DISCOVER = 0
+    OFFER = 1
+    BOOT_FILE = 2
+    IPXE = 3
+    SAN = 4
+    KERNEL = 5
+    ROOT = 6
+    CONFIG = 7
+    RUNNING = 8
+
+    @property
+    def label(self) -> str:
+        return _LABELS[self]
+
+
+_LABELS = {
+    Stage.DISCOVER: "DISCOVER",
+    Stage.OFFER: "OFFER",
+    Stage.BOOT_FILE: "boot file",
+    Stage.IPXE: "iPXE",
+    Stage.SAN: "first AoE read",
+    Stage.KERNEL: "kernel up",
+    Stage.ROOT: "root mounted",
+    Stage.CONFIG: "/config mounted",
+    Stage.RUNNING: "running",
+}
+
+_REPORTED = {
+    "kernel": Stage.KERNEL,
+    "root": Stage.ROOT,
+    "config": Stage.CONFIG,
+    "running": Stage.RUNNING,
+}
+
+# Firmware sends DISCOVER again after 4, 8, 16 and 32 s; what comes later is another attempt.
+SAME_ATTEMPT = 64.0
+# No step of a boot is silent for longer than the slowest of them: a carrier wait of 60 s.
+SILENT_BOOT = 120.0
+# A system that uses its root but says nothing (not our initramfs) counts as running after this.
+QUIET_START = 60.0
+# Linux's aoe driver broadcasts a config query every 60 s; two missed in a row mean something.
+SILENT_RUN = 150.0
+
+
+@dataclass(slots=True)
+class Step:
+    """One line of a timeline: ``time`` is seconds since the epoch."""
+
+    stage: Stage
+    time: float
+    detail: str = ""
+
+
+@dataclass(slots=True)
+class Client:
+    """One machine and its current or last boot."""
+
+    mac: Mac
+    state: State = State.SEEN
+    class_name: str = "x86"
+    name: str = ""
+    firmware: str = ""
+    arch: int | None = None
+    ip: str = ""
+    image: str = ""  # pinned while it runs: NAME@VERSION
+    boots: int = 0
+    boot_started: float = 0.0
+    chainloaded: bool = False  # took a boot loader from us in this boot
+    degraded: bool = False
+    why: str = ""  # of failed
+    last_seen: float = 0.0
+    timeline: list[Step] = field(default_factory=list)
+
+    @property
+    def stage(self) -> Stage | None:
+        """The latest stage of the current or last boot."""
+        return self.timeline[-1].stage if self.timeline else None
+
+    @property
+    def in_boot(self) -> bool:
+        return self.state in (State.OFFERED, State.BOOTING)
+
+    def stage_seconds(self, stage: Stage) -> float | None:
+        """Seconds from the boot's DISCOVER to ``stage``; None if it did not come to it."""
+        for step in self.timeline:
+            if step.stage is stage:
+                return step.time - self.boot_started
+        return None
+
+
+class What(enum.StrEnum):
+    NEW_BOOT = "boot"
+    STAGE = "stage"
+    STATE = "state"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Something that others act on: a new boot, a stage reached, or only a new state."""
+
+    what: What
+    client: Client
+    time: float
+    step: Step | None = None
+
+
+class Clients:
+    """All machines that were ever heard, by MAC."""
+
+    def __init__(self, known: Iterable[Client] = (), *, limit: int = 20_000) -> None:
+        self._by_mac: dict[Mac, Client] = {client.mac: client for client in known}
+        # A flood of made-up MACs must not grow the table without end.
+        self._limit = limit
+
+    def __iter__(self) -> Iterator[Client]:
+        return iter(self._by_mac.values())
+
+    def __len__(self) -> int:
+        return len(self._by_mac)
+
+    def get(self, mac: Mac) -> Client | None:
+        return self._by_mac.get(mac)
+
+    def feed(self, event: Event) -> list[Change]:
+        """Take one event into account; what changed by it, in order."""
+        if event.mac is None:
+            return []
+        client = self._by_mac.get(event.mac)
+        if client is None:
+            if event.kind not in (Kind.DISCOVER, Kind.REQUEST) or len(self._by_mac) >= self._limit:
+                return []
+            if not _boots(event):
+                return []
+            client = self._by_mac[event.mac] = Client(event.mac)
+        client.last_seen = max(client.last_seen, event.time)
+        return list(_HANDLERS.get(event.kind, _nothing)(client, event))
+
+    def tick(self, now: float) -> list[Change]:
+        """What has changed by the mere passing of time."""
+        changes: list[Change] = []
+        for client in self._by_mac.values():
+            silent = now - client.last_seen
+            if client.in_boot and _runs_untold(client, now):
+                changes += _reach(client, Stage.RUNNING, now, "it reads its root; no report")
+                client.state = State.RUNNING
+                changes.append(Change(What.STATE, client, now))
+            elif client.in_boot and silent > SILENT_BOOT:
+                stage = client.stage
+                after = stage.label if stage is not None else "nothing"
+                changes += _fail(client, now, f"silent for {silent:.0f} s after {after}")
+            elif client.state is State.RUNNING and silent > SILENT_RUN:
+                client.state = State.LOST
+                changes.append(Change(What.STATE, client, now))
+        return changes
+
+
+def _runs_untold(client: Client, now: float) -> bool:
+    stage = client.stage
+    return (
+        stage is not None
+        and stage >= Stage.KERNEL
+        and now - client.timeline[-1].time > QUIET_START
+        and now - client.last_seen < QUIET_START
+    )
+
+
+def _boots(event: Event) -> bool:
+    return event.detail.get("firmware") not in (None, "other")
+
+
+def _nothing(_client: Client, _event: Event) -> Iterator[Change]:
+    return iter(())
+
+
+def _discover(client: Client, event: Event) -> Iterator[Change]:
+    if not _boots(event):
+        return  # the OS's own DHCP, after the boot (M3)
+    firmware = str(event.detail["firmware"])
+    if _is_new_boot(client, firmware, event.time):
+        client.boots += 1
+        client.boot_started = event.time
+        client.state = State.SEEN
+        client.timeline = []
+        client.chainloaded = client.degraded = False
+        client.why = ""
+        client.firmware = firmware
+        arch = event.detail.get("arch")
+        client.arch = arch if isinstance(arch, int) else None
+        client.class_name = "rpi" if firmware == "rpi" else "x86"
+        yield Change(What.NEW_BOOT, client, event.time)
+        yield from _reach(client, Stage.DISCOVER, event.time, firmware)
+    if firmware == "ipxe":
+        yield from _reach(client, Stage.IPXE, event.time)
+
+
+def _is_new_boot(client: Client, firmware: str, now: float) -> bool:
+    stage = client.stage
+    if stage is None or not (client.in_boot or client.state is State.SEEN):
+        return True
+    if now - client.boot_started > SILENT_BOOT and now - client.timeline[-1].time > SAME_ATTEMPT:
+        return True
+    if firmware == "ipxe":
+        return stage > Stage.IPXE  # it was past its firmware already: it has been reset
+    return stage > Stage.OFFER or now - client.timeline[-1].time > SAME_ATTEMPT
+
+
+def _offer(client: Client, event: Event) -> Iterator[Change]:
+    if client.stage is None:
+        return
+    client.ip = str(event.detail.get("ip", ""))
+    if client.state is State.SEEN:
+        client.state = State.OFFERED
+    yield from _reach(client, Stage.OFFER, event.time, client.ip)
+
+
+def _ack(client: Client, event: Event) -> Iterator[Change]:
+    if client.in_boot and event.detail.get("firmware") != "other":
+        client.ip = str(event.detail.get("ip", "")) or client.ip
+        client.state = State.BOOTING
+    return iter(())
+
+
+def _boot_file(client: Client, event: Event) -> Iterator[Change]:
+    if client.in_boot:
+        client.state = State.BOOTING
+        client.chainloaded = True
+        yield from _reach(client, Stage.BOOT_FILE, event.time, str(event.detail.get("file", "")))
+
+
+def _aoe_read(client: Client, event: Event) -> Iterator[Change]:
+    if not client.in_boot:
+        return
+    client.state = State.BOOTING
+    yield from _reach(client, Stage.SAN, event.time, f"e{event.detail['shelf']}.0")
+    if event.detail.get("slot") == SLOTS["root"]:
+        yield from _reach(client, Stage.KERNEL, event.time)
+
+
+def _aoe_heard(client: Client, event: Event) -> Iterator[Change]:
+    if client.state is State.LOST:
+        client.state = State.RUNNING
+        yield Change(What.STATE, client, event.time)
+
+
+def _aoe_write(client: Client, event: Event) -> Iterator[Change]:
+    # Only a mount writes to /config: this is how a client that never reports is followed.
+    if client.in_boot and event.detail.get("slot") == CONFIG_SLOT:
+        yield from _reach(client, Stage.CONFIG, event.time)
+
+
+def _report(client: Client, event: Event) -> Iterator[Change]:
+    step = str(event.detail.get("step", ""))
+    text = str(event.detail.get("text", ""))
+    if step == "failed":
+        yield from _fail(client, event.time, text or "the client gave no reason")
+    elif step == "degraded":
+        client.degraded = True
+        yield Change(What.STATE, client, event.time)
+    elif step in _REPORTED:
+        stage = _REPORTED[step]
+        yield from _reach(client, stage, event.time, text)
+        if stage is Stage.RUNNING and client.state is not State.RUNNING:
+            client.state = State.RUNNING
+            client.why = ""
+            yield Change(What.STATE, client, event.time)
+
+
+def _reach(client: Client, stage: Stage, time: float, detail: str = "") -> Iterator[Change]:
+    """Note a stage the first time in a boot; stages that come out of order keep their place."""
+    if any(step.stage is stage for step in client.timeline):
+        return
+    step = Step(stage, time, detail)
+    client.timeline.append(step)
+    client.timeline.sort(key=lambda s: s.stage)
+    yield Change(What.STAGE, client, time, step)
+
+
+def _fail(client: Client, now: float, why: str) -> list[Change]:
+    client.state = State.FAILED
+    client.why = why
+    return [Change(What.STATE, client, now)]
+
+
+_HANDLERS = {
+    Kind.DISCOVER: _discover,
+    Kind.OFFER: _offer,
+    Kind.ACK: _ack,
+    Kind.TFTP_DONE: _boot_file,
+    Kind.AOE_READ: _aoe_read,
+    Kind.AOE_HEARD: _aoe_heard,
+    Kind.AOE_WRITE: _aoe_write,
+    Kind.REPORT: _report,
+}

@@ -1,0 +1,257 @@
+"""A diskless QEMU machine that boots from its network card, with its serial console at hand."""
+
+import contextlib
+import itertools
+import json
+import re
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from pxed.errors import HostError
+from pxed.lab.accel import QEMU, pick_accel
+from pxed.lab.netns import Namespace
+
+Firmware = Literal["bios", "uefi"]
+_OVMF = Path("/usr/share/OVMF")
+_LONGEST_COMMAND = 900  # busybox reads no longer line from a terminal
+
+
+class Client:
+    """One machine: off until ``power_on``, and off for good after ``close``; a context manager.
+
+    ``tap`` must be in ``namespace``. ``directory`` is the machine's own: serial.log holds all that
+    its console ever said, and the sockets are there. HostError if QEMU or its firmware is missing.
+    """
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        directory: Path,
+        *,
+        name: str,
+        mac: str,
+        tap: str,
+        firmware: Firmware = "bios",
+        memory: int = 512,
+        cpus: int = 1,
+        mtu: int = 1500,
+        rom: Path | None = None,
+        extra: tuple[str, ...] = (),
+    ) -> None:
+        self.name, self.mac, self.tap, self.firmware = name, mac, tap, firmware
+        self.memory, self.cpus, self.mtu, self.rom, self.extra = memory, cpus, mtu, rom, extra
+        self.directory = directory
+        self.serial_log = directory / "serial.log"
+        self.powered_at = 0.0
+        self._namespace = namespace
+        self._process: subprocess.Popen[Any] | None = None
+        self._numbers = itertools.count(1)
+        self._mark = 0  # what the console said before this offset belongs to earlier boots
+        directory.mkdir(parents=True, exist_ok=True)
+        self.serial_log.touch()
+
+    # Power
+
+    def power_on(self) -> None:
+        """Start the machine; ``powered_at`` is then, on time.monotonic's clock."""
+        if self.running:
+            raise HostError(f"{self.name} is on already")
+        argv = self._argv()
+        self._mark = self.serial_log.stat().st_size
+        said = (self.directory / "qemu.log").open("wb")
+        with said:
+            self.powered_at = time.monotonic()
+            self._process = self._namespace.popen(argv, stdout=said, stderr=said)
+
+    def power_off(self) -> None:
+        """Pull the plug: nothing is flushed, no shutdown runs. Fine if the machine is off."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def reset(self) -> None:
+        """Press the reset button."""
+        self._mark = self.serial_log.stat().st_size
+        self.powered_at = time.monotonic()
+        self.monitor("system_reset")
+
+    def cable(self, plugged: bool) -> None:
+        """Plug the network cable in or pull it out; the machine sees its carrier change."""
+        self.monitor("set_link", name="nic0", up=plugged)
+
+    @property
+    def running(self) -> bool:
+        """The QEMU process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        """QEMU's process id while the machine is on."""
+        return self._process.pid if self._process is not None and self.running else None
+
+    def close(self) -> None:
+        """Power off; closing twice is fine."""
+        self.power_off()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Console
+
+    def console(self, *, everything: bool = False) -> str:
+        """What the serial console has said since power-on, or since the lab began."""
+        with self.serial_log.open("rb") as log:
+            log.seek(0 if everything else self._mark)
+            return log.read().decode(errors="replace")
+
+    def wait_for(self, pattern: str, timeout: float = 60) -> re.Match[str]:
+        """Wait until the console of this boot matches the regular expression.
+
+        HostError if it does not in time, or if the machine goes off; it quotes the last lines.
+        """
+        return self._wait_for(pattern, timeout, None)
+
+    def _wait_for(self, pattern: str, timeout: float, line: socket.socket | None) -> re.Match[str]:
+        wanted = re.compile(pattern)
+        until = time.monotonic() + timeout
+        while True:
+            if line is not None:
+                # Each few bytes take a buffer of their own: unread, they soon stop the machine.
+                with contextlib.suppress(BlockingIOError):
+                    while line.recv(65536):
+                        pass
+            alive = self.running
+            if (found := wanted.search(self.console())) is not None:
+                return found
+            if not alive:
+                raise HostError(f"{self.name} went off while waiting for {pattern!r}{self._why()}")
+            if time.monotonic() > until:
+                last = " | ".join(self.console().split("\n")[-6:])[-500:].replace("\r", "")
+                raise HostError(
+                    f"{self.name}: no {pattern!r} on the console in {timeout:g} s; last: {last}"
+                )
+            time.sleep(0.02)
+
+    def send(self, text: str) -> None:
+        """Type ``text`` on the serial console."""
+        with self.serial() as line:
+            line.sendall(text.encode())
+
+    def shell(self, command: str, timeout: float = 30, *, check: bool = True) -> str:
+        """Run a command in the console's shell and return what it printed, both streams.
+
+        The machine must be at its shell (``wait_running``). HostError for a status other than 0 if
+        ``check``, for no answer in time, and for a command that is too long to type.
+        """
+        if len(command) > _LONGEST_COMMAND:
+            raise HostError(f"a console command has at most {_LONGEST_COMMAND} characters")
+        token = f"{next(self._numbers)}-{time.monotonic_ns():x}"
+        # The terminal echoes what is typed: '' keeps the echo from looking like the marks.
+        typed = f"\x15echo pxed''{token}:; {{ {command}\n}} 2>&1; echo pxed''{token}=$?:\n"
+        with self.serial() as line:
+            line.sendall(typed.encode())
+            line.setblocking(False)
+            answer = rf"(?s)pxed{token}:\r?\n(.*?)pxed{token}=(\d+):"
+            done = self._wait_for(answer, timeout, line)
+        output, status = done[1].replace("\r\n", "\n"), int(done[2])
+        if check and status != 0:
+            raise HostError(f"{self.name}: {command!r} gave {status}: {output.strip()[-300:]}")
+        return output
+
+    def wait_running(self, timeout: float = 120) -> float:
+        """Wait until the system says that it runs; seconds since power-on or reset."""
+        self.wait_for(r"pxed: [0-9.]+ running ", timeout)
+        took = time.monotonic() - self.powered_at
+        self.wait_for(r"running [^\n]*\n(?s:.*)# ", 30)
+        return took
+
+    # QEMU's monitor
+
+    def monitor(self, execute: str, **arguments: Any) -> Any:
+        """One QMP command and its result; HostError if QEMU refuses or is not there."""
+        with self._connect("qmp.sock") as line, line.makefile("rw", encoding="utf-8") as talk:
+            talk.readline()  # its greeting
+            for word, given in (("qmp_capabilities", {}), (execute, arguments)):
+                talk.write(json.dumps({"execute": word, "arguments": given}) + "\n")
+                talk.flush()
+                answer: dict[str, Any] = {}
+                while "return" not in answer and "error" not in answer:
+                    if not (said := talk.readline()):
+                        raise HostError(f"{self.name} went off during {word}")
+                    answer = json.loads(said)
+                if "error" in answer:
+                    raise HostError(f"{self.name}: {word}: {answer['error'].get('desc')}")
+        return answer["return"]
+
+    @contextlib.contextmanager
+    def serial(self) -> Any:
+        with self._connect("serial.sock") as line:
+            yield line
+
+    def _connect(self, name: str) -> socket.socket:
+        line = socket.socket(socket.AF_UNIX)
+        line.settimeout(10)
+        until = time.monotonic() + 5
+        while True:
+            try:
+                line.connect(str(self.directory / name))
+                return line
+            except OSError as error:
+                if not self.running or time.monotonic() > until:
+                    line.close()
+                    raise HostError(f"{self.name} is off ({error}){self._why()}") from None
+                time.sleep(0.02)
+
+    def _why(self) -> str:
+        with contextlib.suppress(OSError):
+            if said := (self.directory / "qemu.log").read_text(errors="replace").strip():
+                return f": {said.splitlines()[-1]}"
+        return ""
+
+    def _argv(self) -> list[str]:
+        accel = pick_accel()
+        folder = self.directory
+        card = f"virtio-net-pci,netdev=nic0,mac={self.mac},bootindex=1"
+        if self.mtu != 1500:
+            card += f",host_mtu={self.mtu}"
+        argv = [
+            QEMU, "-name", self.name, "-no-user-config", "-nodefaults", "-display", "none",
+            "-machine", "pc", "-smp", str(self.cpus), "-m", str(self.memory),
+            "-accel", "kvm" if accel == "kvm" else "tcg,thread=multi,tb-size=256",
+            "-cpu", "host" if accel == "kvm" else "max",
+            "-boot", "order=n,menu=off,strict=on", "-vga", "std",
+            "-chardev",
+            f"socket,id=serial,path={folder}/serial.sock,server=on,wait=off,"
+            f"logfile={self.serial_log},logappend=on",
+            "-serial", "chardev:serial",
+            "-qmp", f"unix:{folder}/qmp.sock,server=on,wait=off",
+            "-netdev", f"tap,id=nic0,ifname={self.tap},script=no,downscript=no",
+        ]  # fmt: skip
+        if self.firmware == "uefi":
+            argv += self._uefi()
+            # The firmware's own driver and PXE, as on real machines, and not iPXE's EFI driver.
+            card += f",romfile={self.rom or ''}"
+        elif self.rom is not None:
+            card += f",romfile={self.rom}"
+        return [*argv, "-device", card, *self.extra]
+
+    def _uefi(self) -> list[str]:
+        code = _OVMF / "OVMF_CODE_4M.fd"
+        own = self.directory / "vars.fd"
+        try:
+            if not own.exists():
+                shutil.copyfile(_OVMF / "OVMF_VARS_4M.fd", own)
+        except FileNotFoundError:
+            raise HostError(f"{_OVMF} has no UEFI firmware: apt install ovmf") from None
+        return [
+            "-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={code}",
+            "-drive", f"if=pflash,format=raw,unit=1,file={own}",
+        ]  # fmt: skip

@@ -1,0 +1,223 @@
+"""DHCP on one interface: sockets around ``pxed.dhcp.policy``.
+
+Port 67 by UDP, port 4011 in proxy mode, and a raw socket for replies to machines that have no
+address yet and for the ARP probe that precedes the offer of an address never used before.
+"""
+
+import asyncio
+import logging
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from pxed.dhcp.codec import BOOT_PORT, SERVER_PORT, DhcpError
+from pxed.dhcp.policy import Outcome, Policy
+from pxed.dhcp.replies import Destination, Mode, Reply
+from pxed.dhcp.replies import Kind as To
+from pxed.events import Event, Kind
+from pxed.mac import mac_bytes
+from pxed.net.link import Link
+from pxed.net.packet import ETH_ARP, arp_probe, arp_sender, open_raw, udp_frame
+from pxed.net.udp import bind_udp
+
+_log = logging.getLogger("pxed.dhcp")
+_BATCH = 64
+_IN_USE = "(another DHCP server runs on this machine): stop it, or serve another interface"
+_QUIET = (Kind.IGNORED, Kind.DISCOVER, Kind.REQUEST)
+_PROBES = 256
+
+
+@dataclass(slots=True)
+class _Probe:
+    """An offer that waits for somebody to say that its address is taken."""
+
+    data: bytes
+    outcome: Outcome
+    timer: asyncio.TimerHandle
+
+
+class DhcpServer:
+    """Answers on ``link`` as ``policy`` decides; every event goes to ``emit``.
+
+    ``probe_wait``: seconds to look for a machine that already uses an address which was never given
+    out here; 0 turns that off. ``counters``: received, malformed, ignored, replies, send_errors,
+    conflicts.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        policy: Policy,
+        emit: Callable[[Event], None],
+        *,
+        probe_wait: float = 0.1,
+    ) -> None:
+        self.policy = policy
+        self.counters: Counter[str] = Counter()
+        self._link = link
+        self._emit = emit
+        self._probe_wait = probe_wait
+        self._probes: dict[IPv4Address, _Probe] = {}
+        self._later: set[asyncio.TimerHandle] = set()
+        self._udp: socket.socket | None = None
+        self._boot: socket.socket | None = None
+        self._raw: socket.socket | None = None
+
+    async def start(self) -> None:
+        """Open the ports; HostError names the one that cannot be had and what to do."""
+        loop = asyncio.get_running_loop()
+        try:
+            self._udp = bind_udp(self._link, SERVER_PORT, _IN_USE)
+            self._raw = open_raw(self._link, ETH_ARP)
+            if self.policy.settings.mode is Mode.PROXY:
+                self._boot = bind_udp(self._link, BOOT_PORT, _IN_USE)
+        except BaseException:
+            await self.close()
+            raise
+        loop.add_reader(self._udp.fileno(), self._readable, self._udp)
+        loop.add_reader(self._raw.fileno(), self._arp_readable)
+        if self._boot is not None:
+            loop.add_reader(self._boot.fileno(), self._readable, self._boot)
+        settings = self.policy.settings
+        _log.info("DHCP on %s: %s as %s", self._link.name, settings.mode, settings.server)
+
+    async def close(self) -> None:
+        """Stop, and forget replies that wait; closing twice is fine."""
+        loop = asyncio.get_running_loop()
+        for probe in self._probes.values():
+            probe.timer.cancel()
+        for timer in self._later:
+            timer.cancel()
+        self._probes.clear()
+        self._later.clear()
+        for opened in (self._udp, self._boot, self._raw):
+            if opened is not None:
+                loop.remove_reader(opened.fileno())
+                opened.close()
+        self._udp = self._boot = self._raw = None
+
+    # Receiving
+
+    def _readable(self, udp: socket.socket) -> None:
+        for _ in range(_BATCH):
+            try:
+                data, source = udp.recvfrom(4096)
+            except OSError:  # nothing more; or an ICMP error about an earlier reply
+                return
+            self._received(data, source, boot=udp is self._boot)
+
+    def _received(self, data: bytes, source: tuple[str, int], *, boot: bool) -> None:
+        self.counters["received"] += 1
+        now = time.time()
+        try:
+            if boot:
+                outcome = self.policy.handle_boot(data, now, (IPv4Address(source[0]), source[1]))
+            else:
+                outcome = self.policy.handle(data, now)
+        except DhcpError as error:
+            self.counters["malformed"] += 1
+            _log.debug("malformed message from %s: %s", source[0], error)
+            return
+        except Exception as error:  # a fault of ours must not stop the service
+            self.counters["faults"] += 1
+            _log.error("cannot handle a message from %s: %r", source[0], error)
+            return
+        if outcome.probe is not None and self._probe(outcome.probe, data, outcome):
+            return
+        self._act(outcome)
+
+    def _act(self, outcome: Outcome) -> None:
+        """Tell what happened, then answer."""
+        if not outcome.replies:
+            self.counters["ignored"] += 1
+        for reply in outcome.replies:
+            if reply.delay > 0:
+                self._send_later(reply)
+            else:
+                self._send(reply)
+        for event in outcome.events:
+            level = logging.DEBUG if event.kind in _QUIET else logging.INFO
+            if _log.isEnabledFor(level):
+                detail = " ".join(f"{key}={value}" for key, value in event.detail.items())
+                _log.log(level, "%s %s %s", event.mac, event.kind, detail)
+            self._emit(event)
+
+    # Sending
+
+    def _send_later(self, reply: Reply) -> None:
+        def send() -> None:
+            self._later.discard(timer)
+            self._send(reply)
+
+        timer = asyncio.get_running_loop().call_later(reply.delay, send)
+        self._later.add(timer)
+
+    def _send(self, reply: Reply) -> None:
+        to = reply.to
+        try:
+            if to.kind is To.LINK:
+                self._send_frame(reply.message, to)
+            elif to.port not in (67, 68) and self._boot is not None:
+                self._boot.sendto(reply.message, (str(to.ip), to.port))
+            elif self._udp is not None:
+                self._udp.sendto(reply.message, (str(to.ip), to.port))
+        except OSError as error:
+            self.counters["send_errors"] += 1
+            _log.info("cannot answer %s at %s: %s", to.mac, to.ip, error.strerror)
+            return
+        self.counters["replies"] += 1
+
+    def _send_frame(self, message: bytes, to: Destination) -> None:
+        if self._raw is None:
+            return
+        source = (self.policy.settings.server, SERVER_PORT)
+        own = mac_bytes(self._link.mac)
+        self._raw.send(udp_frame(own, mac_bytes(to.mac), source, (to.ip, to.port), message))
+
+    # Probing
+
+    def _probe(self, ip: IPv4Address, data: bytes, outcome: Outcome) -> bool:
+        """Ask who has ``ip`` and hold the offer back; False if it should go out at once."""
+        if self._raw is None or self._probe_wait <= 0 or len(self._probes) >= _PROBES:
+            return False
+        try:
+            self._raw.send(arp_probe(mac_bytes(self._link.mac), ip))
+        except OSError:
+            return False
+        before = self._probes.pop(ip, None)
+        if before is not None:
+            before.timer.cancel()
+        timer = asyncio.get_running_loop().call_later(self._probe_wait, self._probed, ip)
+        self._probes[ip] = _Probe(data, outcome, timer)
+        return True
+
+    def _probed(self, ip: IPv4Address) -> None:
+        """Nobody answered: the offer may go out."""
+        self._act(self._probes.pop(ip).outcome)
+
+    def _arp_readable(self) -> None:
+        assert self._raw is not None
+        for _ in range(_BATCH):
+            try:
+                frame = self._raw.recv(128)
+            except OSError:
+                return
+            said = arp_sender(frame) if self._probes else None
+            if said is not None and said[1] in self._probes:
+                self._conflict(said[1], said[0])
+
+    def _conflict(self, ip: IPv4Address, holder: bytes) -> None:
+        """Somebody has the address: quarantine it, and start over with the next one."""
+        probe = self._probes.pop(ip)
+        probe.timer.cancel()
+        self.counters["conflicts"] += 1
+        now = time.time()
+        self.policy.conflict(ip, now)
+        _log.info("%s is in use by %s: not offered", ip, holder.hex(":"))
+        mac = probe.outcome.events[0].mac if probe.outcome.events else None
+        self._emit(Event(Kind.DECLINE, mac, now, {"ip": str(ip)}))
+        self.counters["received"] -= 1  # the same message once more
+        self._received(probe.data, ("0.0.0.0", 0), boot=False)

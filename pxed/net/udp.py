@@ -1,0 +1,35 @@
+"""UDP sockets that are bound to one interface, with errors that say what to do."""
+
+import errno
+import socket
+
+from pxed.errors import HostError
+from pxed.net.link import Link
+
+
+def bind_udp(link: Link, port: int, in_use: str, ip: str = "") -> socket.socket:
+    """A non-blocking UDP socket on ``port`` of ``link``; ``in_use`` is advice for a taken port.
+
+    HostError, one line: port in use, no privilege, address or interface gone.
+    """
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, link.name.encode())
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        udp.bind((ip, port))
+    except OSError as error:
+        udp.close()
+        raise _explained(error, link, port, in_use) from None
+    return udp
+
+
+def _explained(error: OSError, link: Link, port: int, in_use: str) -> HostError:
+    what = f"port {port}/udp"
+    match error.errno:
+        case errno.EADDRINUSE:
+            return HostError(f"{what} is in use on {link.name} {in_use}")
+        case errno.EACCES | errno.EPERM:
+            return HostError(f"{what} needs root or CAP_NET_BIND_SERVICE and CAP_NET_RAW")
+        case errno.ENODEV:
+            return HostError(f"{what}: the interface {link.name} is gone")
+    return HostError(f"{what} on {link.name}: {error.strerror}")

@@ -1,0 +1,165 @@
+"""Turns what the AoE target counted and what clients wrote to their report devices into events.
+
+The data path never calls Python: it leaves times and counts in shared rows (``Target.stats``), and
+this module looks at them a few times a second. The times in the events are the target's own.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from aoe_fast import Target
+from pxed.events import Event, Kind
+from pxed.images import REPORT_SLOT
+from pxed.mac import Mac, mac_bytes, mac_text
+
+SECTOR = 512
+HEARD_EVERY_NS = 5_000_000_000
+
+_FIRSTS = (
+    ("first_query_ns", Kind.AOE_FOUND),
+    ("first_read_ns", Kind.AOE_READ),
+    ("first_write_ns", Kind.AOE_WRITE),
+)
+
+
+class Watch:
+    """Looks at a target's rows; ``poll`` returns what is new as events, oldest first.
+
+    ``report_path`` gives the file behind a client's report device.
+    """
+
+    def __init__(self, target: Target, report_path: Callable[[Mac], Path]) -> None:
+        self._target = target
+        self._report_path = report_path
+        self._rows: dict[int, tuple[Mac, int, int]] = {}
+        self._reports: list[int] = []
+        size = len(target.stats)
+        self._told = np.zeros((len(_FIRSTS), size), dtype=bool)
+        self._heard = np.zeros(size, dtype=np.int64)
+        self._writes = np.zeros(size, dtype=np.uint64)
+        self._lines: dict[Mac, int] = {}
+        self._used = 0
+        self._mine = np.zeros(0, dtype=bool)
+
+    def refresh(self) -> None:
+        """Look up again which row is whose: call it after views were changed."""
+        old = self._rows
+        self._rows = {
+            row: (mac_text(mac), shelf, slot)
+            for (mac, shelf, slot), row in self._target.rows().items()
+            if mac is not None
+        }
+        for row, owner in self._rows.items():
+            if old.get(row) != owner:
+                self._forget(row)
+        self._reports = [r for r, (_, _, slot) in self._rows.items() if slot == REPORT_SLOT]
+        self._used = max(self._rows, default=-1) + 1
+        self._mine = np.zeros(self._used, dtype=bool)
+        self._mine[list(self._rows)] = True
+
+    def begin_boot(self, mac: Mac) -> None:
+        """Forget this client's last boot: its first frames will be told again."""
+        stats = self._target.stats
+        for row, (owner, _, _) in self._rows.items():
+            if owner == mac:
+                for name, _kind in _FIRSTS:
+                    stats[name][row] = 0
+                self._forget(row)
+        self._lines[mac] = 0
+
+    def _forget(self, row: int) -> None:
+        self._told[:, row] = False
+        self._writes[row] = self._target.stats["writes"][row]
+
+    def poll(self, monotonic_ns: int, wall: float) -> list[Event]:
+        """What is new since the last call; the arguments are the present by both clocks."""
+        used = self._used
+        if not used:
+            return []
+        stats = self._target.stats[:used]
+        events: list[Event] = []
+
+        def when(at_ns: int) -> float:
+            return wall - (monotonic_ns - at_ns) / 1e9
+
+        for index, (name, kind) in enumerate(_FIRSTS):
+            told = self._told[index, :used]
+            firsts: npt.NDArray[np.int64] = stats[name]
+            for row in np.flatnonzero((firsts != 0) & ~told & self._mine).tolist():
+                told[row] = True
+                mac, shelf, slot = self._rows[row]
+                at = when(int(firsts[row]))
+                events.append(Event(kind, mac, at, {"shelf": shelf, "slot": slot}))
+        last: npt.NDArray[np.int64] = stats["last_ns"]
+        heard = (last > self._heard[:used] + HEARD_EVERY_NS) & self._mine
+        for row in np.flatnonzero(heard).tolist():
+            self._heard[row] = last[row]
+            events.append(Event(Kind.AOE_HEARD, self._rows[row][0], when(int(last[row]))))
+        for row in self._reports:
+            writes = stats["writes"][row]
+            if writes != self._writes[row]:
+                self._writes[row] = writes
+                events += self._read_report(self._rows[row][0], when(int(last[row])))
+        events.sort(key=lambda event: event.time)
+        return events
+
+    def _read_report(self, mac: Mac, latest: float) -> list[Event]:
+        line = self._lines.get(mac, 0)
+        try:
+            data = self._report_path(mac).read_bytes()
+        except OSError:
+            return []
+        lines = []
+        while (line + 1) * SECTOR <= len(data) and data[line * SECTOR]:
+            lines.append(parse_report(data[line * SECTOR : (line + 1) * SECTOR]))
+            line += 1
+        self._lines[mac] = line
+        if not lines:
+            return []
+        # The client's own uptime tells how far apart its lines are; the target, when the last came.
+        end = lines[-1][1]
+        return [
+            Event(
+                Kind.REPORT,
+                mac,
+                latest - max(0.0, end - uptime),
+                {"step": step, "uptime": uptime, "text": text},
+            )
+            for step, uptime, text in lines
+        ]
+
+
+def parse_report(sector: bytes) -> tuple[str, float, str]:
+    """Step, uptime in seconds and text of one line ``STEP UPTIME text``; never raises.
+
+    The bytes are a client's: only printable ASCII is kept, so that they are safe on a terminal.
+    """
+    raw = sector.split(b"\0", 1)[0].decode("ascii", "replace")
+    words = "".join(c if c.isprintable() and c.isascii() else " " for c in raw).split(None, 2)
+    step = words[0] if words else ""
+    try:
+        uptime = float(words[1]) if len(words) > 1 else 0.0
+    except ValueError:
+        uptime = 0.0
+    if not 0.0 <= uptime <= 1e9:  # also what no number compares with
+        uptime = 0.0
+    return step, uptime, words[2].rstrip() if len(words) > 2 else ""
+
+
+def erase_report(path: Path) -> None:
+    """Empty a client's report file in place (it stays exported)."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.pwrite(fd, bytes(os.fstat(fd).st_size), 0)
+    finally:
+        os.close(fd)
+
+
+def rows_of(target: Target, mac: Mac) -> dict[tuple[int, int], int]:
+    """The statistics rows of one client, by (shelf, slot)."""
+    raw = mac_bytes(mac)
+    return {(shelf, slot): row for (m, shelf, slot), row in target.rows().items() if m == raw}

@@ -1,0 +1,201 @@
+"""The DHCP server against real clients: Debian's udhcpc, and raw packets where no client runs."""
+
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from pxed.dhcp.bootplan import BootPlan
+from pxed.dhcp.classify import Firmware
+from pxed.dhcp.codec import Message, Op, Opt, Type, decode, encode
+from pxed.dhcp.leases import Leases
+from pxed.dhcp.policy import Policy
+from pxed.dhcp.replies import Mode, Settings
+from pxed.errors import HostError
+from pxed.events import Event, Kind
+from pxed.lab.netns import Namespace
+from pxed.mac import Mac
+from pxed.net.dhcp import DhcpServer
+from pxed.net.link import look_up
+from pxed.net.thread import LoopThread
+from tests.conftest import Cable, requires
+
+pytestmark = pytest.mark.netns
+SERVER = IPv4Address("10.77.0.1")
+PXE = "PXEClient:Arch:00000:UNDI:002001"
+
+
+def plan(
+    mac: Mac, firmware: Firmware, arch: int | None, features: frozenset[int]
+) -> BootPlan | None:
+    return BootPlan("undionly.kpxe", "aoe:e16.0", script="http://10.77.0.1/boot.ipxe")
+
+
+@contextmanager
+def serving(
+    ns: Namespace, mode: Mode, *, first: str = "10.77.0.50", last: str = "10.77.0.60"
+) -> Iterator[tuple[DhcpServer, list[Event]]]:
+    events: list[Event] = []
+    with LoopThread(ns.inside()) as thread:
+
+        async def start() -> DhcpServer:
+            settings = Settings(mode, SERVER, 24, router=SERVER, lease=600)
+            leases = Leases(IPv4Address(first), IPv4Address(last))
+            server = DhcpServer(look_up("eth0"), Policy(settings, leases, plan), events.append)
+            await server.start()
+            return server
+
+        server = thread.call(start())
+        try:
+            yield server, events
+        finally:
+            thread.call(server.close())
+            thread.call(server.close())  # twice is fine
+
+
+SCRIPT = """#!/bin/sh
+[ "$1" = bound ] || exit 0
+env > {out}
+ip addr add $ip/$mask dev $interface
+"""
+
+
+def udhcpc(cable: Cable, folder: Path, *options: str, tries: int = 2) -> dict[str, str]:
+    """Run the client once; its environment when bound, {} if it got no lease."""
+    requires("udhcpc")
+    out, script = folder / "env", folder / "script"
+    out.unlink(missing_ok=True)
+    script.write_text(SCRIPT.format(out=out))
+    script.chmod(0o755)
+    command = ["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", str(tries), "-T", "1"]
+    cable.cli.run([*command, "-s", str(script), *options], check=False, timeout=20)
+    if not out.exists():
+        return {}
+    return dict(line.split("=", 1) for line in out.read_text().splitlines() if "=" in line)
+
+
+def test_all_mode_gives_a_lease(cable: Cable, tmp_path: Path) -> None:
+    with serving(cable.srv, Mode.ALL) as (_, events):
+        got = udhcpc(cable, tmp_path)
+    assert got["ip"].startswith("10.77.0.5") or got["ip"] == "10.77.0.60"
+    assert (got["serverid"], got["router"], got["lease"]) == ("10.77.0.1", "10.77.0.1", "600")
+    assert [e.kind for e in events] == [Kind.DISCOVER, Kind.OFFER, Kind.REQUEST, Kind.ACK]
+
+
+def test_the_lease_works(cable: Cable, tmp_path: Path) -> None:
+    with serving(cable.srv, Mode.ALL):
+        udhcpc(cable, tmp_path)
+        cable.cli.run(["ping", "-c1", "-W2", "10.77.0.1"])
+
+
+def test_the_same_machine_gets_the_same_address(cable: Cable, tmp_path: Path) -> None:
+    with serving(cable.srv, Mode.ALL):
+        first = udhcpc(cable, tmp_path)["ip"]
+        cable.cli.ip("addr flush dev eth0")
+        assert udhcpc(cable, tmp_path)["ip"] == first
+
+
+def test_pxe_only_is_silent_to_a_system(cable: Cable, tmp_path: Path) -> None:
+    with serving(cable.srv, Mode.PXE_ONLY) as (server, events):
+        assert udhcpc(cable, tmp_path) == {}
+    assert server.counters["replies"] == 0
+    assert {e.kind for e in events} == {Kind.IGNORED}
+
+
+def test_pxe_only_answers_firmware(cable: Cable, tmp_path: Path) -> None:
+    with serving(cable.srv, Mode.PXE_ONLY) as (_, events):
+        got = udhcpc(cable, tmp_path, "-V", PXE, "-O", "bootfile", "-O", "tftp")
+    assert got["boot_file"] == "undionly.kpxe"
+    assert got["siaddr"] == "10.77.0.1"
+    ack = events[-1]
+    assert (ack.kind, ack.detail["boot_file"]) == (Kind.ACK, "undionly.kpxe")
+
+
+def test_broadcast_flag(cable: Cable, tmp_path: Path) -> None:
+    with serving(cable.srv, Mode.ALL):
+        assert udhcpc(cable, tmp_path, "-B")
+
+
+def test_release(cable: Cable, tmp_path: Path) -> None:
+    with serving(cable.srv, Mode.ALL) as (_, events):
+        assert udhcpc(cable, tmp_path, "-R")
+        deadline = time.monotonic() + 5
+        while events[-1].kind is not Kind.RELEASE and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert events[-1].kind is Kind.RELEASE
+
+
+def test_an_address_in_use_is_not_offered(cable: Cable, tmp_path: Path) -> None:
+    """A third machine has the only free address but one: the probe finds it."""
+    cable.cli.ip(
+        "link add br0 type bridge",
+        "link set br0 up",
+        "addr add 10.77.0.50/24 dev lo",
+        "link del br0",
+    )
+    with serving(cable.srv, Mode.ALL, last="10.77.0.51") as (server, events):
+        seen = set()
+        for tail in range(4):  # several machines, so that one hits the taken address
+            mac = f"52:54:00:00:01:{tail:02x}"
+            cable.cli.ip("link set eth0 down", f"link set eth0 address {mac}", "link set eth0 up")
+            got = udhcpc(cable, tmp_path)
+            if got:
+                seen.add(got["ip"])
+                cable.cli.ip(f"addr del {got['ip']}/24 dev eth0")
+    assert seen == {"10.77.0.51"}
+    assert server.counters["conflicts"] == 1
+    assert Kind.DECLINE in {e.kind for e in events}
+
+
+def test_port_in_use_is_one_clear_line(cable: Cable) -> None:
+    with (
+        serving(cable.srv, Mode.ALL),
+        pytest.raises(HostError, match=r"port 67/udp is in use on eth0 .*another DHCP server"),
+        serving(cable.srv, Mode.ALL),
+    ):
+        pass
+
+
+def test_rubbish_is_counted_and_the_service_goes_on(cable: Cable, tmp_path: Path) -> None:
+    cable.cli.ip("addr add 10.77.0.2/24 dev eth0")
+    with serving(cable.srv, Mode.ALL) as (server, _):
+        with cable.cli.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            for data in (b"", b"x" * 300, b"\x01\x01\x06" + bytes(240)):
+                udp.sendto(data, ("10.77.0.1", 67))
+        assert udhcpc(cable, tmp_path)
+    assert server.counters["malformed"] == 3
+
+
+def test_proxy_answers_on_4011(cable: Cable) -> None:
+    cable.cli.ip("addr add 10.77.0.2/24 dev eth0")
+    ask = Message(
+        op=Op.REQUEST,
+        xid=7,
+        chaddr=Mac("52:54:00:00:00:09"),
+        ciaddr=IPv4Address("10.77.0.2"),
+        options={
+            Opt.TYPE: bytes((Type.REQUEST,)),
+            Opt.VENDOR_CLASS: b"PXEClient:Arch:00007:UNDI:003016",
+            Opt.ARCH: b"\0\7",
+        },
+    )
+    with (
+        serving(cable.srv, Mode.PROXY),
+        cable.cli.inside(),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+    ):
+        udp.settimeout(5)
+        udp.sendto(encode(ask), ("10.77.0.1", 4011))
+        data, source = udp.recvfrom(2048)
+    reply = decode(data)
+    assert source == ("10.77.0.1", 4011)
+    assert (reply.type, reply.file) == (Type.ACK, b"undionly.kpxe")
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__]))

@@ -1,0 +1,164 @@
+"""The state machine of a client's life, fed by hand."""
+
+import pytest
+
+from pxed.clients import SILENT_BOOT, SILENT_RUN, Change, Client, Clients, Stage, State, What
+from pxed.events import Event, Kind
+from pxed.mac import Mac
+
+MAC = Mac("52:54:00:00:00:01")
+
+
+def feed(clients: Clients, time: float, kind: Kind, **detail: object) -> list[Change]:
+    return clients.feed(Event(kind, MAC, time, detail))
+
+
+def only(clients: Clients) -> Client:
+    (client,) = clients
+    return client
+
+
+def boot(clients: Clients, start: float) -> None:
+    """A whole UEFI boot, from its DISCOVER at ``start``."""
+    feed(clients, start, Kind.DISCOVER, firmware="pxe", arch=7)
+    feed(clients, start + 0.1, Kind.OFFER, ip="10.77.0.50")
+    feed(clients, start + 0.2, Kind.ACK, ip="10.77.0.50", firmware="pxe")
+    feed(clients, start + 0.3, Kind.TFTP_DONE, file="snponly.efi")
+    feed(clients, start + 1.0, Kind.DISCOVER, firmware="ipxe", arch=7)
+    feed(clients, start + 1.1, Kind.OFFER, ip="10.77.0.50")
+    feed(clients, start + 2.0, Kind.AOE_READ, shelf=16, slot=0)
+    feed(clients, start + 4.0, Kind.REPORT, step="kernel", uptime=1.0, text="")
+    feed(clients, start + 4.5, Kind.REPORT, step="root", uptime=1.5, text="")
+    feed(clients, start + 4.6, Kind.REPORT, step="config", uptime=1.6, text="")
+    feed(clients, start + 5.0, Kind.REPORT, step="running", uptime=2.0, text="")
+
+
+def test_a_boot_goes_through_all_stages_in_order() -> None:
+    clients = Clients()
+    boot(clients, 100.0)
+    client = only(clients)
+    assert client.state is State.RUNNING
+    assert [step.stage for step in client.timeline] == list(Stage)
+    assert client.stage_seconds(Stage.RUNNING) == pytest.approx(5.0)
+
+
+def test_the_first_discover_is_a_new_boot() -> None:
+    clients = Clients()
+    changes = feed(clients, 1.0, Kind.DISCOVER, firmware="pxe", arch=0)
+    assert [c.what for c in changes] == [What.NEW_BOOT, What.STAGE]
+
+
+def test_a_repeated_discover_is_the_same_boot() -> None:
+    clients = Clients()
+    feed(clients, 1.0, Kind.DISCOVER, firmware="pxe", arch=0)
+    assert feed(clients, 5.0, Kind.DISCOVER, firmware="pxe", arch=0) == []
+    assert only(clients).boots == 1
+
+
+def test_ipxe_after_its_boot_file_is_the_same_boot() -> None:
+    clients = Clients()
+    feed(clients, 1.0, Kind.DISCOVER, firmware="pxe", arch=7)
+    feed(clients, 1.1, Kind.TFTP_DONE, file="snponly.efi")
+    feed(clients, 2.0, Kind.DISCOVER, firmware="ipxe", arch=7)
+    assert only(clients).boots == 1
+    assert only(clients).stage is Stage.IPXE
+
+
+def test_ipxe_in_the_rom_begins_a_boot() -> None:
+    clients = Clients()
+    changes = feed(clients, 1.0, Kind.DISCOVER, firmware="ipxe", arch=0)
+    assert [c.what for c in changes] == [What.NEW_BOOT, What.STAGE, What.STAGE]
+
+
+@pytest.mark.parametrize("firmware", ["pxe", "ipxe"])
+def test_a_discover_after_running_is_a_new_boot(firmware: str) -> None:
+    clients = Clients()
+    boot(clients, 100.0)
+    feed(clients, 200.0, Kind.DISCOVER, firmware=firmware, arch=0)
+    client = only(clients)
+    assert (client.boots, client.state) == (2, State.SEEN)
+    assert client.timeline[0].time == 200.0
+
+
+@pytest.mark.parametrize("firmware", ["pxe", "ipxe"])
+def test_a_reset_in_the_middle_of_a_boot_is_a_new_boot(firmware: str) -> None:
+    clients = Clients()
+    feed(clients, 1.0, Kind.DISCOVER, firmware=firmware, arch=0)
+    feed(clients, 1.1, Kind.OFFER, ip="10.77.0.50")
+    feed(clients, 2.0, Kind.AOE_READ, shelf=16, slot=0)
+    feed(clients, 9.0, Kind.DISCOVER, firmware=firmware, arch=0)
+    assert only(clients).boots == 2
+
+
+def test_the_systems_own_dhcp_is_no_boot() -> None:
+    clients = Clients()
+    boot(clients, 100.0)
+    assert feed(clients, 110.0, Kind.DISCOVER, firmware="other") == []
+    assert only(clients).state is State.RUNNING
+
+
+def test_a_machine_that_never_netbooted_is_not_kept() -> None:
+    clients = Clients()
+    feed(clients, 1.0, Kind.DISCOVER, firmware="other")
+    assert len(clients) == 0
+
+
+def test_a_flood_of_macs_is_bounded() -> None:
+    clients = Clients(limit=10)
+    for n in range(100):
+        mac = Mac(f"52:54:00:00:00:{n:02x}")
+        clients.feed(Event(Kind.DISCOVER, mac, 1.0, {"firmware": "pxe"}))
+    assert len(clients) == 10
+
+
+def test_a_client_that_says_it_failed_has_its_reason() -> None:
+    clients = Clients()
+    feed(clients, 1.0, Kind.DISCOVER, firmware="pxe", arch=0)
+    feed(clients, 1.1, Kind.OFFER, ip="10.77.0.50")
+    feed(clients, 9.0, Kind.REPORT, step="failed", uptime=60.0, text="no carrier on eth0")
+    assert (only(clients).state, only(clients).why) == (State.FAILED, "no carrier on eth0")
+
+
+def test_a_silent_boot_fails_and_says_where() -> None:
+    clients = Clients()
+    feed(clients, 1.0, Kind.DISCOVER, firmware="pxe", arch=0)
+    feed(clients, 1.1, Kind.OFFER, ip="10.77.0.50")
+    assert clients.tick(SILENT_BOOT) == []
+    clients.tick(2 + SILENT_BOOT)
+    assert only(clients).state is State.FAILED
+    assert "after OFFER" in only(clients).why
+
+
+def test_a_running_client_is_lost_and_found() -> None:
+    clients = Clients()
+    boot(clients, 100.0)
+    clients.tick(106.0 + SILENT_RUN)
+    assert only(clients).state is State.LOST
+    feed(clients, 300.0, Kind.AOE_HEARD)
+    assert only(clients).state is State.RUNNING
+
+
+def test_a_client_that_never_reports_counts_as_running_after_a_while() -> None:
+    clients = Clients()
+    feed(clients, 1.0, Kind.DISCOVER, firmware="ipxe", arch=0)
+    feed(clients, 1.1, Kind.OFFER, ip="10.77.0.50")
+    feed(clients, 2.0, Kind.AOE_READ, shelf=16, slot=0)
+    feed(clients, 4.0, Kind.AOE_READ, shelf=16, slot=1)
+    feed(clients, 60.0, Kind.AOE_HEARD)
+    clients.tick(70.0)
+    assert only(clients).state is State.RUNNING
+
+
+def test_a_write_to_config_is_its_mount() -> None:
+    clients = Clients()
+    feed(clients, 1.0, Kind.DISCOVER, firmware="ipxe", arch=0)
+    feed(clients, 1.1, Kind.OFFER, ip="10.77.0.50")
+    feed(clients, 2.0, Kind.AOE_WRITE, shelf=16, slot=3)
+    assert only(clients).stage is Stage.CONFIG
+
+
+def test_a_degraded_client_is_marked() -> None:
+    clients = Clients()
+    feed(clients, 1.0, Kind.DISCOVER, firmware="ipxe", arch=0)
+    feed(clients, 2.0, Kind.REPORT, step="degraded", uptime=1.0, text="no /config")
+    assert only(clients).degraded

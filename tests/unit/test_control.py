@@ -1,0 +1,132 @@
+"""The control socket and its client, with a stand-in for the application behind it."""
+
+import asyncio
+import json
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pxed.control import Control, ControlClient
+from pxed.errors import HostError, UsageError
+from pxed.eventlog import EventLog
+
+MAC = "52:54:00:00:00:01"
+
+
+class Stand:
+    """Knows one client; the log holds one entry."""
+
+    def __init__(self) -> None:
+        self.events = EventLog()
+        self.events.add({"time": 1.0, "kind": "discover", "mac": MAC})
+
+    def status(self) -> dict[str, Any]:
+        return {"interface": "eth0"}
+
+    def client_list(self) -> list[dict[str, Any]]:
+        return [{"mac": MAC}]
+
+    def client_show(self, mac: str) -> dict[str, Any] | None:
+        return {"mac": mac} if mac == MAC else None
+
+
+@pytest.fixture
+def socket_path(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "control.sock"
+    loop = asyncio.new_event_loop()
+    control = Control(Stand(), path)
+    loop.run_until_complete(control.start())
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield path
+    asyncio.run_coroutine_threadsafe(control.close(), loop).result(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def test_status_is_answered(socket_path: Path) -> None:
+    assert ControlClient(socket_path).get("/v1/status") == {"interface": "eth0"}
+
+
+def test_one_client_is_shown(socket_path: Path) -> None:
+    assert ControlClient(socket_path).get(f"/v1/clients/{MAC}") == {"mac": MAC}
+
+
+def test_an_unknown_client_is_a_usage_error(socket_path: Path) -> None:
+    with pytest.raises(UsageError, match="was ever seen"):
+        ControlClient(socket_path).get("/v1/clients/52:54:00:00:00:99")
+
+
+def test_a_bad_mac_is_a_usage_error(socket_path: Path) -> None:
+    with pytest.raises(UsageError, match="not a MAC address"):
+        ControlClient(socket_path).get("/v1/clients/nonsense")
+
+
+def test_events_come_as_lines(socket_path: Path) -> None:
+    (entry,) = ControlClient(socket_path).follow("/v1/events")
+    assert entry["kind"] == "discover"
+
+
+def test_only_root_and_its_group_may_connect(socket_path: Path) -> None:
+    assert stat.S_IMODE(socket_path.stat().st_mode) == 0o660
+
+
+def test_no_server_says_how_to_start_one(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="pxed serve"):
+        ControlClient(tmp_path / "none.sock").get("/v1/status")
+
+
+def test_a_second_server_is_refused(socket_path: Path) -> None:
+    with pytest.raises(HostError, match="another pxed"):
+        asyncio.run(Control(Stand(), socket_path).start())
+
+
+def test_a_stale_socket_is_taken_over(tmp_path: Path) -> None:
+    async def both() -> None:
+        path = tmp_path / "control.sock"
+        path.touch()
+        control = Control(Stand(), path)
+        await control.start()
+        await control.close()
+        await control.close()
+        assert not path.exists()
+
+    asyncio.run(both())
+
+
+def test_a_follower_gets_what_comes_later() -> None:
+    async def follow() -> list[str]:
+        log = EventLog()
+        log.add({"n": 1})
+        got = []
+
+        async def read() -> None:
+            async for entry in log.read(follow=True):
+                got.append(json.dumps(entry))
+                if len(got) == 3:
+                    return
+
+        reader = asyncio.create_task(read())
+        await asyncio.sleep(0)
+        log.add({"n": 2})
+        await asyncio.sleep(0)
+        log.add({"n": 3})
+        await asyncio.wait_for(reader, 5)
+        return got
+
+    assert asyncio.run(follow()) == ['{"n": 1}', '{"n": 2}', '{"n": 3}']
+
+
+def test_the_log_keeps_only_the_latest() -> None:
+    async def read() -> list[Any]:
+        log = EventLog(limit=3)
+        for n in range(10):
+            log.add({"n": n})
+        return [entry["n"] async for entry in log.read(follow=False)]
+
+    assert asyncio.run(read()) == [7, 8, 9]

@@ -1,0 +1,81 @@
+"""The architecture, kept: imports point down the tables of docs/architecture.md."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# From the top down; a module may import what stands on a lower line, and its own line's package.
+LAYERS = [
+    ["__main__"],
+    ["cli"],
+    ["lab"],
+    ["app"],
+    ["control", "watch", "exports"],
+    ["net"],
+    ["client"],
+    ["store"],
+    ["clients"],
+    ["dhcp", "tftp"],
+    ["midlayers", "images", "eventlog", "table"],
+    ["config"],
+    ["events"],
+    ["mac", "errors"],
+    ["__init__"],
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+SANS_IO = ["dhcp", "tftp", "clients", "events", "config"]
+SOCKETS = {"socket", "asyncio", "uvloop", "aiohttp", "subprocess"}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT / "pxed").parts[0].removesuffix(".py")
+
+
+MODULES = sorted((ROOT / "pxed").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    here = room(path)
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] != "pxed" or len(parts) < 2 or parts[1] not in LEVEL or parts[1] == here:
+            continue
+        assert LEVEL[parts[1]] > LEVEL[here], f"{here} imports {name}, which stands above it"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "aoe_fast").glob("*.py*")), ids=lambda p: p.name)
+def test_the_block_server_knows_nothing_of_pxed(path: Path) -> None:
+    if path.suffix in (".py", ".pyi"):
+        assert not {name for name in imports(path) if name.split(".")[0] == "pxed"}
+    else:
+        assert "pxed" not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if room(p) in SANS_IO], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_protocol_code_has_no_socket(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imports(path)} & SOCKETS
+
+
+def test_only_store_knows_sql() -> None:
+    users = [path.name for path in MODULES if "sqlite3" in imports(path)]
+    assert users == ["store.py"]
+
+
+def test_every_module_has_its_layer() -> None:
+    assert {room(path) for path in MODULES} <= LEVEL.keys()

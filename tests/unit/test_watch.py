@@ -1,0 +1,125 @@
+"""AoE counters and report devices become events."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aoe_fast import Export, Target
+from pxed.events import Event, Kind
+from pxed.mac import Mac, mac_bytes
+from pxed.watch import SECTOR, Watch, erase_report, parse_report, rows_of
+
+MAC = Mac("52:54:00:00:00:01")
+OWN = bytes.fromhex("525400ffffff")
+
+
+class Bench:
+    """A target with one client that sees a root at 16.1 and a report device at 16.4."""
+
+    def __init__(self, directory: Path) -> None:
+        self.root, self.report = directory / "root", directory / "report"
+        self.root.write_bytes(bytes(8192))
+        self.report.write_bytes(bytes(16384))
+        self.exports = [Export(self.root), Export(self.report, writable=True)]
+        self.target = Target()
+        self.target.set_view(mac_bytes(MAC), {(16, 1): self.exports[0], (16, 4): self.exports[1]})
+        self.watch = Watch(self.target, lambda _mac: self.report)
+        self.watch.refresh()
+
+    def ata(self, slot: int, command: int, lba: int, data: bytes = b"") -> None:
+        lbas = lba.to_bytes(6, "little")
+        frame = (
+            OWN + mac_bytes(MAC) + b"\x88\xa2\x10\x00\x00\x10" + bytes([slot, 0]) + bytes(4)
+            + bytes([0x41 if data else 0x40, 0, 1, command]) + lbas + bytes(2) + data
+        )  # fmt: skip
+        assert self.target.handle(frame, OWN)
+
+    def say(self, line: int, text: str) -> None:
+        self.ata(4, 0x34, line, text.encode().ljust(SECTOR, b"\0"))
+
+    def poll(self) -> list[Event]:
+        return self.watch.poll(time.monotonic_ns(), time.time())
+
+    def kinds(self) -> list[Kind]:
+        return [event.kind for event in self.poll() if event.kind is not Kind.AOE_HEARD]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    made.target.drop_view(mac_bytes(MAC))
+    for export in made.exports:
+        export.close()
+
+
+def test_the_first_read_is_told_once(bench: Bench) -> None:
+    bench.ata(1, 0x24, 0)
+    (event,) = [e for e in bench.poll() if e.kind is Kind.AOE_READ]
+    assert (event.mac, event.detail) == (MAC, {"shelf": 16, "slot": 1})
+    assert event.time == pytest.approx(time.time(), abs=5)
+    bench.ata(1, 0x24, 1)
+    assert bench.kinds() == []
+
+
+def test_a_new_boot_tells_the_first_read_again(bench: Bench) -> None:
+    bench.ata(1, 0x24, 0)
+    bench.poll()
+    bench.watch.begin_boot(MAC)
+    assert bench.kinds() == []
+    bench.ata(1, 0x24, 0)
+    assert Kind.AOE_READ in bench.kinds()
+
+
+def test_reports_come_in_order_with_the_clients_own_intervals(bench: Bench) -> None:
+    bench.say(0, "kernel 1.00 6.1")
+    bench.say(1, "root 1.50 e16.1 lab@1")
+    events = [e for e in bench.poll() if e.kind is Kind.REPORT]
+    assert [e.detail["step"] for e in events] == ["kernel", "root"]
+    assert events[1].time - events[0].time == pytest.approx(0.5)
+    assert events[1].detail["text"] == "e16.1 lab@1"
+
+
+def test_a_report_is_told_once(bench: Bench) -> None:
+    bench.say(0, "kernel 1.00")
+    bench.poll()
+    bench.say(1, "root 1.50")
+    assert [e.detail["step"] for e in bench.poll() if e.kind is Kind.REPORT] == ["root"]
+
+
+def test_an_erased_report_begins_again(bench: Bench) -> None:
+    bench.say(0, "kernel 1.00")
+    bench.poll()
+    erase_report(bench.report)
+    bench.watch.begin_boot(MAC)
+    bench.say(0, "kernel 2.00")
+    assert [e.detail["uptime"] for e in bench.poll() if e.kind is Kind.REPORT] == [2.0]
+
+
+def test_rows_of_a_client_are_found(bench: Bench) -> None:
+    assert rows_of(bench.target, MAC).keys() == {(16, 1), (16, 4)}
+
+
+def test_replacing_a_view_does_not_tell_old_reads_again(bench: Bench) -> None:
+    bench.ata(1, 0x24, 0)
+    bench.poll()
+    bench.target.set_view(mac_bytes(MAC), {(16, 1): bench.exports[0], (16, 4): bench.exports[1]})
+    bench.watch.refresh()
+    assert bench.kinds() == []
+
+
+@pytest.mark.parametrize(
+    ("raw", "parsed"),
+    [
+        (b"root 1.5 e16.1", ("root", 1.5, "e16.1")),
+        (b"running", ("running", 0.0, "")),
+        (b"", ("", 0.0, "")),
+        (b"root x y", ("root", 0.0, "y")),
+        (b"root nan y", ("root", 0.0, "y")),
+        (b"failed 2 \x1b[31mred\xff\n", ("failed", 2.0, "[31mred")),
+    ],
+)
+def test_a_report_line_is_parsed_and_made_safe(raw: bytes, parsed: tuple[str, float, str]) -> None:
+    assert parse_report(raw.ljust(SECTOR, b"\0")) == parsed
