@@ -17,8 +17,8 @@ from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from .ring cimport (
-    PAYLOADS, REQUESTS, Ring, free_outbox, iovec, mmsghdr, new_outbox, outbox_add, outbox_send,
-    ring_drops, ring_peek, ring_pop, socket_error,
+    PAYLOADS, REQUESTS, Ring, free_outbox, new_outbox, outbox_add, outbox_send, ring_drops,
+    ring_peek, ring_pop, socket_error,
 )
 from .store cimport (
     backing_hold, backing_release, backing_sync, pthread_mutex_destroy, pthread_mutex_init,
@@ -93,7 +93,7 @@ cdef void worker_loop(Worker *worker) noexcept nogil:
     """Serve until told to stop, then what has arrived by then."""
     cdef int64_t last = monotonic()
     cdef int64_t now
-    cdef uint32_t idle = 0
+    cdef int _pause
     while True:
         if serve_batch(worker):
             last = 0
@@ -108,7 +108,7 @@ cdef void worker_loop(Worker *worker) noexcept nogil:
                 last = now
             if now - last < worker.spin_ns:
                 # A few pauses for each look at the clock.
-                for idle in range(8):
+                for _pause in range(8):
                     aoe_relax()
                 continue
         sleep_for_frames(worker)

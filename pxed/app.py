@@ -6,6 +6,7 @@ a new boot gets its midlayer and its view. Nothing else acts.
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import resource
@@ -14,6 +15,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -88,11 +90,9 @@ class App:
         self._refuse_what_is_not_there_yet()
         if os.geteuid() != 0:
             raise HostError("serving a network needs root: run it with sudo")
-        self.control = Control(self, config.control_socket)
+        self._stack.callback(os.close, _claim(config.state_dir))
         self.midlayers = Midlayers(config.midlayers_dir, config.midlayer.size)
         self.midlayers.open()
-        await self.control.start()  # first: it also keeps two servers out of one state directory
-        self._stack.push_async_callback(self.control.close)
         self.store = self._stack.enter_context(Store(config.state_dir / "pxed.db"))
         self.clients = Clients(self.store.clients())
         self._stack.callback(self._save)
@@ -102,6 +102,9 @@ class App:
         self._stack.callback(self._preparers.shutdown)
         self._spawn(self._poll_aoe())
         self._spawn(self._tick())
+        control = Control(self, config.control_socket)  # last: who is answered can rely on the rest
+        await control.start()
+        self._stack.push_async_callback(control.close)
 
     def _refuse_what_is_not_there_yet(self) -> None:
         for name, each in self.config.classes.items():
@@ -460,6 +463,27 @@ def _raise_file_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _claim(state_dir: Path) -> int:
+    """A lock on the state directory, held until the descriptor is closed or the process ends.
+
+    HostError if another server holds it, or it cannot be made.
+    """
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        fd = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise HostError(f"{state_dir}: {error.strerror}: choose another state_dir") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise HostError(
+            f"{state_dir}: another pxed serves this state directory: "
+            "stop it, or choose another state_dir"
+        ) from None
+    return fd
 
 
 def run(config: Config) -> None:

@@ -46,12 +46,7 @@ class Control:
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
-        """Listen; HostError if another server already does, or the path is not usable."""
-        if _answers(self._path):
-            raise HostError(
-                f"{self._path}: another pxed serves this state directory: "
-                "stop it, or choose another state_dir"
-            )
+        """Listen; HostError if the path is not usable. What a killed server left is replaced."""
         app = web.Application()
         app.router.add_get("/v1/status", self._status)
         app.router.add_get("/v1/clients", self._clients)
@@ -106,15 +101,6 @@ class Control:
                 await response.write(json.dumps(entry).encode() + b"\n")
             await response.write_eof()
         return response
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-        return True
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -73,9 +73,10 @@ flush() {
     done
 }
 
-# discover UNTIL DISK...: ask the segment again and again until the disks are there; 1 at UNTIL.
+# discover UNTIL DISK...: ask the segment again and again, after 0.1 s, then less and less often,
+# until the disks are there; 1 at UNTIL.
 discover() {
-    until=$1 pause=100000 asked=0
+    until=$1 pause=10 asked=0
     shift
     while :; do
         missing=
@@ -85,10 +86,10 @@ discover() {
         [ -n "$missing" ] || return 0
         uptime
         [ "$now" -lt "$until" ] || return 1
-        if [ "$now" -ge "$asked" ]; then
+        if [ "$now" -ge "$asked" ] && [ -c /dev/etherd/discover ]; then
             echo > /dev/etherd/discover
-            asked=$((now + pause / 10000))
-            [ "$pause" -ge 1000000 ] || pause=$((pause * 2))
+            asked=$((now + pause))
+            [ "$pause" -ge 100 ] || pause=$((pause * 2))
         fi
         usleep 5000
     done
@@ -144,13 +145,14 @@ until carrier; do
     [ "$now" -lt "$limit" ] || fail "no carrier within 60 s on$wired: is the cable in?"
     usleep 20000
 done
-wait
 
-step kernel "$(uname -r) on$wired"
+read -r release < /proc/sys/kernel/osrelease
+step kernel "$release on$wired"
 uptime
 discover $((now + wait * 100)) "$root" ||
     fail "no answer from AoE disk $root within $wait s on$wired: is the server on this segment?"
 
+wait
 mkdir -p /lower /new
 mount -r -t squashfs "/dev/etherd/$root" /lower 2> /dev/null ||
     mount -r -t erofs "/dev/etherd/$root" /lower 2> /dev/null ||

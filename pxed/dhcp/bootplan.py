@@ -71,7 +71,7 @@ def choose(
     then still cannot, it is refused, because a second time would be a loop.
     """
     if firmware is Firmware.RPI:
-        return Choice(Step.RPI, file=plan.boot_file or "")
+        return Choice(Step.RPI)  # it ignores a file name, and asks TFTP for its own
     if firmware is Firmware.UEFI_HTTP:
         if plan.http_url:
             return Choice(Step.HTTP, file=plan.http_url)

@@ -204,7 +204,7 @@ def encode(message: Message, max_size: int = _MIN_LIMIT) -> bytes:
     if sum(map(len, pieces)) + 1 <= room:
         main = b"".join(pieces)
     else:
-        main, pieces = _fill(pieces, room - 3)
+        main, pieces = _fill(pieces, room - 4)  # option 52 itself, and the end
         if pieces and not file:
             file, pieces = _fill(pieces, 128)
             file += bytes((_END,)) if len(file) < 128 else b""

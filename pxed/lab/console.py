@@ -16,16 +16,16 @@ ESCAPE = b"\x1d"  # Ctrl-]
 def attach(client: Client) -> None:
     """Show what the console says, send what is typed; ends at Ctrl-], end of input or power-off."""
     stdin, stdout = sys.stdin.fileno(), sys.stdout.fileno()
-    with client.serial() as line, _raw(stdin), client.serial_log.open("rb") as log:
+    with _raw(stdin), client.serial_log.open("rb") as log:
         log.seek(0, os.SEEK_END)
-        line.sendall(b"\n")
+        client.send(b"\n")
         while client.running:
             ready, _, _ = select.select([stdin], [], [], 0.02)
             if ready:
                 typed = os.read(stdin, 1024)
                 if not typed or ESCAPE in typed:
                     return
-                line.sendall(typed)
+                client.send(typed)
             said = log.read()
             if said:
                 os.write(stdout, said)

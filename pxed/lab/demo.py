@@ -4,13 +4,11 @@ import contextlib
 import json
 import queue
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import click
@@ -23,17 +21,10 @@ from pxed.lab.accel import pick_accel
 from pxed.lab.console import attach
 from pxed.lab.lab import Lab
 from pxed.lab.qemu import Client, Firmware
+from pxed.lab.server import LabServer
 from pxed.table import amount, table
 
 IMAGE = "lab"
-START_LIMIT = 15.0  # seconds for `pxed serve` to answer on its control socket
-
-CONFIG = """\
-interface = "eth0"
-state_dir = "{state}"
-[class.x86]
-image = "{image}"
-"""
 
 
 @dataclass
@@ -51,42 +42,6 @@ class Seat:
         return self.stages.get(Stage.RUNNING.label)
 
 
-class Server:
-    """``pxed serve`` in the lab's server namespace, and what it says."""
-
-    def __init__(self, lab: Lab, state: Path) -> None:
-        config = lab.directory / "pxed.toml"
-        config.write_text(CONFIG.format(state=state, image=IMAGE))
-        self._log = lab.directory / "server.log"
-        with self._log.open("wb") as log:
-            self.process = lab.server.popen(
-                [sys.executable, "-m", "pxed", "serve", "-c", str(config)], stdout=log, stderr=log
-            )
-        self.control = ControlClient(state / "control.sock")
-
-    def wait_ready(self) -> None:
-        """Until it answers; HostError with its own words if it ends instead."""
-        until = time.monotonic() + START_LIMIT
-        while True:
-            if self.process.poll() is not None:
-                raise HostError(f"the server did not start: {self.last_words()}")
-            with contextlib.suppress(HostError):
-                self.control.get("/v1/status")
-                return
-            if time.monotonic() > until:
-                raise HostError(f"the server does not answer: {self.last_words()}")
-            time.sleep(0.02)
-
-    def last_words(self) -> str:
-        lines = self._log.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(10)
-
-
 def run(firmware: Firmware, count: int, *, keep: bool, timeout: float, as_json: bool) -> bool:
     """The whole demo; True if every client came to run. Nothing is left afterwards, ever."""
     say = _say_to_stderr if as_json else click.echo
@@ -101,13 +56,13 @@ def run(firmware: Firmware, count: int, *, keep: bool, timeout: float, as_json: 
             progress=lambda text: say(f"image    {text}"),
         )
         say(f"qemu     {pick_accel()}")
-        server = Server(lab, state)
-        server.wait_ready()
+        server = LabServer(lab, state)
+        server.start()
         status = server.control.get("/v1/status")
         say(f"server   {status['ip']} on {status['interface']}, DHCP {status['dhcp']['mode']}")
         say(f"ready    after {time.monotonic() - started:.1f} s; power on\n")
         seats = [Seat(lab.add_client(firmware=firmware)) for _ in range(count)]
-        say(table(["AFTER", "CLIENT", "STAGE", ""], [["  0.00 s", "seat-00", "stage", " "]])[:34])
+        say(f"{'AFTER':>8}  CLIENT   STAGE")
         _boot(server, seats, timeout, say)
         status = server.control.get("/v1/status")
         if as_json:
@@ -122,7 +77,7 @@ def run(firmware: Firmware, count: int, *, keep: bool, timeout: float, as_json: 
         return all(seat.running is not None for seat in seats)
 
 
-def _boot(server: Server, seats: list[Seat], timeout: float, say: Any) -> None:
+def _boot(server: LabServer, seats: list[Seat], timeout: float, say: Any) -> None:
     """Power on, then tell each stage as it happens until all run, fail or the time is over."""
     news: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     threading.Thread(target=_follow, args=(server.control, news), daemon=True).start()
@@ -213,7 +168,7 @@ def _conclude(seats: list[Seat], status: dict[str, Any]) -> None:
     )
 
 
-def _keep(lab: Lab, server: Server, seats: list[Seat]) -> None:
+def _keep(lab: Lab, server: LabServer, seats: list[Seat]) -> None:
     state = server.control.path.parent
     click.echo(
         f"\nThe lab stays up. In another terminal:\n"

@@ -9,8 +9,8 @@ import logging
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
 from pxed.dhcp.codec import BOOT_PORT, SERVER_PORT, DhcpError
@@ -18,7 +18,7 @@ from pxed.dhcp.policy import Outcome, Policy
 from pxed.dhcp.replies import Destination, Mode, Reply
 from pxed.dhcp.replies import Kind as To
 from pxed.events import Event, Kind
-from pxed.mac import mac_bytes
+from pxed.mac import Mac, mac_bytes, mac_text
 from pxed.net.link import Link
 from pxed.net.packet import ETH_ARP, arp_probe, arp_sender, open_raw, udp_frame
 from pxed.net.udp import bind_udp
@@ -37,6 +37,10 @@ class _Probe:
     data: bytes
     outcome: Outcome
     timer: asyncio.TimerHandle
+
+    @property
+    def mac(self) -> Mac:
+        return self.outcome.replies[0].to.mac
 
 
 class DhcpServer:
@@ -82,7 +86,7 @@ class DhcpServer:
         if self._boot is not None:
             loop.add_reader(self._boot.fileno(), self._readable, self._boot)
         settings = self.policy.settings
-        _log.info("DHCP on %s: %s as %s", self._link.name, settings.mode, settings.server)
+        _log.debug("DHCP on %s: %s as %s", self._link.name, settings.mode, settings.server)
 
     async def close(self) -> None:
         """Stop, and forget replies that wait; closing twice is fine."""
@@ -109,8 +113,11 @@ class DhcpServer:
                 return
             self._received(data, source, boot=udp is self._boot)
 
-    def _received(self, data: bytes, source: tuple[str, int], *, boot: bool) -> None:
-        self.counters["received"] += 1
+    def _received(
+        self, data: bytes, source: tuple[str, int], *, boot: bool = False, again: bool = False
+    ) -> None:
+        if not again:
+            self.counters["received"] += 1
         now = time.time()
         try:
             if boot:
@@ -125,8 +132,15 @@ class DhcpServer:
             self.counters["faults"] += 1
             _log.error("cannot handle a message from %s: %r", source[0], error)
             return
-        if outcome.probe is not None and self._probe(outcome.probe, data, outcome):
-            return
+        if again:
+            outcome = replace(outcome, events=_without_discover(outcome))
+        probe = outcome.probe
+        if probe is not None:
+            # What the DISCOVER sets going need not wait for the probe.
+            self._tell(event for event in outcome.events if event.kind is Kind.DISCOVER)
+            outcome = replace(outcome, events=_without_discover(outcome))
+            if self._probe(probe, data, outcome):
+                return
         self._act(outcome)
 
     def _act(self, outcome: Outcome) -> None:
@@ -138,12 +152,19 @@ class DhcpServer:
                 self._send_later(reply)
             else:
                 self._send(reply)
-        for event in outcome.events:
+        self._tell(outcome.events)
+
+    def _tell(self, events: Iterable[Event]) -> None:
+        for event in events:
             level = logging.DEBUG if event.kind in _QUIET else logging.INFO
             if _log.isEnabledFor(level):
                 detail = " ".join(f"{key}={value}" for key, value in event.detail.items())
                 _log.log(level, "%s %s %s", event.mac, event.kind, detail)
-            self._emit(event)
+            try:
+                self._emit(event)
+            except Exception as error:  # a fault in the listener must not stop the service
+                self.counters["faults"] += 1
+                _log.error("event %s of %s: %r", event.kind, event.mac, error)
 
     # Sending
 
@@ -206,7 +227,10 @@ class DhcpServer:
             except OSError:
                 return
             said = arp_sender(frame) if self._probes else None
-            if said is not None and said[1] in self._probes:
+            if said is None or said[1] not in self._probes:
+                continue
+            # The very machine that asks may still have the address: that is no conflict.
+            if mac_text(said[0]) != self._probes[said[1]].mac:
                 self._conflict(said[1], said[0])
 
     def _conflict(self, ip: IPv4Address, holder: bytes) -> None:
@@ -217,7 +241,9 @@ class DhcpServer:
         now = time.time()
         self.policy.conflict(ip, now)
         _log.info("%s is in use by %s: not offered", ip, holder.hex(":"))
-        mac = probe.outcome.events[0].mac if probe.outcome.events else None
-        self._emit(Event(Kind.DECLINE, mac, now, {"ip": str(ip)}))
-        self.counters["received"] -= 1  # the same message once more
-        self._received(probe.data, ("0.0.0.0", 0), boot=False)
+        self._tell([Event(Kind.DECLINE, probe.mac, now, {"ip": str(ip)})])
+        self._received(probe.data, ("0.0.0.0", 0), again=True)
+
+
+def _without_discover(outcome: Outcome) -> tuple[Event, ...]:
+    return tuple(event for event in outcome.events if event.kind is not Kind.DISCOVER)

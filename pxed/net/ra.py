@@ -70,4 +70,7 @@ class RouterAdvertiser:
             return
         self.counters["replies"] += 1
         _log.debug("router advertisement to %s", asked.mac)
-        self._emit(Event(Kind.ROUTER_ADVERT, asked.mac, time.time()))
+        try:
+            self._emit(Event(Kind.ROUTER_ADVERT, asked.mac, time.time()))
+        except Exception as error:  # a fault in the listener must not stop the service
+            _log.error("event %s of %s: %r", Kind.ROUTER_ADVERT, asked.mac, error)

@@ -201,7 +201,11 @@ class TftpServer:
         if _log.isEnabledFor(level):
             detail = " ".join(f"{key}={value}" for key, value in event.detail.items())
             _log.log(level, "%s %s %s", event.mac or "-", event.kind, detail)
-        self._emit_to(event)
+        try:
+            self._emit_to(event)
+        except Exception as error:  # a fault in the listener must not stop the service
+            self.counters["faults"] += 1
+            _log.error("event %s of %s: %r", event.kind, event.mac, error)
 
     def ended(self, client: tuple[str, int]) -> None:
         """A transfer gave its socket up."""

@@ -1,9 +1,8 @@
 """The DHCP server against real clients: Debian's udhcpc, and raw packets where no client runs."""
 
 import socket
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -79,6 +78,13 @@ def udhcpc(cable: Cable, folder: Path, *options: str, tries: int = 2) -> dict[st
     return dict(line.split("=", 1) for line in out.read_text().splitlines() if "=" in line)
 
 
+def eventually(what: Callable[[], bool], seconds: float = 8) -> bool:
+    deadline = time.monotonic() + seconds
+    while not what() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return what()
+
+
 def test_all_mode_gives_a_lease(cable: Cable, tmp_path: Path) -> None:
     with serving(cable.srv, Mode.ALL) as (_, events):
         got = udhcpc(cable, tmp_path)
@@ -89,8 +95,17 @@ def test_all_mode_gives_a_lease(cable: Cable, tmp_path: Path) -> None:
 
 def test_the_lease_works(cable: Cable, tmp_path: Path) -> None:
     with serving(cable.srv, Mode.ALL):
-        udhcpc(cable, tmp_path)
-        cable.cli.run(["ping", "-c1", "-W2", "10.77.0.1"])
+        got = udhcpc(cable, tmp_path)
+    with cable.srv.inside():
+        here = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with cable.cli.inside():
+        there = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with here, there:
+        here.bind(("10.77.0.1", 7777))
+        here.settimeout(5)
+        there.sendto(b"hello", ("10.77.0.1", 7777))
+        data, source = here.recvfrom(100)
+    assert (data, source[0]) == (b"hello", got["ip"])
 
 
 def test_the_same_machine_gets_the_same_address(cable: Cable, tmp_path: Path) -> None:
@@ -122,21 +137,24 @@ def test_broadcast_flag(cable: Cable, tmp_path: Path) -> None:
 
 
 def test_release(cable: Cable, tmp_path: Path) -> None:
+    requires("udhcpc")
+    script = tmp_path / "script"
+    script.write_text(SCRIPT.format(out=tmp_path / "env"))
+    script.chmod(0o755)
     with serving(cable.srv, Mode.ALL) as (_, events):
-        assert udhcpc(cable, tmp_path, "-R")
-        deadline = time.monotonic() + 5
-        while events[-1].kind is not Kind.RELEASE and time.monotonic() < deadline:
-            time.sleep(0.02)
-    assert events[-1].kind is Kind.RELEASE
+        client = cable.cli.popen(["udhcpc", "-i", "eth0", "-f", "-R", "-s", str(script)])
+        assert eventually(lambda: bool(events) and events[-1].kind is Kind.ACK)
+        time.sleep(0.3)  # its script sets the address
+        client.terminate()
+        assert eventually(lambda: events[-1].kind is Kind.RELEASE)
 
 
 def test_an_address_in_use_is_not_offered(cable: Cable, tmp_path: Path) -> None:
-    """A third machine has the only free address but one: the probe finds it."""
+    """Another machine on the cable has one of the two addresses: the probe finds it."""
     cable.cli.ip(
-        "link add br0 type bridge",
-        "link set br0 up",
-        "addr add 10.77.0.50/24 dev lo",
-        "link del br0",
+        "link add link eth0 name other type macvlan mode bridge",
+        "link set other up",
+        "addr add 10.77.0.50/32 dev other",
     )
     with serving(cable.srv, Mode.ALL, last="10.77.0.51") as (server, events):
         seen = set()
@@ -195,7 +213,3 @@ def test_proxy_answers_on_4011(cable: Cable) -> None:
     reply = decode(data)
     assert source == ("10.77.0.1", 4011)
     assert (reply.type, reply.file) == (Type.ACK, b"undionly.kpxe")
-
-
-if __name__ == "__main__":
-    sys.exit(pytest.main([__file__]))

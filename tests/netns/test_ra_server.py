@@ -9,7 +9,6 @@ import pytest
 from pxed.errors import HostError, UsageError
 from pxed.events import Event, Kind
 from pxed.lab.netns import Namespace
-from pxed.mac import Mac
 from pxed.net.link import Link, Watch, look_up, names
 from pxed.net.ra import RouterAdvertiser
 from pxed.net.thread import LoopThread
@@ -58,8 +57,8 @@ def test_the_kernel_accepts_the_answer(cable: Cable) -> None:
     server, events = solicit(cable, in_boot_phase=True)
     assert server.counters["replies"] == 1
     assert [event.kind for event in events] == [Kind.ROUTER_ADVERT]
-    mac = cable.cli.run(["cat", "/sys/class/net/eth0/address"]).stdout.strip()
-    assert events[0].mac == mac
+    with cable.cli.inside():
+        assert events[0].mac == look_up("eth0").mac
     seen = snmp6(cable.cli)
     assert seen["Icmp6InRouterAdvertisements"] == 1
     assert seen["Icmp6InErrors"] == 0

@@ -81,11 +81,6 @@ def test_no_server_says_how_to_start_one(tmp_path: Path) -> None:
         ControlClient(tmp_path / "none.sock").get("/v1/status")
 
 
-def test_a_second_server_is_refused(socket_path: Path) -> None:
-    with pytest.raises(HostError, match="another pxed"):
-        asyncio.run(Control(Stand(), socket_path).start())
-
-
 def test_a_stale_socket_is_taken_over(tmp_path: Path) -> None:
     async def both() -> None:
         path = tmp_path / "control.sock"

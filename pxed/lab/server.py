@@ -1,0 +1,70 @@
+"""``pxed serve`` in a lab's server namespace: started, watched, stopped, killed."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pxed.control import ControlClient
+from pxed.errors import HostError
+from pxed.lab.lab import Lab
+
+START_LIMIT = 20.0  # seconds to answer on the control socket; a busy machine needs some
+STOP_LIMIT = 10.0
+
+
+class LabServer:
+    """Our server in ``lab``, with its state in ``state``; ``more`` is added to its configuration.
+
+    ``log`` is the file with all that it said.
+    """
+
+    def __init__(self, lab: Lab, state: Path, more: str = "") -> None:
+        self._lab = lab
+        self.config = lab.directory / "pxed.toml"
+        self.config.write_text(f'interface = "eth0"\nstate_dir = "{state}"\n{more}')
+        self.log = lab.directory / "server.log"
+        self.control = ControlClient(state / "control.sock")
+        self.process: subprocess.Popen[Any] | None = None
+
+    def start(self) -> None:
+        """Start and wait until it answers; HostError with its own last words if it ends instead."""
+        with self.log.open("ab") as log:
+            self.process = self._lab.server.popen(
+                [sys.executable, "-m", "pxed", "serve", "-c", str(self.config)],
+                stdout=log,
+                stderr=log,
+            )
+        until = time.monotonic() + START_LIMIT
+        while True:
+            if self.process.poll() is not None:
+                raise HostError(f"the server did not start: {self.last_words()}")
+            with contextlib.suppress(HostError):
+                self.control.get("/v1/status")
+                return
+            if time.monotonic() > until:
+                raise HostError(f"the server does not answer: {self.last_words()}")
+            time.sleep(0.02)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int | None:
+        """End it with a signal; its exit status, None if it is off already or does not end."""
+        if self.process is None:
+            return None
+        process, self.process = self.process, None
+        process.send_signal(how)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(STOP_LIMIT)
+        return None
+
+    def client(self, mac: str) -> dict[str, Any]:
+        """What the server knows of one client, timeline included."""
+        shown: dict[str, Any] = self.control.get(f"/v1/clients/{mac}")
+        return shown
+
+    def last_words(self) -> str:
+        """The last line of its log."""
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"

@@ -1,0 +1,65 @@
+"""One lab image for all boot tests, and labs with our server in them."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pxed.client.minimal import build_minimal
+from pxed.lab.lab import Lab
+from pxed.lab.qemu import Client, Firmware
+from pxed.lab.server import LabServer
+from tests.conftest import requires
+
+PROGRAMS = ("ip", "qemu-system-x86_64", "mksquashfs", "mcopy", "syslinux", "mkfs.ext4")
+
+
+@pytest.fixture(scope="session")
+def lab_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image directory, built once; tests copy it into their state directory."""
+    requires(*PROGRAMS)
+    directory = tmp_path_factory.mktemp("image") / "1"
+    build_minimal(directory, name="lab", version="1")
+    return directory
+
+
+class Room:
+    """A lab with our server, its state directory and its clients."""
+
+    def __init__(self, lab: Lab, image: Path, more: str = "") -> None:
+        self.lab = lab
+        self.state = lab.directory / "state"
+        shutil.copytree(image, self.state / "images" / "lab" / "1")
+        self.server = LabServer(lab, self.state, more)
+        self.server.start()
+
+    def seat(self, firmware: Firmware = "bios") -> Client:
+        """A client that was powered on and has come to its shell."""
+        client = self.lab.add_client(firmware=firmware)
+        client.power_on()
+        client.wait_running(timeout=100)
+        return client
+
+    def stages(self, client: Client) -> list[str]:
+        """The stages of the client's current boot as the server saw them."""
+        return [step["stage"] for step in self.server.client(client.mac)["timeline"]]
+
+
+RoomMaker = Callable[..., Room]
+
+
+@pytest.fixture(scope="module")
+def make_room(lab_image: Path) -> Iterator[RoomMaker]:
+    """Makes labs with a server; they end with the module's tests, or when the next one is made."""
+    labs: list[Lab] = []
+
+    def make(more: str = "") -> Room:
+        while labs:
+            labs.pop().close()
+        labs.append(Lab())
+        return Room(labs[0], lab_image, more)
+
+    yield make
+    for lab in labs:
+        lab.close()

@@ -1,0 +1,211 @@
+"""``pxed serve`` with something wrong: one line that says what and what to do, and nothing left."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Cable, requires
+
+pytestmark = pytest.mark.netns
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A state directory with an image that is nothing but its files."""
+    requires("mkfs.ext4")
+    directory = tmp_path / "state" / "images" / "lab" / "1"
+    directory.mkdir(parents=True)
+    (directory / "boot.img").write_bytes(bytes(8192))
+    (directory / "root.img").write_bytes(bytes(8192))
+    manifest = {
+        "name": "lab",
+        "version": "1",
+        "class": "x86",
+        "devices": {"boot": "boot.img", "root": "root.img"},
+    }
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    return tmp_path / "state"
+
+
+class Serve:
+    """Writes a configuration and runs ``pxed serve`` in the server's namespace."""
+
+    def __init__(self, cable: Cable, state: Path) -> None:
+        self.cable, self.state = cable, state
+        self.config = state.parent / "pxed.toml"
+
+    def command(self, text: str) -> list[str]:
+        self.config.write_text(text.replace("STATE", str(self.state)))
+        return [sys.executable, "-m", "pxed", "serve", "-c", str(self.config)]
+
+    def refuses(self, text: str, status: int, *words: str) -> None:
+        done = self.cable.srv.run(self.command(text), check=False, timeout=30)
+        lines = done.stderr.strip().splitlines()
+        assert done.returncode == status, done.stderr
+        assert len(lines) == 1, done.stderr
+        for word in words:
+            assert word in lines[0]
+        assert not (self.state / "control.sock").exists()
+
+
+GOOD = 'interface = "eth0"\nstate_dir = "STATE"\n'
+
+
+@pytest.fixture
+def serve(cable: Cable, state: Path) -> Serve:
+    return Serve(cable, state)
+
+
+def test_an_interface_that_does_not_exist(serve: Serve) -> None:
+    serve.refuses('interface = "eth9"\nstate_dir = "STATE"', 2, "eth9", "eth0")
+
+
+def test_an_interface_without_an_address(serve: Serve) -> None:
+    serve.cable.srv.ip("addr flush dev eth0")
+    serve.refuses(GOOD, 1, "eth0", "no IPv4 address")
+
+
+def test_the_loopback_interface(serve: Serve) -> None:
+    serve.refuses('interface = "lo"\nstate_dir = "STATE"', 2, "lo", "Ethernet")
+
+
+@pytest.mark.parametrize("port", [67, 69])
+def test_a_port_in_use(serve: Serve, port: int) -> None:
+    with (
+        serve.cable.srv.inside(),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken,
+    ):
+        taken.bind(("", port))
+        serve.refuses(GOOD, 1, f"{port}", "in use", "stop it")
+
+
+def test_a_missing_image(serve: Serve) -> None:
+    serve.refuses(GOOD + '[class.x86]\nimage = "other"', 2, "other", "lab@1")
+
+
+def test_no_image_at_all(serve: Serve) -> None:
+    shutil.rmtree(serve.state / "images")
+    serve.refuses(GOOD, 2, "there is none", "pxed image build minimal")
+
+
+def test_a_broken_configuration(serve: Serve) -> None:
+    serve.refuses("interface = ", 2, "pxed.toml", "not valid TOML")
+
+
+def test_a_range_outside_the_subnet(serve: Serve) -> None:
+    serve.refuses(
+        GOOD + '[dhcp]\nrange = "192.168.1.10-192.168.1.20"', 2, "192.168.1.10", "10.77.0.0/24"
+    )
+
+
+def test_kernel_boot_is_not_there_yet(serve: Serve) -> None:
+    serve.refuses(GOOD + '[class.x86]\nboot = "kernel"', 2, "boot", "san")
+
+
+def test_provision_without_a_tfm_device(serve: Serve) -> None:
+    serve.refuses(GOOD + '[class.x86]\nmode = "provision"', 2, "tfm")
+
+
+def test_no_directory_with_ipxe(serve: Serve) -> None:
+    serve.refuses(GOOD + '[tftp]\nroot = "/nowhere"', 2, "/nowhere", "ipxe")
+
+
+def test_a_state_directory_that_cannot_be_made(serve: Serve) -> None:
+    (serve.state / "config").write_text("a file, not a directory")
+    serve.refuses(GOOD, 1, "config/midlayers", "state_dir")
+
+
+def test_without_root(serve: Serve) -> None:
+    serve.state.parent.chmod(0o755)
+    nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+    done = serve.cable.srv.run(
+        [*nobody, sys.executable, "-m", "pxed", "serve", "-i", "eth0", "--state-dir", "/nowhere"],
+        check=False,
+    )
+    assert done.returncode in (1, 2)
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def running(serve: Serve) -> Iterator["subprocess.Popen[bytes]"]:
+    process = serve.cable.srv.popen(serve.command(GOOD))
+    deadline = time.monotonic() + 20
+    while not (serve.state / "control.sock").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    yield process
+    process.kill()
+
+
+def test_a_second_server_on_the_same_state(
+    serve: Serve, running: "subprocess.Popen[bytes]"
+) -> None:
+    done = serve.cable.srv.run(serve.command(GOOD), check=False)
+    assert done.returncode == 1
+    assert "another pxed" in done.stderr
+    assert running.poll() is None
+
+
+def test_malformed_packets_of_every_protocol_are_counted_and_stop_nothing(
+    serve: Serve, running: "subprocess.Popen[bytes]"
+) -> None:
+    serve.cable.cli.ip("addr add 10.77.0.2/24 dev eth0")
+    with serve.cable.cli.inside():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            for port in (67, 69):
+                for data in (b"", b"\0", b"\xff" * 300, bytes(700), bytes(range(256)) * 5):
+                    udp.sendto(data, ("10.77.0.1", port))
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+            raw.bind(("eth0", 0))
+            for data in (b"", b"\x10", b"\xff" * 40, bytes(1400)):
+                raw.send(b"\xff" * 6 + b"\x02\0\0\0\0\1" + b"\x88\xa2" + data)
+            raw.send(bytes.fromhex("333300000002020000000001") + b"\x86\xdd" + bytes(60))
+    deadline = time.monotonic() + 10
+    while True:
+        status = ask(serve, "status")
+        counted = status["dhcp"].get("malformed", 0), status["tftp"].get("malformed", 0)
+        if all(counted) and status["aoe"]["ignored"]:
+            break
+        assert time.monotonic() < deadline, json.dumps(status)
+        time.sleep(0.05)
+    assert running.poll() is None
+
+
+def test_sigterm_ends_it_with_status_0(serve: Serve, running: "subprocess.Popen[bytes]") -> None:
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(10) == 0
+    assert not (serve.state / "control.sock").exists()
+
+
+def test_status_and_client_list_speak_to_people(
+    serve: Serve, running: "subprocess.Popen[bytes]"
+) -> None:
+    assert running.poll() is None
+    command = [sys.executable, "-m", "pxed"]
+    option = ["--state-dir", str(serve.state)]
+    shown = subprocess.run(
+        [*command, "status", *option], capture_output=True, text=True, check=True
+    )
+    assert "eth0" in shown.stdout
+    assert "lab@1" in shown.stdout
+    listed = subprocess.run(
+        [*command, "client", "list", *option], capture_output=True, text=True, check=True
+    )
+    assert "no client" in listed.stdout
+
+
+def ask(serve: Serve, *words: str) -> "dict[str, dict[str, int]]":
+    command = [sys.executable, "-m", "pxed", *words, "--json", "--state-dir", str(serve.state)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    answer: dict[str, dict[str, int]] = json.loads(done.stdout)
+    return answer

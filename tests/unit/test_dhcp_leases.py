@@ -1,0 +1,190 @@
+"""Addresses: held, bound, kept, given up, and never lost to a flood."""
+
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from pxed.dhcp.leases import HOLD, QUARANTINE, Lease, Leases, State, carve
+from pxed.errors import UsageError
+from pxed.mac import Mac, mac_text
+
+FIRST, LAST = IPv4Address("10.0.0.10"), IPv4Address("10.0.0.19")
+A, B = Mac("52:54:00:00:00:0a"), Mac("52:54:00:00:00:0b")
+
+
+def stranger(n: int) -> Mac:
+    return mac_text(b"\x02\xee" + n.to_bytes(4, "big"))
+
+
+@pytest.fixture
+def leases() -> Leases:
+    return Leases(FIRST, LAST)
+
+
+def bound(leases: Leases, mac: Mac, now: float = 0, seconds: float = 600) -> IPv4Address:
+    offer = leases.offer(mac, now)
+    assert offer is not None
+    lease = leases.bind(mac, offer.ip, now, seconds)
+    assert lease is not None
+    return lease.ip
+
+
+def test_two_machines_two_addresses(leases: Leases) -> None:
+    assert bound(leases, A) != bound(leases, B)
+
+
+def test_repeated_offers_are_the_same(leases: Leases) -> None:
+    first = leases.offer(A, 0)
+    again = leases.offer(A, 1)
+    assert first is not None
+    assert again is not None
+    assert first.ip == again.ip
+    assert again.expires == 1 + HOLD
+
+
+def test_unclaimed_offer_expires(leases: Leases) -> None:
+    offer = leases.offer(A, 0)
+    assert offer is not None
+    assert leases.owner(offer.ip, HOLD - 0.1) == A
+    assert leases.owner(offer.ip, HOLD) is None
+
+
+def test_an_offered_address_is_not_offered_twice(leases: Leases) -> None:
+    offer = leases.offer(A, 0)
+    assert offer is not None
+    other = leases.offer(B, 0, wanted=offer.ip)
+    assert other is not None
+    assert other.ip != offer.ip
+
+
+def test_wanted_address_if_free(leases: Leases) -> None:
+    offer = leases.offer(A, 0, wanted=IPv4Address("10.0.0.17"))
+    assert offer is not None
+    assert offer.ip == IPv4Address("10.0.0.17")
+
+
+def test_an_address_of_another_cannot_be_bound(leases: Leases) -> None:
+    assert leases.bind(B, bound(leases, A), 1, 600) is None
+
+
+def test_outside_the_pool_cannot_be_bound(leases: Leases) -> None:
+    assert leases.bind(A, IPv4Address("10.0.0.99"), 0, 600) is None
+
+
+def test_stable_after_expiry_and_release(leases: Leases) -> None:
+    ip = bound(leases, A)
+    assert leases.of(A, 600) is None
+    assert bound(leases, A, 700) == ip
+    assert leases.release(A, ip, 701)
+    assert leases.of(A, 702) is None
+    assert bound(leases, A, 703) == ip
+
+
+def test_release_of_another_is_refused(leases: Leases) -> None:
+    assert not leases.release(B, bound(leases, A), 1)
+
+
+def test_decline_quarantines(leases: Leases) -> None:
+    ip = bound(leases, A)
+    assert leases.decline(A, ip, 1)
+    assert bound(leases, A, 2) != ip
+    assert leases.offer(B, 2, wanted=ip) != ip
+    assert leases.bind(B, ip, 3, 600) is None
+    assert leases.bind(B, ip, 1 + QUARANTINE, 600) is not None
+
+
+def test_decline_of_another_is_refused(leases: Leases) -> None:
+    assert not leases.decline(B, bound(leases, A), 1)
+
+
+def test_exhaustion(leases: Leases) -> None:
+    for n in range(10):
+        bound(leases, stranger(n))
+    assert leases.offer(A, 1) is None
+
+
+def test_the_longest_absent_gives_way(leases: Leases) -> None:
+    gone = bound(leases, A, 0, 10)
+    for n in range(9):
+        bound(leases, stranger(n), 1)
+    assert bound(leases, B, 20) == gone
+    assert not leases.is_known(A)
+
+
+def test_a_flood_leaves_known_machines_their_addresses(leases: Leases) -> None:
+    ip = bound(leases, A, 0, 10)
+    for n in range(5000):
+        leases.offer(stranger(n), 100 + n / 1000)
+    assert bound(leases, A, 106) == ip
+
+
+def test_a_flood_holds_a_part_of_the_pool_only() -> None:
+    leases = Leases(IPv4Address("10.0.0.1"), IPv4Address("10.0.0.200"))
+    offers = [leases.offer(stranger(n), 0) for n in range(1000)]
+    assert sum(offer is not None for offer in offers) == 50
+    ip = leases.offer(stranger(0), 0)
+    assert ip is not None  # who has an offer keeps it
+
+
+def test_withdraw_frees_an_offer_not_a_lease(leases: Leases) -> None:
+    leases.offer(A, 0)
+    leases.withdraw(A, 0)
+    assert leases.of(A, 0) is None
+    bound(leases, B)
+    leases.withdraw(B, 0)
+    assert leases.of(B, 0) is not None
+
+
+def test_excluded_addresses() -> None:
+    leases = Leases(FIRST, FIRST + 1, exclude=[FIRST])
+    assert bound(leases, A) == FIRST + 1
+    assert leases.offer(B, 0) is None
+    assert leases.size == 1
+
+
+def test_moving_the_range_drops_what_is_outside(leases: Leases) -> None:
+    bound(leases, A)
+    leases.set_range(IPv4Address("10.9.0.10"), IPv4Address("10.9.0.19"))
+    assert leases.of(A, 1) is None
+    assert bound(leases, A, 1) in IPv4Network("10.9.0.0/24")
+
+
+def test_store_hears_of_leases_not_of_offers() -> None:
+    seen: list[Lease] = []
+    leases = Leases(FIRST, LAST, on_change=seen.append)
+    ip = bound(leases, A)
+    leases.release(A, ip, 1)
+    ip = bound(leases, A, 2)
+    leases.decline(A, ip, 3)
+    states = [State.BOUND, State.RELEASED, State.BOUND, State.DECLINED]
+    assert [lease.state for lease in seen] == states
+
+
+def test_restore_brings_all_back(leases: Leases) -> None:
+    one, two = bound(leases, A), bound(leases, B, 0, 10)
+    other = Leases(FIRST, LAST)
+    other.restore(list(leases.export()), 50)
+    assert other.owner(one, 50) == A
+    assert other.owner(two, 50) is None
+    assert bound(other, B, 51) == two
+
+
+def test_restore_skips_what_is_outside(leases: Leases) -> None:
+    leases.restore([Lease(A, IPv4Address("192.0.2.1"), State.BOUND, 1e9)], 0)
+    assert leases.of(A, 0) is None
+
+
+def test_upside_down_range() -> None:
+    with pytest.raises(UsageError, match="must have 1 to"):
+        Leases(LAST, FIRST)
+
+
+def test_carve() -> None:
+    server = IPv4Address("10.0.0.1")
+    assert carve(IPv4Network("10.0.0.0/24"), {server}) == (
+        IPv4Address("10.0.0.128"),
+        IPv4Address("10.0.0.254"),
+    )
+    assert carve(IPv4Network("10.0.0.0/30"), {IPv4Address("10.0.0.2")})[0] == server
+    with pytest.raises(UsageError, match="no address for clients"):
+        carve(IPv4Network("10.0.0.0/30"), {server, server + 1})

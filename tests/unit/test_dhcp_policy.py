@@ -1,0 +1,486 @@
+"""Which message gets which answer, and where it goes."""
+
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+
+from pxed.dhcp.bootplan import BOOT_FILES, BootPlan
+from pxed.dhcp.classify import Firmware
+from pxed.dhcp.codec import BROADCAST_FLAG, DhcpError, Message, Op, Opt, Type, decode, encode
+from pxed.dhcp.leases import HOLD, Leases
+from pxed.dhcp.policy import CHAIN_SECONDS, Outcome, Policy
+from pxed.dhcp.replies import Destination, Mode, Settings
+from pxed.dhcp.replies import Kind as To
+from pxed.errors import UsageError
+from pxed.events import Kind
+from pxed.mac import Mac
+
+SERVER, OTHER_SERVER = IPv4Address("10.77.0.1"), IPv4Address("10.77.0.2")
+MAC = Mac("52:54:00:12:34:56")
+PI3, PI4 = Mac("b8:27:eb:11:22:33"), Mac("dc:a6:32:11:22:33")
+UUID = b"\0" + bytes(range(16))
+BIOS = {Opt.VENDOR_CLASS: b"PXEClient:Arch:00000:UNDI:002001", Opt.ARCH: b"\0\0", Opt.UUID: UUID}
+UEFI = {Opt.VENDOR_CLASS: b"PXEClient:Arch:00007:UNDI:003016", Opt.ARCH: b"\0\7", Opt.UUID: UUID}
+HTTP = {Opt.VENDOR_CLASS: b"HTTPClient:Arch:00016:UNDI:003016", Opt.ARCH: b"\0\x10"}
+IPXE = {**BIOS, Opt.USER_CLASS: b"iPXE", Opt.IPXE: b"\x12\1\1\x13\1\1"}
+OLD_IPXE = {**BIOS, Opt.USER_CLASS: b"iPXE", Opt.IPXE: b"\x18\1\1"}
+PI = {Opt.VENDOR_CLASS: b"PXEClient:Arch:00000:UNDI:002001", Opt.ARCH: b"\0\0"}
+SYSTEM = {Opt.VENDOR_CLASS: b"dhcpcd-9.4.1"}
+
+
+def plan(
+    mac: Mac, firmware: Firmware, arch: int | None, features: frozenset[int]
+) -> BootPlan | None:
+    if mac.startswith("00:00:5e"):
+        return None
+    return BootPlan(
+        BOOT_FILES.get(arch or 0), "aoe:e16.0", "boot.ipxe", "http://10.77.0.1/snponly.efi"
+    )
+
+
+def policy(mode: Mode = Mode.PXE_ONLY, last: str = "10.77.0.59") -> Policy:
+    leases = Leases(IPv4Address("10.77.0.50"), IPv4Address(last))
+    return Policy(Settings(mode, SERVER, 24), leases, plan)
+
+
+def ask(kind: Type, options: dict[Opt, bytes], *, mac: Mac = MAC, xid: int = 1) -> Message:
+    both: dict[int, bytes] = {Opt.TYPE: bytes((kind,))}
+    both.update(options)
+    return Message(op=Op.REQUEST, xid=xid, chaddr=mac, options=both)
+
+
+def discover(
+    server: Policy, options: dict[Opt, bytes], *, mac: Mac = MAC, now: float = 0, xid: int = 1
+) -> Outcome:
+    return server.handle(encode(ask(Type.DISCOVER, options, mac=mac, xid=xid)), now)
+
+
+def select(
+    server: Policy,
+    ip: IPv4Address,
+    options: dict[Opt, bytes],
+    *,
+    mac: Mac = MAC,
+    now: float = 0,
+    chosen: IPv4Address = SERVER,
+    xid: int = 1,
+) -> Outcome:
+    more = {Opt.SERVER_ID: chosen.packed, Opt.REQUESTED_IP: ip.packed}
+    return server.handle(encode(ask(Type.REQUEST, {**options, **more}, mac=mac, xid=xid)), now)
+
+
+def boot(
+    server: Policy, options: dict[Opt, bytes], *, mac: Mac = MAC, now: float = 0, xid: int = 1
+) -> Message:
+    """DISCOVER and REQUEST; the ACK."""
+    offer = only(discover(server, options, mac=mac, now=now, xid=xid))
+    ack = only(select(server, offer.yiaddr, options, mac=mac, now=now, xid=xid))
+    assert ack.type == Type.ACK
+    return ack
+
+
+def only(outcome: Outcome) -> Message:
+    assert len(outcome.replies) == 1
+    return decode(outcome.replies[0].message)
+
+
+def to(outcome: Outcome) -> Destination:
+    return outcome.replies[0].to
+
+
+def kinds(outcome: Outcome) -> list[Kind]:
+    return [event.kind for event in outcome.events]
+
+
+def why(outcome: Outcome) -> str:
+    assert outcome.replies == ()
+    assert kinds(outcome)[-1] is Kind.IGNORED
+    return str(outcome.events[-1].detail["why"])
+
+
+# What each firmware gets
+
+
+@pytest.mark.parametrize(("options", "file"), [(BIOS, b"undionly.kpxe"), (UEFI, b"snponly.efi")])
+def test_pxe_gets_a_full_lease_and_its_file(options: dict[Opt, bytes], file: bytes) -> None:
+    offer = only(discover(policy(), options))
+    assert offer.yiaddr in policy().settings.network
+    assert (offer.siaddr, offer.sname, offer.file) == (SERVER, b"10.77.0.1", file)
+    assert offer.options[Opt.VENDOR_CLASS] == b"PXEClient"
+    assert offer.options[Opt.VENDOR] == b"\x06\x01\x08\xff"
+    assert offer.options[Opt.UUID] == UUID
+    assert offer.options[Opt.SERVER_ID] == SERVER.packed
+    assert offer.options[Opt.LEASE_TIME] == (600).to_bytes(4, "big")
+    assert offer.options[Opt.SUBNET_MASK] == b"\xff\xff\xff\0"
+
+
+def test_offer_and_ack_are_alike() -> None:
+    server = policy()
+    offer = only(discover(server, UEFI))
+    ack = only(select(server, offer.yiaddr, UEFI))
+    assert (ack.file, ack.siaddr, ack.yiaddr) == (offer.file, offer.siaddr, offer.yiaddr)
+    offer.options[Opt.TYPE] = ack.options[Opt.TYPE]
+    assert ack.options == offer.options
+
+
+def test_ipxe_gets_the_root_path_and_no_file() -> None:
+    ack = boot(policy(), IPXE)
+    assert (ack.options[Opt.ROOT_PATH], ack.file) == (b"aoe:e16.0", b"")
+    assert Opt.VENDOR_CLASS not in ack.options
+    assert ack.options[Opt.IPXE] == b"\x01\x01\x01\xb0\x01\x01"
+
+
+def test_ipxe_without_aoe_loads_ours_once_and_never_in_a_loop() -> None:
+    server = policy()
+    assert boot(server, OLD_IPXE, xid=1).file == b"undionly.kpxe"
+    assert "no AoE support" in why(discover(server, OLD_IPXE, now=5, xid=2))
+    assert boot(server, OLD_IPXE, now=CHAIN_SECONDS + 6, xid=3).file == b"undionly.kpxe"
+
+
+def test_a_repeated_question_is_no_loop() -> None:
+    server = policy()
+    boot(server, OLD_IPXE)
+    assert only(discover(server, OLD_IPXE, now=2)).file == b"undionly.kpxe"
+
+
+def test_a_repeated_request_gets_the_same_ack() -> None:
+    server = policy()
+    ack = boot(server, OLD_IPXE)
+    assert only(select(server, ack.yiaddr, OLD_IPXE, now=1)) == ack
+
+
+def test_the_chain_ends_in_our_ipxe() -> None:
+    server = policy()
+    boot(server, BIOS, xid=1)
+    boot(server, OLD_IPXE, now=3, xid=2)
+    assert boot(server, IPXE, now=6, xid=3).options[Opt.ROOT_PATH] == b"aoe:e16.0"
+
+
+def test_one_machine_keeps_its_address_through_the_chain() -> None:
+    server = policy()
+    assert boot(server, BIOS).yiaddr == boot(server, IPXE, now=5).yiaddr
+
+
+def test_uefi_http() -> None:
+    offer = only(discover(policy(), HTTP))
+    assert offer.options[Opt.VENDOR_CLASS] == b"HTTPClient"
+    assert offer.file == b"http://10.77.0.1/snponly.efi"
+    assert Opt.VENDOR not in offer.options
+
+
+def test_pi4() -> None:
+    uuid = b"\0RPi4" + bytes(12)
+    offer = only(discover(policy(), {**PI, Opt.UUID: uuid}, mac=PI4))
+    expected = b"\x06\x01\x03\x0a\x04\x00PXE\x09\x14\x00\x00\x11Raspberry Pi Boot\xff"
+    assert offer.options[Opt.VENDOR] == expected
+    assert offer.options[Opt.TFTP_SERVER] == b"10.77.0.1"
+    assert offer.options[Opt.VENDOR_CLASS] == b"PXEClient"
+    assert (offer.siaddr, offer.options[Opt.UUID]) == (SERVER, uuid)
+
+
+def test_pi3_is_answered_late_and_keeps_its_offer() -> None:
+    server = policy()
+    uuid = b"\0" + b"\x44\x33\x22\x11" * 4
+    outcome = discover(server, {**PI, Opt.UUID: uuid}, mac=PI3)
+    assert outcome.replies[0].delay == 2.0
+    assert b"Raspberry Pi Boot   " in only(outcome).options[Opt.VENDOR]
+    assert server.leases.owner(only(outcome).yiaddr, HOLD + 60) == PI3
+
+
+def test_no_plan_no_answer() -> None:
+    outcome = discover(policy(), BIOS, mac=Mac("00:00:5e:00:00:01"))
+    assert why(outcome) == "nothing is planned for this machine"
+
+
+def test_only_what_is_asked_for() -> None:
+    plain = only(discover(policy(), BIOS))
+    wants = {**BIOS, Opt.PARAMETERS: bytes((66, 67, 58, 59, 28))}
+    full = only(discover(policy(), wants))
+    assert Opt.TFTP_SERVER not in plain.options
+    assert full.options[Opt.TFTP_SERVER] == b"10.77.0.1"
+    assert full.options[Opt.BOOT_FILE] == b"undionly.kpxe"
+    assert full.options[Opt.T1] == (300).to_bytes(4, "big")
+    assert full.options[Opt.BROADCAST] == IPv4Address("10.77.0.255").packed
+
+
+def test_events_of_a_boot() -> None:
+    server = policy()
+    first = discover(server, UEFI)
+    second = select(server, only(first).yiaddr, UEFI)
+    assert kinds(first) == [Kind.DISCOVER, Kind.OFFER]
+    assert kinds(second) == [Kind.REQUEST, Kind.ACK]
+    assert first.events[0].detail == {"firmware": "pxe", "arch": 7}
+    ip = str(only(first).yiaddr)
+    assert second.events[1].detail == {"ip": ip, "boot_file": "snponly.efi", "root_path": ""}
+
+
+# Modes
+
+
+def test_pxe_only_leaves_systems_to_the_site() -> None:
+    assert "site's DHCP server" in why(discover(policy(), SYSTEM))
+
+
+def test_all_gives_systems_a_plain_lease() -> None:
+    ack = boot(policy(Mode.ALL), {**SYSTEM, Opt.CLIENT_ID: b"\xff123"})
+    assert (ack.file, ack.siaddr) == (b"", IPv4Address(0))
+    assert ack.options[Opt.CLIENT_ID] == b"\xff123"
+    assert not {Opt.VENDOR, Opt.VENDOR_CLASS, Opt.ROOT_PATH} & set(ack.options)
+
+
+def test_the_temporary_lease_comes_back_when_the_system_asks() -> None:
+    server = policy()
+    boot(server, IPXE)
+    outcome = discover(server, SYSTEM, now=30)
+    assert kinds(outcome) == [Kind.RELEASE, Kind.IGNORED]
+    assert server.leases.of(MAC, 30) is None
+
+
+def test_a_request_without_option_60_takes_our_offer() -> None:
+    server = policy()
+    offer = only(discover(server, UEFI))
+    ack = only(select(server, offer.yiaddr, {}))
+    assert (ack.type, ack.file) == (Type.ACK, b"snponly.efi")
+
+
+# REQUEST
+
+
+def test_another_servers_offer_was_taken() -> None:
+    server = policy()
+    offer = only(discover(server, BIOS))
+    outcome = select(server, offer.yiaddr, BIOS, chosen=OTHER_SERVER)
+    assert "10.77.0.2" in why(outcome)
+    assert server.leases.of(MAC, 0) is None
+
+
+def test_an_address_of_another_is_refused_aloud() -> None:
+    server = policy()
+    ack = boot(server, BIOS)
+    outcome = select(server, ack.yiaddr, BIOS, mac=Mac("52:54:00:00:00:99"))
+    assert only(outcome).type == Type.NAK
+    assert to(outcome).kind is To.BROADCAST
+
+
+def rebooting(ip: str) -> dict[Opt, bytes]:
+    return {**SYSTEM, Opt.REQUESTED_IP: IPv4Address(ip).packed}
+
+
+@pytest.mark.parametrize("ip", ["10.77.0.55", "192.0.2.1"])
+def test_pxe_only_never_refuses_a_systems_own_address(ip: str) -> None:
+    outcome = policy().handle(encode(ask(Type.REQUEST, rebooting(ip))), 0)
+    assert "another DHCP server" in why(outcome)
+
+
+@pytest.mark.parametrize("ip", ["10.77.0.55", "192.0.2.1"])
+def test_all_refuses_what_it_does_not_know(ip: str) -> None:
+    outcome = policy(Mode.ALL).handle(encode(ask(Type.REQUEST, rebooting(ip))), 0)
+    assert only(outcome).type == Type.NAK
+
+
+def test_init_reboot_with_our_lease() -> None:
+    server = policy(Mode.ALL)
+    ip = boot(server, SYSTEM).yiaddr
+    outcome = server.handle(encode(ask(Type.REQUEST, rebooting(str(ip)))), 10)
+    assert only(outcome).yiaddr == ip
+
+
+def test_renewal_is_answered_by_unicast() -> None:
+    server = policy(Mode.ALL)
+    request = ask(Type.REQUEST, SYSTEM)
+    request.ciaddr = boot(server, SYSTEM).yiaddr
+    outcome = server.handle(encode(request), 300)
+    assert to(outcome) == Destination(To.UNICAST, request.ciaddr, 68, MAC)
+    lease = server.leases.of(MAC, 300)
+    assert lease is not None
+    assert lease.expires == 900
+
+
+def test_an_expired_lease_goes_on_if_it_is_still_free() -> None:
+    server = policy(Mode.ALL)
+    request = ask(Type.REQUEST, SYSTEM)
+    request.ciaddr = boot(server, SYSTEM).yiaddr
+    assert only(server.handle(encode(request), 5000)).type == Type.ACK
+
+
+def test_exhaustion_is_reported() -> None:
+    server = policy(last="10.77.0.50")
+    boot(server, BIOS)
+    outcome = discover(server, BIOS, mac=Mac("52:54:00:00:00:99"))
+    assert kinds(outcome) == [Kind.DISCOVER, Kind.POOL_FULL]
+    assert outcome.events[1].detail == {"range": "10.77.0.50-10.77.0.50"}
+
+
+# The rest
+
+
+def test_decline_quarantines_for_ten_minutes() -> None:
+    server = policy(last="10.77.0.50")
+    ip = boot(server, BIOS).yiaddr
+    options = {Opt.REQUESTED_IP: ip.packed, Opt.SERVER_ID: SERVER.packed}
+    outcome = server.handle(encode(ask(Type.DECLINE, options)), 1)
+    assert kinds(outcome) == [Kind.DECLINE]
+    assert kinds(discover(server, BIOS, now=599))[-1] is Kind.POOL_FULL
+    assert only(discover(server, BIOS, now=602)).yiaddr == ip
+
+
+@pytest.mark.parametrize(("named", "freed"), [(SERVER, True), (OTHER_SERVER, False)])
+def test_release_must_name_us(named: IPv4Address, freed: bool) -> None:
+    server = policy()
+    request = ask(Type.RELEASE, {Opt.SERVER_ID: named.packed})
+    request.ciaddr = boot(server, BIOS).yiaddr
+    outcome = server.handle(encode(request), 1)
+    assert outcome.replies == ()
+    assert (server.leases.of(MAC, 1) is None) is freed
+
+
+def test_inform() -> None:
+    request = ask(Type.INFORM, SYSTEM)
+    request.ciaddr = IPv4Address("10.77.0.200")
+    ack = only(policy(Mode.ALL).handle(encode(request), 0))
+    assert (ack.type, ack.yiaddr) == (Type.ACK, IPv4Address(0))
+    assert Opt.LEASE_TIME not in ack.options
+    why(policy().handle(encode(request), 0))
+
+
+def test_rubbish_raises_the_declared_error() -> None:
+    with pytest.raises(DhcpError):
+        policy().handle(b"rubbish", 0)
+
+
+def test_a_reply_is_not_answered() -> None:
+    message = ask(Type.OFFER, {})
+    message.op = Op.REPLY
+    assert policy().handle(encode(message), 0) == Outcome()
+
+
+# Destinations
+
+
+def test_to_the_mac_where_no_address_is_known_yet() -> None:
+    outcome = discover(policy(), BIOS)
+    assert to(outcome) == Destination(To.LINK, only(outcome).yiaddr, 68, MAC)
+
+
+def test_broadcast_flag() -> None:
+    request = ask(Type.DISCOVER, BIOS)
+    request.flags = BROADCAST_FLAG
+    assert to(policy().handle(encode(request), 0)).kind is To.BROADCAST
+
+
+def test_relay_gets_its_option_back_last() -> None:
+    request = ask(Type.DISCOVER, {Opt.RELAY: b"\1\4port", **BIOS})
+    request.giaddr = IPv4Address("10.77.0.250")
+    outcome = policy().handle(encode(request), 0)
+    assert to(outcome) == Destination(To.RELAY, request.giaddr, 67, MAC)
+    assert list(only(outcome).options.items())[-1] == (Opt.RELAY, b"\1\4port")
+
+
+def test_relay_of_another_subnet() -> None:
+    request = ask(Type.DISCOVER, BIOS)
+    request.giaddr = IPv4Address("10.88.0.1")
+    assert "10.88.0.1" in why(policy().handle(encode(request), 0))
+
+
+# Proxy
+
+
+def test_proxy_offers_no_address() -> None:
+    outcome = discover(policy(Mode.PROXY), BIOS)
+    offer = only(outcome)
+    assert to(outcome).kind is To.BROADCAST
+    assert (offer.yiaddr, offer.file) == (IPv4Address(0), b"undionly.kpxe")
+    assert offer.options[Opt.VENDOR] == b"\x06\x01\x08\xff"
+    assert Opt.LEASE_TIME not in offer.options
+
+
+def test_proxy_sends_uefi_to_port_4011() -> None:
+    offer = only(discover(policy(Mode.PROXY), UEFI))
+    assert Opt.VENDOR not in offer.options
+    assert offer.options[Opt.VENDOR_CLASS] == b"PXEClient"
+
+
+def test_proxy_gives_ipxe_a_script() -> None:
+    offer = only(discover(policy(Mode.PROXY), IPXE))
+    assert (offer.file, Opt.ROOT_PATH in offer.options) == (b"boot.ipxe", False)
+    assert offer.options[Opt.VENDOR_CLASS] == b"PXEClient"
+
+
+def test_proxy_leaves_requests_to_the_dhcp_server() -> None:
+    outcome = select(policy(Mode.PROXY), IPv4Address("10.77.0.99"), BIOS)
+    assert outcome.replies == ()
+
+
+def test_port_4011_answers_the_source() -> None:
+    source = (IPv4Address("10.77.0.99"), 4011)
+    request = ask(Type.REQUEST, UEFI)
+    request.ciaddr = source[0]
+    outcome = policy(Mode.PROXY).handle_boot(encode(request), 0, source)
+    assert to(outcome) == Destination(To.UNICAST, *source, MAC)
+    ack = only(outcome)
+    assert (ack.type, ack.file, ack.siaddr) == (Type.ACK, b"snponly.efi", SERVER)
+    assert ack.options[Opt.UUID] == UUID
+
+
+def test_port_4011_returns_the_boot_item() -> None:
+    request = ask(Type.REQUEST, {**BIOS, Opt.VENDOR: b"\x47\x04\x80\0\0\0\xff"})
+    outcome = policy(Mode.PROXY).handle_boot(encode(request), 0, (IPv4Address("10.77.0.9"), 68))
+    assert only(outcome).options[Opt.VENDOR] == b"\x47\x04\x80\0\0\0\xff"
+
+
+def test_port_4011_ignores_others() -> None:
+    source = (IPv4Address("10.77.0.9"), 68)
+    for message in (ask(Type.DISCOVER, UEFI), ask(Type.REQUEST, SYSTEM)):
+        why(policy(Mode.PROXY).handle_boot(encode(message), 0, source))
+
+
+# The server's own address
+
+
+def test_the_server_follows_its_address() -> None:
+    server = policy()
+    boot(server, BIOS)
+    assert server.update_server(IPv4Address("10.99.0.7"), 24)
+    offer = only(discover(server, BIOS, now=1))
+    assert offer.options[Opt.SERVER_ID] == IPv4Address("10.99.0.7").packed
+    assert offer.yiaddr in server.settings.network
+    assert not server.update_server(IPv4Address("10.99.0.7"), 24)
+
+
+def test_the_server_never_offers_its_own_address() -> None:
+    server = policy(last="10.77.0.51")
+    server.update_server(IPv4Address("10.77.0.50"), 24)
+    wants = {**BIOS, Opt.REQUESTED_IP: IPv4Address("10.77.0.50").packed}
+    assert only(discover(server, wants)).yiaddr == IPv4Address("10.77.0.51")
+
+
+def test_a_probe_is_asked_for_once() -> None:
+    server = policy()
+    first = discover(server, BIOS)
+    assert first.probe == only(first).yiaddr
+    assert discover(server, BIOS, now=1).probe is None
+    boot(server, BIOS, now=2)
+    assert discover(server, BIOS, now=5000).probe is None
+
+
+def test_a_conflict_moves_to_the_next_address() -> None:
+    server = policy()
+    first = discover(server, BIOS)
+    assert first.probe is not None
+    assert server.conflict(first.probe, 0)
+    assert only(discover(server, BIOS)).yiaddr != first.probe
+
+
+def test_a_flood_of_macs_keeps_the_memory_bounded() -> None:
+    server = policy(Mode.PROXY)
+    for n in range(5000):
+        mac = Mac(f"02:00:00:00:{n >> 8:02x}:{n & 255:02x}")
+        discover(server, BIOS, mac=mac)
+    assert len(server._seen) <= 4096
+
+
+@pytest.mark.parametrize("change", [{"prefixlen": 31}, {"lease": 5}])
+def test_settings_that_make_no_sense(change: dict[str, int]) -> None:
+    with pytest.raises(UsageError):
+        replace(policy().settings, **change)  # type: ignore[arg-type]
