@@ -1,4 +1,4 @@
-"""A Debian kernel for clients: fetched as a package, unpacked into a cache, never installed here."""
+"""A Debian kernel for clients: fetched as a package into a cache, never installed on the host."""
 
 import atexit
 import os
@@ -51,7 +51,7 @@ class Kernel:
 
 
 def cache_dir() -> Path:
-    """Where downloads are kept: $PXED_CACHE, $XDG_CACHE_HOME/pxed, or root's or the user's cache."""
+    """Where downloads are kept: $PXED_CACHE, $XDG_CACHE_HOME/pxed, or what is usual."""
     if chosen := os.environ.get("PXED_CACHE"):
         return Path(chosen)
     if base := os.environ.get("XDG_CACHE_HOME"):

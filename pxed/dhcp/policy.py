@@ -15,7 +15,7 @@ from pxed.dhcp import replies
 from pxed.dhcp.bootplan import BootPlan, Choice, Step, choose
 from pxed.dhcp.classify import Firmware, Identity, identify
 from pxed.dhcp.codec import NOWHERE, Message, Op, Opt, Type, decode
-from pxed.dhcp.leases import HOLD, Lease, Leases, State, carve
+from pxed.dhcp.leases import HOLD, Lease, Leases, carve
 from pxed.dhcp.replies import Mode, Reply, Settings
 from pxed.events import Event, Kind
 from pxed.mac import Mac
@@ -345,14 +345,3 @@ def _boot_detail(choice: Choice | None) -> dict[str, object]:
     if choice is None:
         return {"boot_file": "", "root_path": ""}
     return {"boot_file": choice.file, "root_path": choice.root_path}
-
-
-__all__ = [
-    "BootPlan",
-    "Mode",
-    "Outcome",
-    "PlanFor",
-    "Policy",
-    "Settings",
-    "State",
-]

@@ -6,8 +6,8 @@
         client.power_on()
         client.wait_running()
 
-Everything runs in namespaces that die with this process, however it dies; the one thing that kill -9
-leaves is a directory under the temporary directory, and the next ``Lab.clean_stale`` removes it.
+Everything runs in namespaces that die with this process, however it dies; the one thing that
+kill -9 leaves is a temporary directory, and the next ``Lab.clean_stale`` removes it.
 """
 
 import contextlib

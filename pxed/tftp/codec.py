@@ -90,6 +90,8 @@ _TWO = struct.Struct("!HH")
 
 def decode(data: bytes) -> Packet:
     """The packet in ``data``; TftpError if it is none. Trailing bytes after an ACK are ignored."""
+    if data[:2] == b"\x00\x06":
+        return Oack(_options(_strings(data[2:])))
     if len(data) < 4:
         raise TftpError(f"a TFTP packet has 4 bytes or more, not {len(data)}")
     op, number = _TWO.unpack_from(data)
@@ -102,8 +104,6 @@ def decode(data: bytes) -> Packet:
             return Ack(number)
         case Op.ERROR:
             return Error(number, _text(data[4:].split(b"\0", 1)[0]))
-        case Op.OACK:
-            return Oack(_options(_strings(data[2:])))
     raise TftpError(f"opcode {op} is not TFTP")
 
 

@@ -15,7 +15,8 @@ import pytest
 
 pytest.importorskip("aoe_fast.server", reason="the extension is not built: run script/bootstrap")
 
-from aoe_fast.initiator import AtaError, Initiator, NoAnswer, TargetError
+from aoe_fast.initiator import AtaError, ConfigCommand, Initiator, NoAnswer, TargetError
+from pxed.lab.netns import veth
 from tests.conftest import Cable, requires
 
 pytestmark = pytest.mark.netns

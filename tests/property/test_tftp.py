@@ -1,5 +1,6 @@
-"""TFTP: any bytes parse or raise the declared error; any conversation ends or goes on, never raises."""
+"""TFTP: any bytes parse or raise the declared error; no conversation raises anything."""
 
+import contextlib
 import random
 
 from hypothesis import given
@@ -23,10 +24,8 @@ packets: st.SearchStrategy[Packet] = st.one_of(
 
 @given(st.binary(max_size=600))
 def test_any_bytes(data: bytes) -> None:
-    try:
+    with contextlib.suppress(TftpError):
         decode(data)
-    except TftpError:
-        pass
 
 
 @given(st.integers(1, 6), st.binary(max_size=200))
@@ -94,7 +93,5 @@ def test_acks_in_any_order_deliver_the_file(
 @given(st.text(max_size=80))
 def test_any_name_is_found_or_refused(name: str) -> None:
     files = Files(None, virtual={"a": b"x"})
-    try:
+    with contextlib.suppress(TftpError):
         assert files.open(name).read(0, 9) == b"x"
-    except TftpError:
-        pass

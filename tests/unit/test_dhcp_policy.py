@@ -46,7 +46,7 @@ def policy(mode: Mode = Mode.PXE_ONLY, last: str = "10.77.0.59") -> Policy:
 
 def ask(kind: Type, options: dict[Opt, bytes], *, mac: Mac = MAC, xid: int = 1) -> Message:
     both: dict[int, bytes] = {Opt.TYPE: bytes((kind,))}
-    both.update(options)
+    both.update({int(code): value for code, value in options.items()})
     return Message(op=Op.REQUEST, xid=xid, chaddr=mac, options=both)
 
 

@@ -119,7 +119,7 @@ def test_a_mount_is_a_directory_of_its_own(root: Path, tmp_path: Path) -> None:
 
 
 def test_no_such_root(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot serve .*nothing by TFTP"):
+    with pytest.raises(UsageError, match=r"cannot serve .*nothing by TFTP"):
         Files(tmp_path / "nothing")
 
 

@@ -1,0 +1,129 @@
+"""``pxed demo`` as a person runs it, and that nothing is left of it, however it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from pxed.lab.lab import Lab
+from tests.boot.conftest import PROGRAMS
+from tests.conftest import requires
+
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(240)]
+
+DEMO = [sys.executable, "-m", "pxed", "demo"]
+
+
+@pytest.fixture
+def temporary(tmp_path: Path) -> Path:
+    """Where this demo, and no other lab on this machine, puts its directory."""
+    requires(*PROGRAMS)
+    Lab.clean_stale()
+    return tmp_path
+
+
+def start(temporary: Path, *options: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [*DEMO, *options],
+        env={**os.environ, "TMPDIR": str(temporary), "COLUMNS": "100"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def offspring(pid: int) -> set[int]:
+    """Processes that descend from ``pid``."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents[int(stat.parent.name)] = int(fields[1])
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {pid}
+
+
+def gone(pids: set[int], limit: float = 10) -> bool:
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        alive = [p for p in pids if Path(f"/proc/{p}").exists() and not _zombie(p)]
+        if not alive:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def until_booting(demo: "subprocess.Popen[str]") -> None:
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        if "first AoE read" in line:
+            return
+    pytest.fail("the demo ended before its client booted")
+
+
+def test_a_bios_client_runs_and_json_says_when(temporary: Path) -> None:
+    demo = start(temporary, "--json")
+    out, err = demo.communicate(timeout=200)
+    assert demo.returncode == 0, err
+    said = json.loads(out)
+    (client,) = said["clients"]
+    assert client["running"]
+    assert client["stages"]["DISCOVER"] < client["stages"]["root mounted"]
+    assert client["stages"]["root mounted"] < client["power_on_to_running_s"]
+    assert said["aoe"]["read_bytes"] > 1 << 20
+    assert said["aoe"]["drops"] == 0
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_and_nothing_is_left(temporary: Path, number: signal.Signals) -> None:
+    demo = start(temporary)
+    until_booting(demo)
+    children = offspring(demo.pid)
+    assert len(children) >= 4  # two namespaces, the server, the client
+    demo.send_signal(number)
+    _, err = demo.communicate(timeout=30)
+    assert demo.returncode == 130
+    assert "Traceback" not in err
+    assert gone(children)
+    assert list(temporary.iterdir()) == []
+
+
+def test_kill_9_leaves_no_process_and_a_directory_that_the_next_lab_removes(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo = start(temporary)
+    until_booting(demo)
+    children = offspring(demo.pid)
+    demo.kill()
+    demo.communicate(timeout=30)
+    assert gone(children)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    Lab.clean_stale()
+    assert list(temporary.iterdir()) == []
+
+
+def test_the_firmware_must_be_one_that_exists() -> None:
+    done = subprocess.run(
+        [*DEMO, "--firmware", "coreboot"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "bios" in done.stderr
