@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import importlib.metadata
 import json
 import os
 import re
@@ -310,7 +309,7 @@ def status(server: Server, since: float) -> dict[str, Any]:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(importlib.metadata.version("pxed"), prog_name="aoe-fast")
+@click.version_option(package_name="pxed", prog_name="aoe-fast")
 def cli() -> None:
     """ATA over Ethernet: serve disks, find them, copy them."""
 

@@ -292,7 +292,7 @@ def parse_identity(data: bytes) -> Identity:
     )
 
 
-def sectors_per_frame(mtu: int, scnt: int) -> int:
+def sectors_that_fit(mtu: int, scnt: int) -> int:
     """Sectors that fit one frame: the interface's share and the target's; 0 if not even one."""
     return min(max(mtu - 36, 0) // SECTOR, scnt or 2, 255)
 

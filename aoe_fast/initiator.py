@@ -48,7 +48,7 @@ from aoe_fast.frames import (
     parse_ata,
     parse_config,
     parse_identity,
-    sectors_per_frame,
+    sectors_that_fit,
     transfer_body,
 )
 
@@ -345,7 +345,7 @@ class Initiator:
         return total
 
     def _step(self, device: Device) -> int:
-        step = sectors_per_frame(self.mtu, device.scnt)
+        step = sectors_that_fit(self.mtu, device.scnt)
         if step == 0:
             raise InterfaceError(f"{self.interface}: MTU {self.mtu} is too small for one sector")
         return step

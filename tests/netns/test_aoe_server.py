@@ -273,18 +273,21 @@ def test_swapping_views_under_load_loses_nothing(cable: Cable, peer: Peer, tmp_p
         exports.append(Export(tmp_path / f"{n}"))
     target = Target()
     target.set_view(peer.mac, {(16, 3): exports[0]})
-    done = threading.Event()
+    enough = threading.Event()
+    swapped = 0
 
     def swap() -> None:
-        for n in range(1000):
-            target.set_view(peer.mac, {(16, 3): exports[n % 2]})
-        done.set()
+        nonlocal swapped
+        while swapped < 1000 or not enough.is_set():
+            target.set_view(peer.mac, {(16, 3): exports[swapped % 2]})
+            swapped += 1
+            time.sleep(0.0002)
 
     with serving(cable, target) as server:
         swapper = threading.Thread(target=swap)
         swapper.start()
         asked, contents = 0, set()
-        while not done.is_set() or asked < 500:
+        while asked < 16000:
             for tag in range(16):
                 peer.send(peer.read(0, tag=tag))
             for _ in range(16):
@@ -293,14 +296,14 @@ def test_swapping_views_under_load_loses_nothing(cable: Cable, peer: Peer, tmp_p
                 assert len(set(reply.data)) == 1
                 contents.add(reply.data[0])
             asked += 16
+        enough.set()
         swapper.join()
+        assert swapped >= 1000
         assert contents == {1, 2}
         assert total(server, "not_ours") == 0
 
 
-def test_a_dropped_view_is_gone_when_the_call_returns(
-    cable: Cable, peer: Peer, disk: Path
-) -> None:
+def test_a_dropped_view_is_gone_when_the_call_returns(cable: Cable, peer: Peer, disk: Path) -> None:
     target = Target()
     export = Export(disk)
     with serving(cable, target):
@@ -309,7 +312,7 @@ def test_a_dropped_view_is_gone_when_the_call_returns(
             assert peer.ask(peer.read(0)).status == 0x40
             target.drop_view(peer.mac)
             peer.send(peer.read(0))
-        assert peer.receive(0.1) is None
+            assert peer.receive(0.01) is None
 
 
 def test_stopping_answers_what_has_arrived(cable: Cable, peer: Peer, disk: Path) -> None:
@@ -351,7 +354,9 @@ def test_no_privilege(cable: Cable) -> None:
         "try: Server(Target(), ['eth0']).start()\n"
         "except AoeError as error: print(error)\n"
     )
-    done = cable.srv.run([sys.executable, "-c", f"import sys; sys.path[:0]=[{str(ROOT)!r}]\n{code}"])
+    done = cable.srv.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0]=[{str(ROOT)!r}]\n{code}"]
+    )
     assert "run as root" in done.stdout
 
 
@@ -411,7 +416,9 @@ def test_the_generated_c_of_the_data_path_knows_no_gil(module: str, function: st
     if not source.exists():
         pytest.skip("no generated C here: built elsewhere")
     name = rf"__pyx_f_8aoe_fast_{len(module)}{module}_{function}"
-    body = re.search(rf"^static [^;\n]*\b{name}\([^;]*?\) \{{\n(.*?)^\}}", source.read_text(), re.M | re.S)
+    body = re.search(
+        rf"^static [^;\n]*\b{name}\([^;]*?\) \{{\n(.*?)^\}}", source.read_text(), re.M | re.S
+    )
     assert body, f"{name} is not in {source.name}"
     assert not re.search(r"PyGILState|PyObject|Py_[A-Z]+REF|__Pyx_Raise", body[1])
 
@@ -432,13 +439,16 @@ def test_aoecfg(cable: Cable, disk: Path) -> None:
     target = Target(wire_config=True)
     target.set_view(None, {(16, 3): Export(disk)})
 
-    def aoecfg(*words: str) -> str:
-        return cable.cli.run(
-            ["aoecfg", "-c", "eth0", "-s", "16.3", *words], check=False, timeout=20
-        ).stdout
+    def aoecfg(command: str, text: str) -> str:
+        argv = ["aoecfg", "-c", command, "-s", text, "-t", "1", "16", "3", "eth0"]
+        return cable.cli.run(argv, check=False, timeout=20).stdout
 
     with serving(cable, target):
-        print(aoecfg("read"))
+        assert "seat-01" in aoecfg("set", "seat-01")
+        assert "seat-01" in aoecfg("read", "")
+        assert aoecfg("test", "seat-02") == ""
+        assert "seat-01" in aoecfg("prefix", "seat")
+        assert "seat-02" in aoecfg("fset", "seat-02")
 
 
 def test_identify_over_the_wire(cable: Cable, peer: Peer, disk: Path) -> None:

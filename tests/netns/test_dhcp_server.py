@@ -21,6 +21,7 @@ from pxed.lab.netns import Namespace
 from pxed.mac import Mac
 from pxed.net.dhcp import DhcpServer
 from pxed.net.link import look_up
+from pxed.net.rival import find_rivals
 from pxed.net.thread import LoopThread
 from tests.conftest import Cable, requires
 
@@ -213,3 +214,26 @@ def test_proxy_answers_on_4011(cable: Cable) -> None:
     reply = decode(data)
     assert source == ("10.77.0.1", 4011)
     assert (reply.type, reply.file) == (Type.ACK, b"undionly.kpxe")
+
+
+def test_a_rival_server_is_found(cable: Cable) -> None:
+    """M15, from the other end of the cable; the server's own end hears nobody."""
+
+    async def look() -> list[str]:
+        return [str(rival) for rival in await find_rivals(look_up("eth0"), 1.0)]
+
+    with serving(cable.srv, Mode.ALL), LoopThread(cable.cli.inside()) as other:
+        lines = other.call(look())
+        with LoopThread(cable.srv.inside()) as same:
+            assert same.call(look()) == []
+    assert len(lines) == 1
+    assert lines[0].startswith("another DHCP server with network boot answers")
+    assert "10.77.0.1" in lines[0]
+
+
+def test_a_quiet_segment_has_no_rival(cable: Cable) -> None:
+    async def look() -> int:
+        return len(await find_rivals(look_up("eth0"), 0.4))
+
+    with LoopThread(cable.cli.inside()) as thread:
+        assert thread.call(look()) == 0

@@ -19,7 +19,7 @@ from aoe_fast.frames import (
     parse_ata,
     parse_config,
     parse_identity,
-    sectors_per_frame,
+    sectors_that_fit,
     transfer_body,
 )
 
@@ -107,7 +107,7 @@ def test_errors_speak() -> None:
     [(1500, 2, 2), (1500, 16, 2), (9000, 16, 16), (9000, 255, 17), (1500, 0, 2), (500, 2, 0)],
 )
 def test_sectors_per_frame(mtu: int, scnt: int, sectors: int) -> None:
-    assert sectors_per_frame(mtu, scnt) == sectors
+    assert sectors_that_fit(mtu, scnt) == sectors
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,79 @@
+"""Looks for other DHCP and PXE servers on a segment, without taking part in it (M15)."""
+
+import asyncio
+import random
+import socket
+from ipaddress import IPv4Address
+
+from pxed.dhcp.codec import CLIENT_PORT, SERVER_PORT
+from pxed.dhcp.replies import EVERYBODY
+from pxed.dhcp.rival import Rival, answer, merge, questions
+from pxed.errors import HostError
+from pxed.mac import mac_bytes, mac_text
+from pxed.net.link import Link
+from pxed.net.packet import ETH_IPV4, Instruction, open_raw, udp_frame
+
+# IPv4, UDP, first fragment, destination port 68.
+_FILTER: tuple[Instruction, ...] = (
+    (0x28, 0, 0, 12),  # ldh [12]
+    (0x15, 0, 8, ETH_IPV4),
+    (0x30, 0, 0, 23),  # ldb [23]
+    (0x15, 0, 6, socket.IPPROTO_UDP),
+    (0x28, 0, 0, 20),  # ldh [20]
+    (0x45, 4, 0, 0x1FFF),  # jset: a later fragment
+    (0xB1, 0, 0, 14),  # ldx 4*([14]&0xf)
+    (0x48, 0, 0, 16),  # ldh [x+16]
+    (0x15, 0, 1, CLIENT_PORT),
+    (0x06, 0, 0, 0xFFFF),
+    (0x06, 0, 0, 0),
+)
+
+
+async def find_rivals(link: Link, seconds: float = 2.0) -> tuple[Rival, ...]:
+    """Servers that answer a DISCOVER on ``link`` within ``seconds``, asked twice.
+
+    Our own server does not hear the question, so this can be asked at any time. HostError without
+    the privilege or the link.
+    """
+    loop = asyncio.get_running_loop()
+    raw = open_raw(link, ETH_IPV4, _FILTER)
+    xid = random.getrandbits(32)
+    found: list[Rival] = []
+
+    def readable() -> None:
+        try:
+            frame = raw.recv(4096)
+        except OSError:
+            return
+        rival = _rival(frame, link, xid)
+        if rival is not None:
+            found.append(rival)
+
+    loop.add_reader(raw.fileno(), readable)
+    try:
+        for _ in range(2):
+            for question in questions(link.mac, xid):
+                _ask(raw, link, question)
+            await asyncio.sleep(seconds / 2)
+    finally:
+        loop.remove_reader(raw.fileno())
+        raw.close()
+    return merge(found)
+
+
+def _ask(raw: socket.socket, link: Link, question: bytes) -> None:
+    own = mac_bytes(link.mac)
+    source, target = (IPv4Address(0), CLIENT_PORT), (EVERYBODY, SERVER_PORT)
+    try:
+        raw.send(udp_frame(own, b"\xff" * 6, source, target, question))
+    except OSError as error:
+        raise HostError(f"cannot look for rivals on {link.name}: {error.strerror}") from None
+
+
+def _rival(frame: bytes, link: Link, xid: int) -> Rival | None:
+    at = 14 + (frame[14] & 0xF) * 4 if len(frame) > 34 else len(frame)
+    source = IPv4Address(frame[26:30]) if len(frame) > 34 else IPv4Address(0)
+    sender = mac_text(frame[6:12]) if len(frame) > 34 else link.mac
+    if sender == link.mac:  # our own server's answer to somebody
+        return None
+    return answer(frame[at + 8 :], link.mac, xid, sender, source)
