@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from .target cimport Batch
+from .batch cimport Batch
 
 
 cdef extern from "<sys/uio.h>" nogil:

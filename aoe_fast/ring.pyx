@@ -19,7 +19,7 @@ from libc.stdlib cimport calloc, free
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.unistd cimport usleep
 
-from .target cimport BATCH_REPLIES, Reply, fail_ata
+from .batch cimport BATCH_REPLIES, Reply, fail_ata
 from .wire cimport ATA_UNC, ATA_WRITE, ATA_WRITE_EXT, CLASS_ATA, ETHERTYPE_AOE, FLAG_RESPONSE
 
 from .wire import AoeError

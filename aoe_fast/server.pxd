@@ -2,39 +2,11 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from .batch cimport Batch, Counters
 from .ring cimport Outbox, RingState
-from .store cimport Backing, pthread_mutex_t
-from .target cimport Batch, Counters, Target
+from .syncer cimport Queue
+from .target cimport Target
 from .view cimport Reader, Region
-
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_cond_t:
-        pass
-
-
-# An acknowledgement that waits for its export's sync; holds the backing.
-cdef struct Waiting:
-    Waiting *next
-    Backing *backing
-    int fd
-    uint8_t head[60]
-
-
-# Written and acknowledged, not yet synced; holds the backing.
-cdef struct Dirty:
-    Dirty *next
-    Backing *backing
-
-
-# What the workers hand to the sync thread; guarded by the lock.
-cdef struct Queue:
-    pthread_mutex_t lock
-    pthread_cond_t wake
-    Waiting *first
-    Waiting **last
-    Dirty *dirty
-    int stop
 
 
 cdef struct Worker:

@@ -1,10 +1,8 @@
-"""Worker threads without the GIL: harvest, handle, send; the sync thread; counters.
+"""Worker threads without the GIL: harvest, handle, send; counters; start and stop.
 
 One worker for each ring pair of an interface takes what has arrived, up to a batch, answers it
 with one sendmmsg, and spins for a moment before it sleeps: waking up is most of what a client with
-one request outstanding waits for. A write that must be durable is acknowledged by the sync thread,
-which takes all that wait, syncs each export once, and sends them (group commit): while one sync
-runs the next group gathers.
+one request outstanding waits for. What must be synced first goes to the sync thread.
 """
 
 import os
@@ -12,21 +10,18 @@ import threading
 
 import numpy as np
 
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdint cimport int64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from .batch cimport BATCH_FRAMES, Reply, free_batch, monotonic, new_batch
 from .ring cimport (
     PAYLOADS, REQUESTS, Ring, free_outbox, new_outbox, outbox_add, outbox_send, ring_drops,
     ring_peek, ring_pop, socket_error,
 )
-from .store cimport (
-    backing_hold, backing_release, backing_sync, pthread_mutex_destroy, pthread_mutex_init,
-    pthread_mutex_lock, pthread_mutex_unlock,
-)
-from .target cimport BATCH_FRAMES, BATCH_REPLIES, Reply, fail_ata, free_batch, handle, new_batch
+from .syncer cimport defer, free_queue, mark_dirty, new_queue, stop_queue, sync_loop
+from .target cimport handle
 from .view cimport enter, leave
-from .wire cimport ATA_UNC, SHORTEST_REPLY
 
 from .ring import link, open_group
 from .wire import AoeError
@@ -35,8 +30,6 @@ from .wire import AoeError
 cdef extern from "atomics.h" nogil:
     uint32_t aoe_acquire32(const uint32_t *p)
     void aoe_release32(uint32_t *p, uint32_t value)
-    uint32_t aoe_swap32(uint32_t *p, uint32_t value)
-    uint64_t aoe_add64(uint64_t *p, uint64_t n)
     void aoe_relax()
 
 
@@ -51,20 +44,6 @@ cdef extern from "<poll.h>" nogil:
         POLLERR
 
 
-cdef extern from "<pthread.h>" nogil:
-    int pthread_cond_init(pthread_cond_t *condition, const void *attributes)
-    int pthread_cond_destroy(pthread_cond_t *condition)
-    int pthread_cond_signal(pthread_cond_t *condition)
-    int pthread_cond_timedwait(
-        pthread_cond_t *condition, pthread_mutex_t *mutex, const timespec *until
-    )
-
-
-cdef extern from "<time.h>" nogil:
-    enum:
-        CLOCK_REALTIME
-
-
 _COUNTS = [
     "frames", "replies", "ignored", "runt", "response_flag", "group_source", "not_ours",
     "ata_errors", "aoe_errors", "drops", "send_errors", "batches", "syncs",
@@ -74,19 +53,11 @@ COUNTERS = np.dtype({
 })
 
 cdef enum:
-    # A writeback export is synced this often.
-    WRITEBACK_SECONDS = 5
     # An idle worker looks at the drop counter this often.
     IDLE_MS = 1000
     # A busy one after so many batches.
     DROPS_EVERY = 4096
     MAX_WORKERS = 64
-
-
-cdef inline int64_t monotonic() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
 
 
 cdef void worker_loop(Worker *worker) noexcept nogil:
@@ -177,166 +148,15 @@ cdef bint serve_batch(Worker *worker) noexcept nogil:
             deferred = True
         else:
             if reply.image != NULL and reply.size == 0:
-                mark_dirty(worker, reply.image)
+                mark_dirty(worker.queue, reply.image)
             outbox_add(worker.outbox, batch, i)
     if deferred:
-        defer(worker)
+        defer(worker.queue, batch, worker.outbox, worker.rings[REQUESTS].fd)
     if worker.outbox.count:
         outbox_send(worker.outbox, batch, worker.rings[REQUESTS].fd)
     leave(worker.reader)
     worker.counters.batches += 1
     return True
-
-
-cdef void mark_dirty(Worker *worker, Backing *backing) noexcept nogil:
-    """Have a writeback export synced within WRITEBACK_SECONDS."""
-    cdef Dirty *node
-    if aoe_swap32(&backing.dirty, 1):
-        return
-    node = <Dirty *>malloc(sizeof(Dirty))
-    if node == NULL:
-        backing.dirty = 0  # the next write tries again; the kernel writes back anyway
-        return
-    backing_hold(backing)
-    node.backing = backing
-    pthread_mutex_lock(&worker.queue.lock)
-    node.next = worker.queue.dirty
-    worker.queue.dirty = node
-    pthread_mutex_unlock(&worker.queue.lock)
-
-
-cdef void defer(Worker *worker) noexcept nogil:
-    """Hand the batch's replies that need a sync to the sync thread, in their order."""
-    cdef Batch *batch = worker.batch
-    cdef Waiting *first = NULL
-    cdef Waiting **last = &first
-    cdef Waiting *node
-    cdef Reply *reply
-    cdef uint32_t i
-    for i in range(batch.count):
-        reply = &batch.replies[i]
-        if reply.sync == NULL:
-            continue
-        node = <Waiting *>malloc(sizeof(Waiting))
-        if node == NULL:
-            # No promise without a sync: this one write fails.
-            fail_ata(reply, ATA_UNC)
-            outbox_add(worker.outbox, batch, i)
-            continue
-        backing_hold(reply.sync)
-        node.next = NULL
-        node.backing = reply.sync
-        node.fd = worker.rings[REQUESTS].fd
-        memcpy(node.head, reply.head, SHORTEST_REPLY)
-        last[0] = node
-        last = &node.next
-    if first == NULL:
-        return
-    pthread_mutex_lock(&worker.queue.lock)
-    worker.queue.last[0] = first
-    worker.queue.last = last
-    pthread_cond_signal(&worker.queue.wake)
-    pthread_mutex_unlock(&worker.queue.lock)
-
-
-cdef void sync_loop(Queue *queue, Batch *batch, Outbox *outbox) noexcept nogil:
-    """Sync and acknowledge until told to stop, then what is left."""
-    cdef int64_t next_writeback = monotonic() + <int64_t>WRITEBACK_SECONDS * 1000000000
-    cdef uint64_t round = 0
-    cdef timespec until
-    cdef Waiting *waiting
-    cdef Dirty *dirty
-    cdef int stop = 0
-    while not stop:
-        pthread_mutex_lock(&queue.lock)
-        if queue.first == NULL and not queue.stop:
-            clock_gettime(CLOCK_REALTIME, &until)
-            until.tv_sec += 1
-            pthread_cond_timedwait(&queue.wake, &queue.lock, &until)
-        stop = queue.stop
-        waiting = queue.first
-        queue.first = NULL
-        queue.last = &queue.first
-        dirty = NULL
-        if stop or monotonic() >= next_writeback:
-            dirty = queue.dirty
-            queue.dirty = NULL
-            next_writeback = monotonic() + <int64_t>WRITEBACK_SECONDS * 1000000000
-        pthread_mutex_unlock(&queue.lock)
-        if waiting != NULL:
-            round = aoe_add64(&rounds, 1)
-            commit(waiting, round, batch, outbox)
-        write_back(dirty, batch.counters)
-
-
-# Rounds are numbered in the whole process: two servers may share an export.
-cdef uint64_t rounds = 0
-
-
-cdef void commit(Waiting *waiting, uint64_t round, Batch *batch, Outbox *outbox) noexcept nogil:
-    """One sync for each export, then every acknowledgement; frees the list."""
-    cdef Waiting *node = waiting
-    cdef Waiting *next
-    cdef Reply *reply
-    while node != NULL:
-        if node.backing.sync_round != round:
-            node.backing.sync_round = round
-            node.backing.sync_error = backing_sync(node.backing)
-            batch.counters.syncs += 1
-        node = node.next
-    while waiting != NULL:
-        # As many as share a socket and fit go out together.
-        batch.count = 0
-        node = waiting
-        while node != NULL and node.fd == waiting.fd and batch.count < BATCH_REPLIES:
-            reply = &batch.replies[batch.count]
-            memset(reply, 0, sizeof(Reply))
-            memcpy(reply.head, node.head, SHORTEST_REPLY)
-            reply.head_size = SHORTEST_REPLY
-            if node.backing.sync_error:
-                fail_ata(reply, ATA_UNC)
-                batch.counters.ata_errors += 1
-            outbox_add(outbox, batch, batch.count)
-            batch.count += 1
-            node = node.next
-        outbox_send(outbox, batch, waiting.fd)
-        while waiting != node:
-            next = waiting.next
-            backing_release(waiting.backing)
-            free(waiting)
-            waiting = next
-
-
-cdef void write_back(Dirty *dirty, Counters *counters) noexcept nogil:
-    """Sync every export of the list; frees it. An error cannot reach the client any more."""
-    cdef Dirty *next
-    while dirty != NULL:
-        next = dirty.next
-        # Before the sync: a write during it puts the export on the list again.
-        aoe_release32(&dirty.backing.dirty, 0)
-        if backing_sync(dirty.backing) != 0:
-            counters.ata_errors += 1
-        counters.syncs += 1
-        backing_release(dirty.backing)
-        free(dirty)
-        dirty = next
-
-
-cdef void free_queue(Queue *queue) noexcept nogil:
-    if queue != NULL:
-        pthread_cond_destroy(&queue.wake)
-        pthread_mutex_destroy(&queue.lock)
-        free(queue)
-
-
-cdef Queue *new_queue() except NULL:
-    cdef Queue *queue = <Queue *>calloc(1, sizeof(Queue))
-    if queue == NULL:
-        raise MemoryError()
-    pthread_mutex_init(&queue.lock, NULL)
-    pthread_cond_init(&queue.wake, NULL)
-    queue.last = &queue.first
-    return queue
 
 
 cdef class Server:
@@ -482,11 +302,7 @@ cdef class Server:
         for thread in threads:
             thread.join()
         # After the workers: what they wrote last is still synced and acknowledged.
-        with nogil:
-            pthread_mutex_lock(&self._queue.lock)
-            self._queue.stop = 1
-            pthread_cond_signal(&self._queue.wake)
-            pthread_mutex_unlock(&self._queue.lock)
+        stop_queue(self._queue)
         self._syncer.join()
         self._syncer = None
         self._release()

@@ -8,22 +8,20 @@ An error that Linux should act on is an ATA status: it drops replies with the E 
 for three minutes.
 """
 
-from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memcpy, memmove, memset
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from .store cimport (
-    MAX_MACS, MacList, backing_read, backing_sync, backing_write, pthread_mutex_lock,
-    pthread_mutex_unlock,
+from .ata cimport answer_ata
+from .batch cimport (
+    HEAD_BYTES, Reply, bump, fail_aoe, fail_ata, free_batch, new_batch, note_first,
 )
-from .view cimport Binding, Row, View, find_view
+from .settings cimport allows, answer_config, answer_mask, answer_reserve
+from .store cimport backing_read, backing_sync
+from .view cimport Binding, Table, View, find_view
 from .wire cimport *
 
 from .wire import AoeError
-
-
-cdef extern from "atomics.h" nogil:
-    uint64_t aoe_add64(uint64_t *p, uint64_t n)
 
 
 cdef uint32_t handle(Batch *batch, const uint8_t *frame, uint32_t size) noexcept nogil:
@@ -58,7 +56,10 @@ cdef uint32_t handle(Batch *batch, const uint8_t *frame, uint32_t size) noexcept
                         continue
                     if request.slot != ANY_SLOT and request.slot != binding.slot:
                         continue
-                    if not allows(binding.backing, request.src):
+                    if not (
+                        binding.backing.allowed.count == 0
+                        or allows(binding.backing, request.src)
+                    ):
                         continue
                     found = True
                     answer(batch, view, binding, frame, size)
@@ -74,38 +75,6 @@ cdef inline bint is_ours(const Batch *batch, const AoeHeader *request) noexcept 
     return be16toh(request.ethertype) == ETHERTYPE_AOE and (
         same_mac(request.dst, batch.mac) or is_broadcast(request.dst)
     )
-
-
-cdef bint listed(const MacList *macs, const uint8_t *mac) noexcept nogil:
-    cdef uint32_t i
-    for i in range(macs.count):
-        if same_mac(macs.macs[i], mac):
-            return True
-    return False
-
-
-cdef inline bint allows(Backing *backing, const uint8_t *mac) noexcept nogil:
-    """The MAC mask list: empty means everyone."""
-    cdef bint allowed
-    if backing.allowed.count == 0:
-        return True
-    pthread_mutex_lock(&backing.lock)
-    allowed = backing.allowed.count == 0 or listed(&backing.allowed, mac)
-    pthread_mutex_unlock(&backing.lock)
-    return allowed
-
-
-cdef inline void bump(const View *view, uint64_t *counter, uint64_t n) noexcept nogil:
-    """Add to a statistics row. Fanout by MAC gives a row one writer, but for the default view."""
-    if view.shared:
-        aoe_add64(counter, n)
-    else:
-        counter[0] += n
-
-
-cdef inline void note_first(int64_t *first, int64_t now) noexcept nogil:
-    if first[0] == 0:
-        first[0] = now
 
 
 cdef void answer(
@@ -157,344 +126,6 @@ cdef void answer(
     elif head.command == CLASS_ATA and reply.head[27] & 1:
         batch.counters.ata_errors += 1
         bump(view, &binding.row.errors, 1)
-
-
-cdef void fail_aoe(Reply *reply, uint8_t error) noexcept nogil:
-    cdef AoeHeader *head = <AoeHeader *>reply.head
-    head.version_flags |= FLAG_ERROR
-    head.error = error
-
-
-cdef void fail_ata(Reply *reply, uint8_t error) noexcept nogil:
-    """Turn an ATA reply into a failure: status DRDY|ERR and ``error``, no data."""
-    cdef AtaHeader *ata = <AtaHeader *>reply.head
-    ata.command_status = STATUS_FAILED
-    ata.error_feature = error
-    reply.data = NULL
-    reply.image = NULL
-    reply.sync = NULL
-    reply.size = 0
-    reply.head_size = SHORTEST_REPLY
-
-
-cdef uint8_t *take_body(Batch *batch) noexcept nogil:
-    """BODY_BYTES of zeroes for one reply's data."""
-    cdef uint8_t *body = batch.body + <size_t>batch.bodies * BODY_BYTES
-    batch.bodies += 1
-    memset(body, 0, BODY_BYTES)
-    return body
-
-
-cdef void answer_ata(
-    Batch *batch, Reply *reply, const View *view, const Binding *binding,
-    const uint8_t *frame, uint32_t size
-) noexcept nogil:
-    """Class 0. READ data stays in the image; a durable WRITE and FLUSH ask for a sync first."""
-    cdef const AtaHeader *request = <const AtaHeader *>frame
-    cdef AtaHeader *ata = <AtaHeader *>reply.head
-    cdef Backing *backing = binding.backing
-    cdef Row *row = binding.row
-    cdef uint8_t opcode = request.command_status
-    cdef uint64_t sector = ata_lba(request)
-    cdef uint32_t count = request.count
-    cdef bint writes = opcode == ATA_WRITE or opcode == ATA_WRITE_EXT
-
-    if backing.holders.count != 0 and opcode != ATA_IDENTIFY:
-        if reserved_for_another(backing, request.aoe.src):
-            fail_aoe(reply, ERROR_RESERVED)
-            return
-    ata.aflags = request.aflags
-    ata.count = request.count
-    ata.command_status = STATUS_READY
-    memcpy(ata.lba, request.lba, 6)
-
-    if writes or opcode == ATA_READ or opcode == ATA_READ_EXT:
-        # The address is 28 or 48 bits wide as the E flag says; either opcode may carry either.
-        if count == 0 or count > batch.sectors:
-            fail_ata(reply, ATA_ABRT)
-        elif writes and (not backing.writable or size - sizeof(AtaHeader) < count * SECTOR):
-            fail_ata(reply, ATA_ABRT)
-        elif sector >= backing.sectors or count > backing.sectors - sector:
-            fail_ata(reply, ATA_IDNF)
-        elif writes:
-            if backing_write(backing, sector, frame + sizeof(AtaHeader), count * SECTOR) != 0:
-                fail_ata(reply, ATA_UNC)
-                return
-            reply.image = backing
-            if backing.durable:
-                reply.sync = backing
-            bump(view, &row.writes, 1)
-            bump(view, &row.written_bytes, count * SECTOR)
-            note_first(&row.first_write_ns, batch.now_ns)
-        else:
-            reply.head_size = sizeof(AtaHeader)
-            reply.image = backing
-            reply.sector = sector
-            reply.data = backing.data + sector * SECTOR
-            reply.size = count * SECTOR
-            bump(view, &row.reads, 1)
-            bump(view, &row.read_bytes, count * SECTOR)
-            note_first(&row.first_read_ns, batch.now_ns)
-    elif opcode == ATA_IDENTIFY:
-        reply.head_size = sizeof(AtaHeader)
-        reply.data = identify(take_body(batch), backing)
-        reply.size = SECTOR
-        bump(view, &row.identifies, 1)
-        note_first(&row.first_query_ns, batch.now_ns)
-    elif opcode == ATA_FLUSH or opcode == ATA_FLUSH_EXT:
-        if backing.writable:
-            reply.sync = backing
-    elif opcode == ATA_CHECK_POWER:
-        ata.count = 0xFF  # active or idle
-    else:
-        fail_ata(reply, ATA_ABRT)
-
-
-cdef bint reserved_for_another(Backing *backing, const uint8_t *mac) noexcept nogil:
-    cdef bint refused
-    pthread_mutex_lock(&backing.lock)
-    refused = backing.holders.count != 0 and not listed(&backing.holders, mac)
-    pthread_mutex_unlock(&backing.lock)
-    return refused
-
-
-cdef inline void put_word(uint8_t *data, uint32_t word, uint64_t value) noexcept nogil:
-    data[2 * word] = <uint8_t>(value & 0xFF)
-    data[2 * word + 1] = <uint8_t>((value >> 8) & 0xFF)
-
-
-cdef void put_text(uint8_t *data, uint32_t word, const char *text, uint32_t size) noexcept nogil:
-    """An ATA string: the two characters of each word are swapped, spaces to the end."""
-    cdef uint32_t i
-    cdef bint ended = False
-    for i in range(size):
-        ended = ended or text[i] == 0
-        data[2 * word + (i ^ 1)] = <uint8_t>32 if ended else <uint8_t>text[i]
-
-
-cdef uint8_t *identify(uint8_t *data, const Backing *backing) noexcept nogil:
-    """512 bytes of IDENTIFY DEVICE (ATA/ATAPI-6, 8.15), in ``data``, which it returns."""
-    cdef uint64_t sectors = backing.sectors
-    cdef uint64_t small = sectors if sectors < 0x0FFFFFFF else 0x0FFFFFFF
-    cdef uint64_t cylinders = small // (16 * 63)
-    cdef uint64_t chs
-    cdef uint32_t i
-    if cylinders > 16383:
-        cylinders = 16383
-    chs = cylinders * 16 * 63
-    put_word(data, 0, 0x0040)  # ATA, fixed
-    put_word(data, 1, cylinders)
-    put_word(data, 3, 16)
-    put_word(data, 6, 63)
-    put_text(data, 10, backing.serial, 20)
-    put_text(data, 23, b"0.1.0", 8)
-    put_text(data, 27, b"aoe_fast", 40)
-    put_word(data, 47, 0x8000)
-    put_word(data, 49, 0x0200)  # LBA
-    put_word(data, 53, 0x0001)  # 54-58 hold
-    put_word(data, 54, cylinders)
-    put_word(data, 55, 16)
-    put_word(data, 56, 63)
-    for i in range(2):
-        put_word(data, 57 + i, chs >> (16 * i))
-        put_word(data, 60 + i, small >> (16 * i))
-    put_word(data, 80, 0x007E)  # ATA-1 to ATA-6
-    # 83 and 86: FLUSH CACHE EXT 13, FLUSH CACHE 12, LBA48 10. No SMART, no write cache to turn on.
-    put_word(data, 82, 0)
-    put_word(data, 83, 0x7400)
-    put_word(data, 84, 0x4000)
-    put_word(data, 85, 0)
-    put_word(data, 86, 0x3400)
-    put_word(data, 87, 0x4000)
-    for i in range(4):
-        put_word(data, 100 + i, sectors >> (16 * i))
-    return data
-
-
-cdef bint answer_config(
-    Batch *batch, Reply *reply, Backing *backing, const uint8_t *frame, uint32_t size
-) noexcept nogil:
-    """Class 1; False for silence, where a test does not match.
-
-    Without ``wire_config`` a set or force that would change the string gets error 4, the one
-    error that says "the string stays as it is".
-    """
-    cdef const ConfigHeader *request = <const ConfigHeader *>frame
-    cdef ConfigHeader *head = <ConfigHeader *>reply.head
-    cdef const uint8_t *text = frame + sizeof(ConfigHeader)
-    cdef uint32_t length = be16toh(request.size)
-    cdef uint8_t command = request.version_command & 0x0F
-    cdef bint same
-    cdef bint answers = True
-
-    if command > CONFIG_FORCE:
-        fail_aoe(reply, ERROR_ARGUMENT)
-        return True
-    # A plain read ignores the length: aoeping sends junk there.
-    if command != CONFIG_READ and (length > CONFIG_BYTES or length > size - sizeof(ConfigHeader)):
-        fail_aoe(reply, ERROR_ARGUMENT)
-        return True
-    head.buffers = htobe16(batch.buffers)
-    head.firmware = htobe16(1)
-    head.sectors = batch.sectors
-    head.version_command = <uint8_t>((AOE_VERSION << 4) | command)
-
-    pthread_mutex_lock(&backing.lock)
-    same = length == backing.config_bytes and memcmp(backing.config, text, length) == 0
-    if command == CONFIG_TEST:
-        answers = same
-    elif command == CONFIG_PREFIX:
-        answers = (
-            length <= backing.config_bytes and memcmp(backing.config, text, length) == 0
-        )
-    elif (command == CONFIG_SET or command == CONFIG_FORCE) and not same:
-        if not batch.wire_config or (command == CONFIG_SET and backing.config_bytes != 0):
-            fail_aoe(reply, ERROR_CONFIG_PRESENT)
-        else:
-            memcpy(backing.config, text, length)
-            backing.config_bytes = <uint16_t>length
-    if answers:
-        head.size = htobe16(backing.config_bytes)
-        if backing.config_bytes:
-            put_data(batch, reply, sizeof(ConfigHeader), backing.config, backing.config_bytes)
-    pthread_mutex_unlock(&backing.lock)
-    return answers
-
-
-cdef void put_data(
-    Batch *batch, Reply *reply, uint32_t head_size, const uint8_t *data, uint32_t size
-) noexcept nogil:
-    """Put ``size`` bytes behind the first ``head_size`` of the header: in it if they fit there."""
-    cdef uint8_t *body
-    if head_size + size <= SHORTEST_REPLY:
-        memcpy(reply.head + head_size, data, size)
-        return
-    body = take_body(batch)
-    memcpy(body, data, size)
-    reply.head_size = head_size
-    reply.data = body
-    reply.size = size
-
-
-cdef void answer_mask(
-    Batch *batch, Reply *reply, Backing *backing, const uint8_t *frame, uint32_t size
-) noexcept nogil:
-    """Class 2: the list of MACs that may see the device. Every reply carries the list as it is.
-
-    Without ``wire_reserve`` an edit is refused with merror 1: one frame could lock everyone out.
-    """
-    cdef const MaskHeader *request = <const MaskHeader *>frame
-    cdef const Directive *directives = <const Directive *>(frame + sizeof(MaskHeader))
-    cdef MaskHeader *head = <MaskHeader *>reply.head
-    cdef uint8_t listing[64 * 8]
-    cdef uint32_t i
-
-    if request.command > MASK_EDIT or (
-        request.command == MASK_EDIT
-        and size - sizeof(MaskHeader) < request.count * sizeof(Directive)
-    ):
-        fail_aoe(reply, ERROR_ARGUMENT)
-        return
-    head.command = request.command
-    pthread_mutex_lock(&backing.lock)
-    if request.command == MASK_EDIT:
-        if not batch.wire_reserve:
-            head.error = MERROR_UNSPECIFIED
-        else:
-            # Those before a bad one stay applied.
-            for i in range(request.count):
-                head.error = edit(&backing.allowed, directives[i].command, directives[i].mac)
-                if head.error:
-                    break
-    head.count = <uint8_t>backing.allowed.count
-    memset(listing, 0, sizeof(listing))
-    for i in range(backing.allowed.count):
-        memcpy(&listing[8 * i + 2], backing.allowed.macs[i], MAC_BYTES)
-    put_data(batch, reply, sizeof(MaskHeader), listing, 8 * backing.allowed.count)
-    pthread_mutex_unlock(&backing.lock)
-
-
-cdef uint8_t edit(MacList *macs, uint8_t command, const uint8_t *mac) noexcept nogil:
-    """Apply one directive; 0 or the merror."""
-    cdef uint32_t i
-    if command == DIRECTIVE_NOP:
-        return 0
-    if command == DIRECTIVE_ADD:
-        if listed(macs, mac):
-            return 0
-        if macs.count == MAX_MACS:
-            return MERROR_FULL
-        memcpy(macs.macs[macs.count], mac, MAC_BYTES)
-        macs.count += 1
-        return 0
-    if command == DIRECTIVE_DELETE:
-        for i in range(macs.count):
-            if same_mac(macs.macs[i], mac):
-                macs.count -= 1
-                memmove(macs.macs[i], macs.macs[i + 1], (macs.count - i) * MAC_BYTES)
-                break
-        return 0
-    return MERROR_DIRECTIVE
-
-
-cdef void answer_reserve(
-    Batch *batch, Reply *reply, Backing *backing, const uint8_t *frame, uint32_t size
-) noexcept nogil:
-    """Class 3: the MACs that hold the device; every success carries the list.
-
-    Without ``wire_reserve`` a set or force gets error 6: nobody may change who holds it.
-    """
-    cdef const ReserveHeader *request = <const ReserveHeader *>frame
-    cdef ReserveHeader *head = <ReserveHeader *>reply.head
-    cdef MacList *holders = &backing.holders
-    cdef uint32_t count = request.count
-
-    if request.command > RESERVE_FORCE:
-        fail_aoe(reply, ERROR_ARGUMENT)
-        return
-    if request.command != RESERVE_READ and (
-        count > MAX_MACS or size - sizeof(ReserveHeader) < count * MAC_BYTES
-    ):
-        fail_aoe(reply, ERROR_ARGUMENT)
-        return
-    head.command = request.command
-    pthread_mutex_lock(&backing.lock)
-    if request.command != RESERVE_READ and (
-        not batch.wire_reserve or (
-            request.command == RESERVE_SET
-            and holders.count != 0
-            and not listed(holders, request.aoe.src)
-        )
-    ):
-        fail_aoe(reply, ERROR_RESERVED)
-    else:
-        if request.command != RESERVE_READ:
-            memcpy(holders.macs, frame + sizeof(ReserveHeader), count * MAC_BYTES)
-            holders.count = count
-        head.count = <uint8_t>holders.count
-        put_data(
-            batch, reply, sizeof(ReserveHeader), &holders.macs[0][0], holders.count * MAC_BYTES
-        )
-    pthread_mutex_unlock(&backing.lock)
-
-
-cdef Batch *new_batch() except NULL:
-    """Room for BATCH_REPLIES replies; ``free_batch`` it."""
-    cdef Batch *batch = <Batch *>calloc(1, sizeof(Batch))
-    if batch != NULL:
-        batch.replies = <Reply *>calloc(BATCH_REPLIES, sizeof(Reply))
-        batch.body = <uint8_t *>calloc(BATCH_REPLIES, BODY_BYTES)
-        if batch.replies != NULL and batch.body != NULL:
-            return batch
-        free_batch(batch)
-    raise MemoryError()
-
-
-cdef void free_batch(Batch *batch) noexcept nogil:
-    if batch != NULL:
-        free(batch.replies)
-        free(batch.body)
-        free(batch)
 
 
 cdef class Target:

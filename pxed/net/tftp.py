@@ -5,12 +5,13 @@ follows its deadline, so that an ACK costs one receive and one send.
 """
 
 import asyncio
+import errno
 import logging
 import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from pxed.errors import HostError
@@ -27,6 +28,9 @@ _BATCH = 64
 _SEND_BUFFER = 1 << 20
 _IP_PKTINFO = 8  # <bits/in.h>; not in Python 3.11's socket
 _SO_SNDBUFFORCE = 32
+_UDP_SEGMENT = 103  # <linux/udp.h>
+_MAX_SEGMENTS = 64
+_MAX_DATAGRAM = 65507
 _IN_USE = "(another TFTP server runs on this machine): stop it (systemctl stop tftpd-hpa)"
 
 OpenFile = Callable[[str, str], File]
@@ -53,6 +57,7 @@ class TftpServer:
         max_per_client: int = 16,
     ) -> None:
         self.counters: Counter[str] = Counter()
+        self.segmenting = True
         self._link = link
         self._open = open_file
         self._emit_to = emit
@@ -283,20 +288,35 @@ class _Transfer:
             self._end()
 
     def _send(self, packets: list[bytes]) -> None:
-        send = self._udp.send
-        for index, packet in enumerate(packets):
-            try:
-                send(packet)
-            except BlockingIOError:
-                self._backlog = packets[index:]
-                self._loop.add_writer(self._udp.fileno(), self._writable)
-                return
-            except ConnectionRefusedError as error:
-                self._session.abort(f"the client is gone: {error.strerror}", time.time())
-                return
-            except OSError:  # link down, out of buffers: the timer sends it again
-                self._server.counters["send_errors"] += 1
-                return
+        at = 0
+        try:
+            if len(packets) > 1 and self._server.segmenting:
+                for batch in _batches(packets):
+                    self._send_batch(batch)
+                    at += len(batch)
+            for packet in packets[at:]:
+                self._udp.send(packet)
+                at += 1
+        except BlockingIOError:
+            self._backlog = packets[at:]
+            self._loop.add_writer(self._udp.fileno(), self._writable)
+        except ConnectionRefusedError as error:
+            self._session.abort(f"the client is gone: {error.strerror}", time.time())
+        except OSError:  # link down, out of buffers: the timer sends it again
+            self._server.counters["send_errors"] += 1
+
+    def _send_batch(self, batch: list[bytes]) -> None:
+        """A window in one call: the kernel cuts it into datagrams (UDP_SEGMENT)."""
+        size = struct.pack("=H", len(batch[0]))
+        try:
+            self._udp.sendmsg(batch, [(socket.IPPROTO_UDP, _UDP_SEGMENT, size)])
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EIO, errno.EOPNOTSUPP, errno.EMSGSIZE):
+                raise
+            # This kernel or interface cannot: one call for each from now on.
+            self._server.segmenting = False
+            for packet in batch:
+                self._udp.send(packet)
 
     def _writable(self) -> None:
         packets = self._backlog
@@ -323,6 +343,13 @@ class _Transfer:
         self._loop.remove_reader(self._udp.fileno())
         self._udp.close()
         self._server.ended(self._client)
+
+
+def _batches(packets: list[bytes]) -> Iterator[list[bytes]]:
+    """Parts that UDP_SEGMENT takes: 64 datagrams, 64 KiB, all but the last of one size."""
+    count = max(1, min(_MAX_SEGMENTS, _MAX_DATAGRAM // len(packets[0])))
+    for at in range(0, len(packets), count):
+        yield packets[at : at + count]
 
 
 def _local_address(ancillary: list[tuple[int, int, bytes]]) -> str:

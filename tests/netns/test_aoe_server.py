@@ -403,9 +403,13 @@ def test_workers_serve_while_another_thread_holds_the_gil(
 
 
 HOT = {
-    "target": ["handle", "answer", "answer_ata", "identify", "answer_config", "answer_mask"],
+    "target": ["handle", "answer"],
+    "ata": ["answer_ata", "identify"],
+    "settings": ["answer_config", "answer_mask", "answer_reserve", "allows"],
+    "batch": ["fail_ata", "put_data"],
     "ring": ["ring_peek", "ring_pop", "outbox_add", "outbox_send"],
-    "server": ["worker_loop", "serve_batch", "defer", "mark_dirty", "sync_loop", "commit"],
+    "server": ["worker_loop", "serve_batch"],
+    "syncer": ["defer", "mark_dirty", "sync_loop", "commit"],
     "store": ["backing_write", "backing_sync", "backing_release"],
 }
 

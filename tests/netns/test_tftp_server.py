@@ -206,3 +206,51 @@ def test_one_client_cannot_take_every_session(cable: Cable, root: Path) -> None:
         assert server.sessions == 16
         for udp in sockets:
             udp.close()
+
+
+def test_windows_without_segmentation(cable: Cable, root: Path, tmp_path: Path) -> None:
+    """A kernel or an interface without UDP_SEGMENT sends block by block."""
+    requires("atftp")
+    out = str(tmp_path / "out")
+    get = ["atftp", "--option", "windowsize 16", "-g", "-r", "big.bin", "-l", out, "10.77.0.1"]
+    with serving(cable, root) as (server, _):
+        server.segmenting = False
+        cable.cli.run(get)
+    assert (tmp_path / "out").read_bytes() == CONTENT
+
+
+def test_the_answer_comes_from_the_address_that_was_asked(cable: Cable, root: Path) -> None:
+    cable.srv.ip("addr add 10.77.0.7/24 dev eth0")
+    with (
+        serving(cable, root),
+        cable.cli.inside(),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+    ):
+        udp.settimeout(5)
+        udp.sendto(encode(Request("even.bin")), ("10.77.0.7", 69))
+        _, source = udp.recvfrom(2048)
+    assert source[0] == "10.77.0.7"
+
+
+def test_a_faulty_listener_does_not_stop_the_service(
+    cable: Cable, root: Path, tmp_path: Path
+) -> None:
+    cable.cli.ip("addr add 10.77.0.2/24 dev eth0")
+
+    def broken(event: Event) -> None:
+        raise RuntimeError(event.kind)
+
+    with LoopThread(cable.srv.inside()) as thread:
+
+        async def start() -> TftpServer:
+            server = TftpServer(look_up("eth0"), Files(root).open, broken)
+            await server.start()
+            return server
+
+        server = thread.call(start())
+        try:
+            curl(cable, "big.bin", tmp_path / "out")
+        finally:
+            thread.call(server.close())
+    assert (tmp_path / "out").read_bytes() == CONTENT
+    assert server.counters["faults"] == 2

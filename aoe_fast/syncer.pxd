@@ -1,0 +1,44 @@
+"""The sync thread: durable acknowledgements by group commit, writeback every few seconds."""
+
+from libc.stdint cimport uint8_t
+
+from .batch cimport Batch
+from .ring cimport Outbox
+from .store cimport Backing, pthread_mutex_t
+
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_cond_t:
+        pass
+
+
+# An acknowledgement that waits for its export's sync; holds the backing.
+cdef struct Waiting:
+    Waiting *next
+    Backing *backing
+    int fd
+    uint8_t head[60]
+
+
+# Written and acknowledged, not yet synced; holds the backing.
+cdef struct Dirty:
+    Dirty *next
+    Backing *backing
+
+
+# What the workers hand to the sync thread; guarded by the lock.
+cdef struct Queue:
+    pthread_mutex_t lock
+    pthread_cond_t wake
+    Waiting *first
+    Waiting **last
+    Dirty *dirty
+    int stop
+
+
+cdef Queue *new_queue() except NULL
+cdef void free_queue(Queue *queue) noexcept nogil
+cdef void stop_queue(Queue *queue) noexcept nogil
+cdef void mark_dirty(Queue *queue, Backing *backing) noexcept nogil
+cdef void defer(Queue *queue, Batch *batch, Outbox *outbox, int fd) noexcept nogil
+cdef void sync_loop(Queue *queue, Batch *batch, Outbox *outbox) noexcept nogil

@@ -1,0 +1,190 @@
+"""What the initramfs does when things are missing or odd: each a boot of the real kernel.
+
+The kernel is handed to QEMU directly and vblade serves the disks, so each takes a few seconds and
+nothing but the client's own scripts is on trial.
+"""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pxed.lab.lab import Lab
+from pxed.lab.qemu import Client
+from tests.conftest import requires
+
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(120)]
+
+Starter = Callable[..., Client]
+
+
+class Disks:
+    """Files that vblade serves in a lab: which slot has what; ``path[slot]`` is the file."""
+
+    def __init__(self, lab: Lab, image: Path) -> None:
+        requires("vblade", "mkfs.ext4")
+        self._lab = lab
+        self._image = image
+        self.path: dict[int, Path] = {}
+
+    def serve(self, slot: int, path: Path) -> None:
+        self.path[slot] = path
+        self._lab.server.popen(["vblade", "16", str(slot), "eth0", str(path)])
+
+    def root(self) -> None:
+        self.serve(1, self._image / "root.squashfs")
+
+    def blank(self, slot: int, size: int) -> Path:
+        path = self._lab.directory / f"disk{slot}"
+        with path.open("wb") as out:
+            out.truncate(size)
+        return path
+
+    def config(self) -> None:
+        path = self.blank(3, 16 << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-F", str(path)], check=True)
+        self.serve(3, path)
+
+    def report(self) -> None:
+        self.serve(4, self.blank(4, 16384))
+
+    def lines(self) -> list[str]:
+        """The steps on the report device, without their times."""
+        raw = self.path[4].read_bytes()
+        sectors = [raw[at : at + 512].rstrip(b"\0\n").decode() for at in range(0, len(raw), 512)]
+        assert all(len(line.split()) >= 2 for line in sectors if line)
+        return [" ".join([line.split()[0], *line.split()[2:]]) for line in sectors if line]
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab() as room:
+        yield room
+
+
+@pytest.fixture
+def disks(lab: Lab, lab_image: Path) -> Disks:
+    return Disks(lab, lab_image)
+
+
+@pytest.fixture
+def start(lab: Lab, lab_image: Path) -> Starter:
+    def power_on(more: str = "", **options: int) -> Client:
+        client = lab.add_client(
+            extra=(
+                "-kernel", str(lab_image / "vmlinuz"),
+                "-initrd", str(lab_image / "initrd"),
+                "-append", f"console=ttyS0 quiet cryptomgr.notests pxed.shelf=16 {more}",
+            ),
+            **options,
+        )  # fmt: skip
+        client.power_on()
+        return client
+
+    return power_on
+
+
+def test_with_all_disks_it_runs_and_reports_each_step(disks: Disks, start: Starter) -> None:
+    disks.root()
+    disks.config()
+    disks.report()
+    client = start()
+    client.wait_running(timeout=30)
+    client.shell("sync")
+    lines = disks.lines()
+    assert [line.split()[0] for line in lines] == ["kernel", "root", "config", "running"]
+    assert lines[1:] == ["root e16.1 lab@1", "config e16.3", "running lab@1"]
+    assert "eth0" in lines[0]
+
+
+def test_its_layer_is_of_its_image_and_safe_against_another_lower(
+    disks: Disks, start: Starter
+) -> None:
+    disks.root()
+    disks.config()
+    client = start()
+    client.wait_running(timeout=30)
+    client.shell("echo mine > /etc/mine")
+    assert client.shell("ls /config/layers/lab@1/upper/etc").split() == ["mine"]
+    mount = client.shell("grep ' / overlay' /proc/mounts")
+    assert "upperdir=/config/layers/lab@1/upper" in mount
+    for option in ("metacopy=on", "redirect_dir=on", "index=on", "xino=on", "xino=auto"):
+        assert option not in mount
+
+
+def test_without_a_config_disk_it_is_degraded_and_says_so(disks: Disks, start: Starter) -> None:
+    disks.root()
+    disks.report()
+    client = start("pxed.config_wait=1")
+    client.wait_running(timeout=30)
+    assert "no answer from AoE disk e16.3" in client.shell("cat /run/pxed/degraded")
+    assert "DEGRADED" in client.console()
+    client.shell("echo kept in memory > /etc/mine")
+    assert "degraded changes will be lost, no answer from AoE disk e16.3 within 1 s" in (
+        disks.lines()
+    )
+
+
+def test_a_config_disk_without_a_file_system_is_degraded_too(
+    disks: Disks, start: Starter
+) -> None:
+    disks.root()
+    disks.serve(3, disks.blank(3, 1 << 20))
+    client = start()
+    client.wait_running(timeout=30)
+    assert "no ext4 file system" in client.shell("cat /run/pxed/degraded")
+
+
+def test_without_a_root_it_says_why_and_starts_again(disks: Disks, start: Starter) -> None:
+    disks.report()
+    client = start("pxed.wait=2 pxed.reboot=1")
+    client.wait_for("cannot start: no answer from AoE disk e16.1 within 2 s on eth0", timeout=30)
+    client.wait_for("restarting in 1 s", timeout=10)
+    client.wait_for(r"(?s)restarting in 1 s.*cannot start", timeout=30)
+    assert disks.lines()[1].startswith("failed no answer from AoE disk e16.1")
+
+
+def test_a_root_that_is_no_file_system_is_named(disks: Disks, start: Starter) -> None:
+    disks.serve(1, disks.blank(1, 1 << 20))
+    client = start("pxed.reboot=0")
+    client.wait_for("cannot start: disk e16.1 holds no squashfs, erofs or ext4", timeout=30)
+
+
+def test_a_root_that_comes_late_is_found(disks: Disks, start: Starter) -> None:
+    client = start()
+    client.wait_for("kernel", timeout=30)
+    disks.root()
+    disks.config()
+    client.wait_running(timeout=30)
+
+
+def test_a_cable_that_comes_late_is_waited_for(disks: Disks, start: Starter) -> None:
+    disks.root()
+    disks.config()
+    client = start()
+    client.cable(plugged=False)
+    with pytest.raises(Exception, match="no 'pxed: '"):
+        client.wait_for("pxed: ", timeout=6)
+    client.cable(plugged=True)
+    client.wait_running(timeout=30)
+
+
+def test_an_ext4_root_at_another_address_boots(
+    lab: Lab, disks: Disks, start: Starter, lab_image: Path
+) -> None:
+    requires("unsquashfs")
+    root = lab.directory / "root"
+    subprocess.run(
+        ["unsquashfs", "-q", "-n", "-d", str(root), str(lab_image / "root.squashfs")],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    (root / "etc/pxed-image").write_text("")  # the generation then comes from the super block
+    disk = disks.blank(7, 16 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-d", str(root), str(disk)], check=True)
+    disks.serve(7, disk)
+    disks.config()
+    client = start("pxed.root=e16.7")
+    client.wait_running(timeout=30)
+    (layer,) = client.shell("ls /config/layers").split()
+    assert len(layer) == 32

@@ -1,0 +1,213 @@
+"""The virtual lab leaves nothing behind, however it ends, and its machines do as they are told."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pxed.errors import HostError, UsageError
+from pxed.lab.lab import Lab
+from tests.conftest import requires
+
+pytestmark = pytest.mark.netns
+
+
+@pytest.fixture(autouse=True)
+def needs() -> None:
+    requires("ip", "nsenter", "unshare", "setpriv", "busybox", "qemu-system-x86_64")
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab() as room:
+        yield room
+
+
+def _alive(pid: int) -> bool:
+    """Whether the process is there, and not just waiting to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _namespaces() -> set[str]:
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/ns/net"):
+        try:
+            found.add(os.readlink(path))
+        except OSError:
+            continue
+    return found
+
+
+def _all_gone(pids: list[int], spaces: set[str], seconds: float = 10) -> bool:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if not any(_alive(pid) for pid in pids) and not spaces & _namespaces():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_after_close_everything_is_gone(lab: Lab) -> None:
+    client = lab.add_client()
+    client.power_on()
+    client.monitor("query-status")  # so that it is in its namespace
+    assert client.pid is not None
+    pids = [client.pid, lab.switch.pid, lab.server.pid]
+    spaces = {os.readlink(f"/proc/{pid}/ns/net") for pid in pids}
+    assert os.readlink("/proc/self/ns/net") not in spaces
+    lab.close()
+    assert _all_gone(pids, spaces)
+    assert not lab.directory.exists()
+    lab.close()
+
+
+KILLED = """
+import os, time
+from pxed.lab.lab import Lab
+lab = Lab()
+client = lab.add_client()
+client.power_on()
+client.monitor("query-status")
+print(lab.directory, client.pid, lab.switch.pid, lab.server.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_after_kill_9_nothing_runs_and_the_next_lab_cleans_up() -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert owner.stdout is not None
+    directory, *numbers = owner.stdout.readline().split()
+    pids = [int(number) for number in numbers]
+    spaces = {os.readlink(f"/proc/{pid}/ns/net") for pid in pids}
+    assert Path(directory) not in Lab.clean_stale()  # its owner lives
+    os.kill(owner.pid, signal.SIGKILL)
+    owner.wait()
+    owner.stdout.close()
+    assert _all_gone(pids, spaces)
+    assert Path(directory).exists()
+    Lab.clean_stale()
+    assert not Path(directory).exists()
+
+
+def test_a_directory_without_an_owner_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "pxed-lab-mine").mkdir()
+    (tmp_path / "pxed-lab-odd").mkdir()
+    (tmp_path / "pxed-lab-odd/owner").write_text("not a pid")
+    (tmp_path / "pxed-lab-old").mkdir()
+    (tmp_path / "pxed-lab-old/owner").write_text(f"{os.getpid()} 1")  # the number, used again
+    assert Lab.clean_stale() == [tmp_path / "pxed-lab-old"]
+
+
+def test_hosts_reach_each_other_over_the_switch(lab: Lab) -> None:
+    other = lab.add_host("other", "10.77.0.2/24")
+    seen = other.run(["busybox", "ping", "-c1", "-W2", "10.77.0.1"], check=False)
+    assert seen.returncode == 0, seen.stdout
+    with pytest.raises(UsageError, match="other"):
+        lab.add_host("other")
+
+
+def test_frames_of_the_labs_mtu_pass() -> None:
+    with Lab(mtu=9000) as lab:
+        other = lab.add_host("other")
+        with lab.server.inside():
+            heard = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5))
+        with other.inside():
+            said = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        with heard, said:
+            heard.settimeout(5)
+            heard.bind(("eth0", 0x88B5))
+            said.bind(("eth0", 0))
+            frame = b"\xff" * 6 + b"\x02" * 6 + b"\x88\xb5" + b"x" * 9000
+            assert said.send(frame) == len(frame)
+            assert heard.recv(10000) == frame
+            with pytest.raises(OSError, match="too long"):
+                said.send(frame + b"xxxxxxxx")
+
+
+def test_clients_are_told_apart(lab: Lab) -> None:
+    one, two = lab.add_client(), lab.add_client()
+    assert one.mac != two.mac
+    assert one.name != two.name
+    with pytest.raises(UsageError, match="already"):
+        lab.add_client(mac=one.mac.upper())
+
+
+def test_power_reset_and_cable(lab: Lab) -> None:
+    client = lab.add_client()
+    assert not client.running
+    with client:
+        client.power_on()
+        assert client.running
+        with pytest.raises(HostError, match="on already"):
+            client.power_on()
+        assert client.monitor("query-status")["running"] is True
+        client.cable(plugged=False)
+        client.cable(plugged=True)
+        client.reset()
+        with pytest.raises(HostError, match="no_such_command"):
+            client.monitor("no_such_command")
+        client.power_off()
+        assert not client.running
+        client.power_off()
+        with pytest.raises(HostError, match="is off"):
+            client.monitor("query-status")
+        with pytest.raises(HostError, match="is off"):
+            client.send("x")
+        client.power_on()
+        assert client.running
+
+
+def test_waiting_ends_in_time_and_says_for_what(lab: Lab) -> None:
+    client = lab.add_client()
+    client.power_on()
+    started = time.monotonic()
+    with pytest.raises(HostError, match="no 'never said' on the console"):
+        client.wait_for("never said", timeout=0.3)
+    assert time.monotonic() - started < 5
+    client.power_off()
+    with pytest.raises(HostError, match="went off"):
+        client.wait_for("never said", timeout=5)
+
+
+def test_qemus_own_words_come_with_the_error(lab: Lab) -> None:
+    client = lab.add_client(extra=("-device", "no-such-device"))
+    client.power_on()
+    with pytest.raises(HostError, match="no-such-device"):
+        client.wait_for("anything", timeout=10)
+
+
+def test_a_command_too_long_to_type_is_refused(lab: Lab) -> None:
+    client = lab.add_client()
+    with pytest.raises(HostError, match="at most"):
+        client.shell("x" * 5000)
+
+
+def test_a_machine_asks_for_its_address_over_the_switch(lab: Lab) -> None:
+    """The whole way from the network card's ROM to another namespace, without any server."""
+    requires("tcpdump")
+    caught = lab.directory / "caught"
+    with caught.open("wb") as out:
+        lab.server.popen(
+            ["tcpdump", "-i", "eth0", "-n", "-l", "-c1", "udp dst port 67"], stdout=out
+        )
+    client = lab.add_client()
+    client.power_on()
+    until = time.monotonic() + 30
+    while "BOOTP/DHCP, Request" not in caught.read_text():
+        assert time.monotonic() < until, "no DHCP request in 30 s"
+        time.sleep(0.05)
+    assert client.mac in caught.read_text()
