@@ -88,7 +88,7 @@ _LDH, _LDB, _LDW, _LEN = 0x28, 0x30, 0x20, 0x80
 _JEQ, _JGE, _JSET = 0x15, 0x35, 0x45
 _MOD, _ADD, _RET, _RET_A = 0x94, 0x04, 0x06, 0x16
 
-# The last frame of a batch can be held up by a full device queue for this long, then it is lost.
+# A batch waits this long for a full socket buffer or device queue, then its replies are lost.
 cdef enum:
     SEND_TRIES = 100
     SEND_WAIT_MS = 2
@@ -201,10 +201,10 @@ cdef void outbox_send(Outbox *outbox, Batch *batch, int fd) noexcept nogil:
             outbox.messages[sent].msg_hdr.msg_iovlen = 1
             outbox.messages[sent].msg_hdr.msg_iov[0].iov_len = reply.head_size
             continue
-        # ENETDOWN and the like: the client asks again.
+        # ENETDOWN, or a queue that stays full: the client asks again. The tries start afresh only
+        # when something goes out, so a stuck link holds one batch up once, not each message.
         batch.counters.send_errors += 1
         sent += 1
-        tries = 0
 
 
 def _program(*instructions):

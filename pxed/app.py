@@ -171,7 +171,6 @@ class App:
             router=config.dhcp.router,
             dns=config.dhcp.dns,
             lease=config.dhcp.lease,
-            mtu=link.mtu,
         )
         taken = {address.ip} | ({config.dhcp.router} if config.dhcp.router else set())
         if config.dhcp.range is not None:
@@ -256,6 +255,7 @@ class App:
             boot_file=BOOT_FILES.get(arch if arch is not None else 0),
             root_path=self._root_path(class_name),
             script=f"{class_name}.ipxe" if self.config.dhcp.mode == "proxy" else None,
+            own_ipxe=self.config.classes[class_name].ipxe == "own",
         )
 
     def _in_boot_phase(self, mac: Mac) -> bool:

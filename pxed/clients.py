@@ -252,6 +252,8 @@ def _boot_file(client: Client, event: Event) -> Iterator[Change]:
     if client.in_boot:
         client.state = State.BOOTING
         client.chainloaded = True
+        # The card's own iPXE may have asked first; the one that counts comes after this file.
+        client.timeline = [step for step in client.timeline if step.stage < Stage.BOOT_FILE]
         yield from _reach(client, Stage.BOOT_FILE, event.time, str(event.detail.get("file", "")))
 
 

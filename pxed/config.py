@@ -169,6 +169,7 @@ class Class:
     image: str | None = _key(_text, None)
     mode: str = _key(_choice("diskless", "provision"), "diskless")
     boot: str = _key(_choice("san", "kernel"), "san")
+    ipxe: str = _key(_choice("any", "own"), "any")
 
 
 @dataclass(frozen=True, slots=True)

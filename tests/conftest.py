@@ -21,7 +21,7 @@ def requires(*programs: str, root: bool = True) -> None:
 
 @dataclass
 class Cable:
-    """Two namespaces joined by a veth cable: ``srv`` has ``eth0`` 10.77.0.1/24, ``cli`` ``eth0``."""
+    """Two namespaces joined by a veth cable: ``eth0`` in each, 10.77.0.1/24 in ``srv``."""
 
     srv: Namespace
     cli: Namespace

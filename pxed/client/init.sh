@@ -73,6 +73,13 @@ flush() {
     done
 }
 
+# The driver makes its device nodes before it is ready: a write to one of them while the module still
+# starts is a NULL pointer in the kernel (seen in 6.1).
+listening() {
+    [ -r /sys/module/aoe/initstate ] && read -r state < /sys/module/aoe/initstate &&
+        [ "$state" = live ]
+}
+
 # discover UNTIL DISK...: ask the segment again and again, after 0.1 s, then less and less often,
 # until the disks are there; 1 at UNTIL.
 discover() {
@@ -86,7 +93,7 @@ discover() {
         [ -n "$missing" ] || return 0
         uptime
         [ "$now" -lt "$until" ] || return 1
-        if [ "$now" -ge "$asked" ] && [ -c /dev/etherd/discover ]; then
+        if [ "$now" -ge "$asked" ] && listening; then
             echo > /dev/etherd/discover
             asked=$((now + pause))
             [ "$pause" -ge 100 ] || pause=$((pause * 2))

@@ -27,12 +27,14 @@ class BootPlan:
     ``boot_file``: name of our iPXE for this architecture, by TFTP. ``root_path``: AoE address that
     iPXE boots from, such as ``aoe:e16.0``. ``script``: URL or TFTP name of an iPXE script; used
     where there is no root path, and always in proxy mode. ``http_url``: for UEFI HTTP boot.
+    ``own_ipxe``: load ours even where the card's own iPXE could go on.
     """
 
     boot_file: str | None = None
     root_path: str | None = None
     script: str | None = None
     http_url: str | None = None
+    own_ipxe: bool = False
 
 
 class Step(StrEnum):
@@ -83,7 +85,7 @@ def choose(
     lacks = _lacks(plan, features)
     if lacks and chained:
         return _refuse(f"the iPXE that it loaded has no {lacks} support: serve one that has")
-    if lacks:
+    if lacks or (plan.own_ipxe and plan.boot_file and not chained):
         return _chain(plan, arch)
     if plan.script and (proxy or not plan.root_path):
         return Choice(Step.SCRIPT, file=plan.script)

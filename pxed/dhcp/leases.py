@@ -3,7 +3,7 @@
 The key is the MAC: one machine shows three client identifiers on its way up (docs/netboot.md). An
 address is *held* from the OFFER on, for seconds; *bound* from the ACK on. A machine's last bound
 address stays its **home**: it gets the same one again, and a flood of random MACs cannot take it,
-since homes go to strangers last and only a part of the pool may be held by offers to strangers.
+since homes go to strangers last, and an unclaimed offer of one is taken back.
 Every table is bounded by the number of addresses.
 """
 
@@ -81,7 +81,6 @@ class Leases:
         self._home: OrderedDict[Mac, IPv4Address] = OrderedDict()  # least recently used first
         self._home_at: dict[IPv4Address, Mac] = {}  # inverse of _home
         self._ends: list[tuple[float, IPv4Address]] = []  # heap; stale entries are skipped
-        self._held_by_strangers = 0
         self.set_range(first, last, exclude=exclude)
 
     # Looking
@@ -228,8 +227,6 @@ class Leases:
         self._active[lease.ip] = lease
         if lease.state is not State.DECLINED:
             self._of_mac[lease.mac] = lease.ip
-        if self._strange(lease):
-            self._held_by_strangers += 1
         heapq.heappush(self._ends, (lease.expires, lease.ip))
         if len(self._ends) > 4 * len(self._active) + 64:  # renewals leave stale entries behind
             self._ends = [(item.expires, ip) for ip, item in self._active.items()]
@@ -240,11 +237,6 @@ class Leases:
         lease = self._active.pop(ip)
         if self._of_mac.get(lease.mac) == ip:
             del self._of_mac[lease.mac]
-        if self._strange(lease):
-            self._held_by_strangers -= 1
-
-    def _strange(self, lease: Lease) -> bool:
-        return lease.state is State.OFFERED and self._home.get(lease.mac) != lease.ip
 
     def _expire(self, now: float) -> None:
         while self._ends and self._ends[0][0] <= now:
@@ -254,9 +246,8 @@ class Leases:
                 self._drop(ip)
 
     def _settle(self, mac: Mac, ip: IPv4Address) -> None:
-        """Make ``ip`` the home of ``mac``; recount the stranger that held it."""
-        held = self._active.get(ip)
-        if held is not None:
+        """Make ``ip`` the home of ``mac``, whoever held or had it before."""
+        if ip in self._active:
             self._drop(ip)
         self._evict(ip)
         former = self._home.pop(mac, None)
@@ -268,9 +259,6 @@ class Leases:
     def _evict(self, ip: IPv4Address) -> None:
         mac = self._home_at.pop(ip, None)
         if mac is not None:
-            held = self._active.get(ip)
-            if held is not None and held.state is State.OFFERED and held.mac == mac:
-                self._held_by_strangers += 1  # an offer at home becomes one to a stranger
             del self._home[mac]
 
     def _pick(self, mac: Mac, wanted: IPv4Address | None) -> IPv4Address | None:
@@ -282,8 +270,6 @@ class Leases:
             if lease.state is State.OFFERED:  # a stranger holds it, unclaimed: take it back
                 self._drop(home)
                 return home
-        if self._held_by_strangers >= max(self.size // 4, 8):
-            return None
         if wanted is not None and wanted in self and self._untouched(wanted):
             return wanted
         if len(self._active) + len(self._home_at) < self.size + self._overlap():

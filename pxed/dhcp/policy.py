@@ -320,8 +320,7 @@ class Policy:
         """Keep what was said to this machine; ``promised``: it now loads what it was told to."""
         seen = self._seen.pop(case.mac, None) or _Seen(who, choice)
         seen.who, seen.choice = who, choice
-        ipxe_chain = choice is not None and choice.step is Step.CHAIN
-        if promised and ipxe_chain and who.firmware is Firmware.IPXE:
+        if promised and choice is not None and choice.step is Step.CHAIN:
             seen.chain_xid, seen.chain_time = case.message.xid, case.now
         self._seen[case.mac] = seen
         if len(self._seen) > max(_MEMORY, 2 * self.leases.size):

@@ -126,9 +126,7 @@ def test_without_a_config_disk_it_is_degraded_and_says_so(disks: Disks, start: S
     )
 
 
-def test_a_config_disk_without_a_file_system_is_degraded_too(
-    disks: Disks, start: Starter
-) -> None:
+def test_a_config_disk_without_a_file_system_is_degraded_too(disks: Disks, start: Starter) -> None:
     disks.root()
     disks.serve(3, disks.blank(3, 1 << 20))
     client = start()

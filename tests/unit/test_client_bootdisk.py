@@ -87,7 +87,9 @@ def test_uefi_finds_one_program_with_all_three(disk: Path) -> None:
 def test_sections_of_the_program_do_not_overlap(disk: Path) -> None:
     program = _inside(disk, "EFI/BOOT/BOOTX64.EFI")
     ranges = sorted((where, where + size) for _, size, where, _, _ in _headers(program))
-    assert all(a_end <= b_start for (_, a_end), (b_start, _) in zip(ranges, ranges[1:], strict=False))
+    assert all(
+        a_end <= b_start for (_, a_end), (b_start, _) in zip(ranges, ranges[1:], strict=False)
+    )
 
 
 def test_a_missing_program_is_named_with_its_package(

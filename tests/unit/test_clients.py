@@ -64,6 +64,17 @@ def test_ipxe_after_its_boot_file_is_the_same_boot() -> None:
     assert only(clients).stage is Stage.IPXE
 
 
+def test_an_ipxe_that_loads_ours_reaches_ipxe_with_ours() -> None:
+    clients = Clients()
+    feed(clients, 1.0, Kind.DISCOVER, firmware="ipxe", arch=0)
+    feed(clients, 1.1, Kind.OFFER, ip="10.77.0.50")
+    feed(clients, 2.0, Kind.TFTP_DONE, file="undionly.kpxe")
+    feed(clients, 3.0, Kind.DISCOVER, firmware="ipxe", arch=0)
+    client = only(clients)
+    assert client.boots == 1
+    assert client.stage_seconds(Stage.IPXE) == pytest.approx(2.0)
+
+
 def test_ipxe_in_the_rom_begins_a_boot() -> None:
     clients = Clients()
     changes = feed(clients, 1.0, Kind.DISCOVER, firmware="ipxe", arch=0)

@@ -1,4 +1,4 @@
-"""The configuration: what is accepted, and that every refusal names file, key, value and what is allowed."""
+"""The configuration: what is accepted; every refusal names file, key, value and what is allowed."""
 
 from pathlib import Path
 

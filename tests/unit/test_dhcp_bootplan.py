@@ -36,6 +36,12 @@ def test_ipxe_without_aoe_loads_ours_once() -> None:
     assert "no AoE support" in refused.why
 
 
+def test_our_own_ipxe_can_be_wanted_even_where_the_cards_would_do() -> None:
+    own = BootPlan("undionly.kpxe", root_path="aoe:e16.0", own_ipxe=True)
+    assert ipxe(own, AOE) == Choice(Step.CHAIN, file="undionly.kpxe")
+    assert ipxe(own, AOE, chained=True) == Choice(Step.SAN, root_path="aoe:e16.0")
+
+
 def test_root_path_or_script_never_both() -> None:
     assert ipxe(BOTH, AOE) == Choice(Step.SAN, root_path="aoe:e16.0")
     assert ipxe(BOTH, AOE, proxy=True) == Choice(Step.SCRIPT, file="boot.ipxe")

@@ -150,11 +150,17 @@ def test_a_repeated_request_gets_the_same_ack() -> None:
     assert only(select(server, ack.yiaddr, OLD_IPXE, now=1)) == ack
 
 
-def test_the_chain_ends_in_our_ipxe() -> None:
+@pytest.mark.parametrize("first", [BIOS, OLD_IPXE], ids=["pxe", "ipxe"])
+def test_the_chain_ends_in_our_ipxe(first: dict[Opt, bytes]) -> None:
+    server = policy()
+    boot(server, first, xid=1)
+    assert boot(server, IPXE, now=3, xid=2).options[Opt.ROOT_PATH] == b"aoe:e16.0"
+
+
+def test_an_ipxe_of_ours_that_cannot_is_not_loaded_again() -> None:
     server = policy()
     boot(server, BIOS, xid=1)
-    boot(server, OLD_IPXE, now=3, xid=2)
-    assert boot(server, IPXE, now=6, xid=3).options[Opt.ROOT_PATH] == b"aoe:e16.0"
+    assert not discover(server, OLD_IPXE, now=3, xid=2).replies
 
 
 def test_one_machine_keeps_its_address_through_the_chain() -> None:

@@ -88,7 +88,7 @@ def test_a_version_without_manifest_is_not_there_yet(tmp_path: Path) -> None:
 def test_an_untrue_manifest_is_refused_by_name(tmp_path: Path, changes: dict[str, Any]) -> None:
     (tmp_path / "outside.img").write_bytes(bytes(4096))
     directory = make(tmp_path, "lab", "1", **changes)
-    with pytest.raises(UsageError, match="manifest.json: "):
+    with pytest.raises(UsageError, match=r"manifest\.json: "):
         images.load(directory)
 
 
@@ -96,7 +96,7 @@ def test_an_untrue_manifest_is_refused_by_name(tmp_path: Path, changes: dict[str
 def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str) -> None:
     directory = make(tmp_path, "lab", "1")
     (directory / "manifest.json").write_text(text)
-    with pytest.raises(UsageError, match="manifest.json: "):
+    with pytest.raises(UsageError, match=r"manifest\.json: "):
         images.load(directory)
 
 

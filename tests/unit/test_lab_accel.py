@@ -51,9 +51,7 @@ def test_the_environment_decides_first(monkeypatch: pytest.MonkeyPatch) -> None:
         accel.pick_accel()
 
 
-def test_without_qemu_the_package_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_qemu_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HostError, match="apt install qemu-system-x86"):
         accel.pick_accel()
