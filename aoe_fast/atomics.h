@@ -28,6 +28,4 @@ static inline void aoe_relax(void)
 #endif
 }
 
-static inline void aoe_prefetch(const void *p) { __builtin_prefetch(p); }
-
 #endif

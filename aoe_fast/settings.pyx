@@ -57,8 +57,9 @@ cdef bint answer_config(
     if command > CONFIG_FORCE:
         fail_aoe(reply, ERROR_ARGUMENT)
         return True
-    # A plain read ignores the length: aoeping sends junk there.
-    if command != CONFIG_READ and (length > CONFIG_BYTES or length > size - sizeof(ConfigHeader)):
+    if command == CONFIG_READ:
+        length = 0  # aoeping sends junk there: not one byte of it may be looked at
+    elif length > CONFIG_BYTES or length > size - sizeof(ConfigHeader):
         fail_aoe(reply, ERROR_ARGUMENT)
         return True
     head.buffers = htobe16(batch.buffers)

@@ -1,6 +1,6 @@
 """handle(frame) -> replies: the whole protocol, no socket.
 
-Source: AoE revision 11, corrected by what initiators do (the rules are listed in docs/protocol).
+Source: AoE revision 11, corrected by what real initiators do and check.
 Silence means: no reply, counted. A client that may not see a device must not learn that it is
 there, so an address that its view does not have is silence for every command class.
 

@@ -70,14 +70,13 @@ def disks(lab: Lab, lab_image: Path) -> Disks:
 
 @pytest.fixture
 def start(lab: Lab, lab_image: Path) -> Starter:
-    def power_on(more: str = "", **options: int) -> Client:
+    def power_on(more: str = "") -> Client:
         client = lab.add_client(
             extra=(
                 "-kernel", str(lab_image / "vmlinuz"),
                 "-initrd", str(lab_image / "initrd"),
                 "-append", f"console=ttyS0 quiet cryptomgr.notests pxed.shelf=16 {more}",
             ),
-            **options,
         )  # fmt: skip
         client.power_on()
         return client

@@ -148,8 +148,8 @@ def test_clients_are_told_apart(lab: Lab) -> None:
 
 def test_power_reset_and_cable(lab: Lab) -> None:
     client = lab.add_client()
-    assert not client.running
     with client:
+        assert client.pid is None
         client.power_on()
         assert client.running
         with pytest.raises(HostError, match="on already"):
@@ -161,7 +161,7 @@ def test_power_reset_and_cable(lab: Lab) -> None:
         with pytest.raises(HostError, match="no_such_command"):
             client.monitor("no_such_command")
         client.power_off()
-        assert not client.running
+        assert client.pid is None
         client.power_off()
         with pytest.raises(HostError, match="is off"):
             client.monitor("query-status")

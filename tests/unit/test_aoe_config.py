@@ -60,6 +60,13 @@ def test_read_ignores_the_length(target: Target) -> None:
     assert len(target.handle(frame(1, config(READ, length=0xFFFF)), SERVER)) == 1
 
 
+def test_read_ignores_a_length_equal_to_the_strings(target: Target) -> None:
+    """Found by AddressSanitizer: the string was compared with bytes behind the frame."""
+    ask(target, SET, b"y" * 1000)
+    (raw,) = target.handle(frame(1, config(READ, length=1000)), SERVER)
+    assert Reply(raw).text == b"y" * 1000
+
+
 @pytest.mark.parametrize("text", [b"x", b"seat-01", b"y" * 28, b"y" * 29, b"z" * 1024])
 def test_set_then_read(target: Target, text: bytes) -> None:
     assert ask(target, SET, text).text == text

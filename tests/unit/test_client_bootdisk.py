@@ -1,5 +1,6 @@
 """The boot disk, read back by sfdisk and mtools: what BIOS and UEFI firmware will look at."""
 
+import itertools
 import json
 import struct
 import subprocess
@@ -87,9 +88,7 @@ def test_uefi_finds_one_program_with_all_three(disk: Path) -> None:
 def test_sections_of_the_program_do_not_overlap(disk: Path) -> None:
     program = _inside(disk, "EFI/BOOT/BOOTX64.EFI")
     ranges = sorted((where, where + size) for _, size, where, _, _ in _headers(program))
-    assert all(
-        a_end <= b_start for (_, a_end), (b_start, _) in zip(ranges, ranges[1:], strict=False)
-    )
+    assert all(a_end <= b_start for (_, a_end), (b_start, _) in itertools.pairwise(ranges))
 
 
 def test_a_missing_program_is_named_with_its_package(

@@ -30,7 +30,12 @@ def test_the_probe_runs_once_for_each_boot_of_the_machine(
 ) -> None:
     requires("qemu-system-x86_64", root=False)
     probes: list[float] = []
-    monkeypatch.setattr(accel, "_kvm_runs", lambda limit: bool(probes.append(limit)))
+
+    def probe(limit: float) -> bool:
+        probes.append(limit)
+        return False
+
+    monkeypatch.setattr(accel, "_kvm_runs", probe)
     accel.pick_accel()
     monkeypatch.setattr(accel, "_chosen", None)  # as another process
     assert accel.pick_accel() == "tcg"
