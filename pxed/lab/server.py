@@ -25,6 +25,9 @@ class LabServer:
     def __init__(self, lab: Lab, state: Path, more: str = "") -> None:
         self._lab = lab
         self.config = lab.directory / "pxed.toml"
+        if "[aoe]" not in more:
+            # Clients share this machine's cores: a worker that spins takes them from QEMU.
+            more = f"[aoe]\nspin_us = 0\n{more}"
         self.config.write_text(f'interface = "eth0"\nstate_dir = "{state}"\n{more}')
         self.log = lab.directory / "server.log"
         self.control = ControlClient(state / "control.sock")
