@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -119,6 +121,55 @@ def test_kill_9_leaves_no_process_and_a_directory_that_the_next_lab_removes(
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     Lab.clean_stale()
     assert list(temporary.iterdir()) == []
+
+
+def test_keep_gives_the_clients_console_until_the_escape_key(temporary: Path) -> None:
+    master, terminal = pty.openpty()
+    demo = subprocess.Popen(
+        [*DEMO, "--keep"],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    try:
+        read_until(master, b"Ctrl-] ends the lab")
+        read_until(master, b"# ")
+        os.write(master, b"echo typed-$((6 * 7)) > /config/typed; cat /config/typed\n")
+        read_until(master, b"typed-42")
+        os.write(master, b"\x1d")
+        assert demo.wait(30) == 0
+    finally:
+        demo.kill()
+        demo.wait()
+        os.close(master)
+    assert list(temporary.iterdir()) == []
+
+
+def read_until(fd: int, wanted: bytes, limit: float = 100) -> None:
+    said = b""
+    deadline = time.monotonic() + limit
+    while wanted not in said:
+        ready, _, _ = select.select([fd], [], [], max(deadline - time.monotonic(), 0))
+        assert ready, f"no {wanted!r} in {said[-500:]!r}"
+        said += os.read(fd, 4096)
+
+
+def test_without_root_it_says_so(temporary: Path) -> None:
+    temporary.chmod(0o777)
+    nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]
+    done = subprocess.run(
+        [*nobody, *DEMO],
+        env={**os.environ, "TMPDIR": str(temporary), "HOME": "/nonexistent"},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "root" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_firmware_must_be_one_that_exists() -> None:
