@@ -186,12 +186,15 @@ def _say_to_stderr(text: str) -> None:
 
 @contextlib.contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the demo as Ctrl-C does: with everything cleaned up."""
+    """SIGTERM and SIGHUP end the demo as Ctrl-C does: with everything cleaned up.
+
+    SIGINT too is set: a shell starts what it puts in the background with SIGINT ignored.
+    """
 
     def stop(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGHUP)}
+    before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
