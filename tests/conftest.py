@@ -9,6 +9,10 @@ import pytest
 
 from pxed.lab.netns import Namespace, veth
 
+WITHOUT_PRIVILEGE = ("setpriv", "--bounding-set", "-all", "--")
+"""Before a command: it runs as root that may do nothing special (a plain user may not even be able
+to read this checkout)."""
+
 
 def requires(*programs: str, root: bool = True) -> None:
     """Skip the calling test, loudly, unless it runs as root and finds every program named."""

@@ -29,7 +29,7 @@ from tests.aoe_frames import (
     config,
     frame,
 )
-from tests.conftest import Cable, requires
+from tests.conftest import WITHOUT_PRIVILEGE, Cable, requires
 
 pytestmark = pytest.mark.netns
 
@@ -349,14 +349,11 @@ def test_no_such_interface(cable: Cable) -> None:
 
 def test_no_privilege(cable: Cable) -> None:
     code = (
-        "import os; os.setuid(65534)\n"
         "from aoe_fast import *\n"
         "try: Server(Target(), ['eth0']).start()\n"
         "except AoeError as error: print(error)\n"
     )
-    done = cable.srv.run(
-        [sys.executable, "-c", f"import sys; sys.path[:0]=[{str(ROOT)!r}]\n{code}"]
-    )
+    done = cable.srv.run([*WITHOUT_PRIVILEGE, sys.executable, "-c", code])
     assert "run as root" in done.stdout
 
 
