@@ -166,6 +166,10 @@ def _conclude(seats: list[Seat], status: dict[str, Any]) -> None:
         f"over AoE in {aoe['frames']} frames, {aoe['drops']} dropped; "
         f"{amount(status['tftp']['bytes'])} by TFTP"
     )
+    click.echo(
+        "next     pxed demo --keep gives a console on a client; pxed serve -i INTERFACE serves a "
+        "real lab (README.md)"
+    )
 
 
 def _keep(lab: Lab, server: LabServer, seats: list[Seat]) -> None:
