@@ -7,61 +7,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import WITHOUT_PRIVILEGE, Cable, requires
+from tests.conftest import WITHOUT_PRIVILEGE
+from tests.netns.conftest import GOOD, Serve
 
 pytestmark = pytest.mark.netns
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    """A state directory with an image that is nothing but its files."""
-    requires("mkfs.ext4")
-    directory = tmp_path / "state" / "images" / "lab" / "1"
-    directory.mkdir(parents=True)
-    (directory / "boot.img").write_bytes(bytes(8192))
-    (directory / "root.img").write_bytes(bytes(8192))
-    manifest = {
-        "name": "lab",
-        "version": "1",
-        "class": "x86",
-        "devices": {"boot": "boot.img", "root": "root.img"},
-    }
-    (directory / "manifest.json").write_text(json.dumps(manifest))
-    return tmp_path / "state"
-
-
-class Serve:
-    """Writes a configuration and runs ``pxed serve`` in the server's namespace."""
-
-    def __init__(self, cable: Cable, state: Path) -> None:
-        self.cable, self.state = cable, state
-        self.config = state.parent / "pxed.toml"
-
-    def command(self, text: str) -> list[str]:
-        self.config.write_text(text.replace("STATE", str(self.state)))
-        return [sys.executable, "-m", "pxed", "serve", "-c", str(self.config)]
-
-    def refuses(self, text: str, status: int, *words: str) -> None:
-        done = self.cable.srv.run(self.command(text), check=False, timeout=30)
-        lines = done.stderr.strip().splitlines()
-        assert done.returncode == status, done.stderr
-        assert len(lines) == 1, done.stderr
-        for word in words:
-            assert word in lines[0]
-        assert not (self.state / "control.sock").exists()
-
-
-GOOD = 'interface = "eth0"\nstate_dir = "STATE"\n'
-
-
-@pytest.fixture
-def serve(cable: Cable, state: Path) -> Serve:
-    return Serve(cable, state)
 
 
 def test_an_interface_that_does_not_exist(serve: Serve) -> None:
@@ -130,18 +82,6 @@ def test_without_root(serve: Serve) -> None:
     assert "root" in done.stderr
 
 
-@pytest.fixture
-def running(serve: Serve) -> Iterator["subprocess.Popen[bytes]"]:
-    process = serve.cable.srv.popen(serve.command(GOOD))
-    deadline = time.monotonic() + 20
-    while not (serve.state / "control.sock").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    yield process
-    process.kill()
-
-
 def test_a_second_server_on_the_same_state(
     serve: Serve, running: "subprocess.Popen[bytes]"
 ) -> None:
@@ -167,7 +107,7 @@ def test_malformed_packets_of_every_protocol_are_counted_and_stop_nothing(
             raw.send(bytes.fromhex("333300000002020000000001") + b"\x86\xdd" + bytes(60))
     deadline = time.monotonic() + 10
     while True:
-        status = ask(serve, "status")
+        status = serve.ask("status")
         counted = status["dhcp"].get("malformed", 0), status["tftp"].get("malformed", 0)
         if all(counted) and status["aoe"]["ignored"]:
             break
@@ -197,10 +137,3 @@ def test_status_and_client_list_speak_to_people(
         [*command, "client", "list", *option], capture_output=True, text=True, check=True
     )
     assert "no client" in listed.stdout
-
-
-def ask(serve: Serve, *words: str) -> "dict[str, dict[str, int]]":
-    command = [sys.executable, "-m", "pxed", *words, "--json", "--state-dir", str(serve.state)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    answer: dict[str, dict[str, int]] = json.loads(done.stdout)
-    return answer

@@ -1,0 +1,84 @@
+"""``pxed serve`` in a namespace, with an image that is nothing but its files."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Cable, requires
+
+GOOD = 'interface = "eth0"\nstate_dir = "STATE"\n'
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A state directory with an image that is nothing but its files."""
+    requires("mkfs.ext4")
+    directory = tmp_path / "state" / "images" / "lab" / "1"
+    directory.mkdir(parents=True)
+    (directory / "boot.img").write_bytes(b"boot" * 2048)
+    (directory / "root.img").write_bytes(b"root" * 2048)
+    manifest = {
+        "name": "lab",
+        "version": "1",
+        "class": "x86",
+        "devices": {"boot": "boot.img", "root": "root.img"},
+    }
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    return tmp_path / "state"
+
+
+class Serve:
+    """Writes a configuration and runs ``pxed serve`` in the server's namespace."""
+
+    def __init__(self, cable: Cable, state: Path) -> None:
+        self.cable, self.state = cable, state
+        self.config = state.parent / "pxed.toml"
+
+    def command(self, text: str) -> list[str]:
+        self.config.write_text(text.replace("STATE", str(self.state)))
+        return [sys.executable, "-m", "pxed", "serve", "-c", str(self.config)]
+
+    def refuses(self, text: str, status: int, *words: str) -> None:
+        done = self.cable.srv.run(self.command(text), check=False, timeout=30)
+        lines = done.stderr.strip().splitlines()
+        assert done.returncode == status, done.stderr
+        assert len(lines) == 1, done.stderr
+        for word in words:
+            assert word in lines[0]
+        assert not (self.state / "control.sock").exists()
+
+    def start(self, text: str = GOOD) -> "subprocess.Popen[bytes]":
+        """Run it in the background until it answers; the cable's end kills it."""
+        process = self.cable.srv.popen(self.command(text), stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 20
+        while not (self.state / "control.sock").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return process
+
+    def ask(self, *words: str) -> Any:
+        """What ``pxed WORDS --json`` says about this server."""
+        command = [sys.executable, "-m", "pxed", *words, "--json"]
+        done = subprocess.run(
+            [*command, "--state-dir", str(self.state)], capture_output=True, text=True, check=True
+        )
+        return json.loads(done.stdout)
+
+
+@pytest.fixture
+def serve(cable: Cable, state: Path) -> Serve:
+    return Serve(cable, state)
+
+
+@pytest.fixture
+def running(serve: Serve) -> Iterator["subprocess.Popen[bytes]"]:
+    process = serve.start()
+    yield process
+    process.kill()

@@ -1,0 +1,143 @@
+"""``pxed serve`` as a whole, against udhcpc, curl and our own initiator."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from aoe_fast.initiator import AtaError, Initiator, NoAnswer
+from pxed.mac import mac_bytes
+from tests.conftest import requires
+from tests.netns.conftest import GOOD, Serve
+
+pytestmark = pytest.mark.netns
+
+PXE = ("-V", "PXEClient:Arch:00000:UNDI:002001")
+SEAT = "02:00:00:00:00:11"
+OTHER = "02:00:00:00:00:22"
+
+
+def udhcpc(serve: Serve, folder: Path, *options: str, mac: str = SEAT) -> dict[str, str]:
+    """One DHCP exchange as ``mac``; what the client was given, {} if nothing."""
+    requires("udhcpc")
+    cli = serve.cable.cli
+    cli.ip("link set eth0 down", f"link set eth0 address {mac}", "link set eth0 up")
+    time.sleep(0.1)
+    out, script = folder / "given", folder / "script"
+    out.unlink(missing_ok=True)
+    script.write_text(f'#!/bin/sh\n[ "$1" = bound ] && env > {out}\nexit 0\n')
+    script.chmod(0o755)
+    command = ["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "4", "-T", "1", "-s", str(script)]
+    cli.run([*command, *options], check=False, timeout=20)
+    if not out.exists():
+        return {}
+    return dict(line.split("=", 1) for line in out.read_text().splitlines() if "=" in line)
+
+
+def initiator(mac: str) -> Initiator:
+    return Initiator("eth0", source_mac=mac_bytes(mac), timeout=0.2, retries=2)
+
+
+def test_a_pxe_client_gets_a_lease_and_its_boot_file(serve: Serve, tmp_path: Path) -> None:
+    serve.start()
+    given = udhcpc(serve, tmp_path, *PXE)
+    assert given["serverid"] == given["siaddr"] == "10.77.0.1"
+    assert given["boot_file"] == "undionly.kpxe"
+
+
+def test_an_operating_system_gets_silence(serve: Serve, tmp_path: Path) -> None:
+    serve.start()
+    assert udhcpc(serve, tmp_path) == {}
+
+
+def test_all_mode_answers_an_operating_system(serve: Serve, tmp_path: Path) -> None:
+    serve.start(GOOD + '[dhcp]\nmode = "all"\nrange = "10.77.0.60-10.77.0.61"')
+    assert udhcpc(serve, tmp_path)["ip"] in ("10.77.0.60", "10.77.0.61")
+
+
+def test_the_boot_file_comes_by_tftp(serve: Serve, tmp_path: Path) -> None:
+    requires("curl")
+    serve.start()
+    serve.cable.cli.ip("addr add 10.77.0.2/24 dev eth0")
+    got = tmp_path / "got"
+    serve.cable.cli.run(["curl", "-sf", "-o", str(got), "tftp://10.77.0.1/undionly.kpxe"])
+    assert got.read_bytes() == Path("/usr/lib/ipxe/undionly.kpxe").read_bytes()
+
+
+def test_a_discover_prepares_a_config_for_that_mac_alone(serve: Serve, tmp_path: Path) -> None:
+    serve.start()
+    udhcpc(serve, tmp_path, *PXE)
+    with serve.cable.cli.inside(), initiator(SEAT) as mine, initiator(OTHER) as theirs:
+        assert mine.identify(16, 3).sectors == (512 << 20) // 512
+        mine.write(16, 3, 1000, b"m" * 512)
+        assert mine.read(16, 3, 1000, 1) == b"m" * 512
+        assert {(d.shelf, d.slot) for d in theirs.discover()} == {(16, 0), (16, 1)}
+        with pytest.raises(NoAnswer):
+            theirs.identify(16, 3)
+        with pytest.raises(NoAnswer):
+            theirs.write(16, 3, 1000, b"t" * 512)
+        assert mine.read(16, 3, 1000, 1) == b"m" * 512
+
+
+def test_two_clients_have_different_configs_at_one_address(serve: Serve, tmp_path: Path) -> None:
+    serve.start()
+    for mac in (SEAT, OTHER):
+        udhcpc(serve, tmp_path, *PXE, mac=mac)
+    with serve.cable.cli.inside():
+        for mac in (SEAT, OTHER):
+            with initiator(mac) as one:
+                one.write(16, 3, 1000, mac.encode().ljust(512))
+        for mac in (SEAT, OTHER):
+            with initiator(mac) as one:
+                assert one.read(16, 3, 1000, 1) == mac.encode().ljust(512)
+
+
+def test_after_kill_9_the_client_has_its_config_and_its_address_at_once(
+    serve: Serve, tmp_path: Path
+) -> None:
+    process = serve.start()
+    before = udhcpc(serve, tmp_path, *PXE)
+    with serve.cable.cli.inside(), initiator(SEAT) as one:
+        one.write(16, 3, 1000, b"kept" * 128)
+    time.sleep(1.5)  # clients are saved every second; a lease at once
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    serve.state.joinpath("control.sock").unlink()
+    serve.start()
+    with serve.cable.cli.inside(), initiator(SEAT) as one:
+        assert one.read(16, 3, 1000, 1) == b"kept" * 128
+    assert udhcpc(serve, tmp_path, *PXE)["ip"] == before["ip"]
+
+
+def test_a_new_address_of_the_server_is_followed(serve: Serve, tmp_path: Path) -> None:
+    serve.start()
+    assert udhcpc(serve, tmp_path, *PXE)["siaddr"] == "10.77.0.1"
+    serve.cable.srv.ip("addr del 10.77.0.1/24 dev eth0", "addr add 10.88.0.9/24 dev eth0")
+    deadline = time.monotonic() + 10
+    while "10.88.0.9" not in serve.ask("status")["ip"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    given = udhcpc(serve, tmp_path, *PXE)
+    assert given["siaddr"] == given["serverid"] == "10.88.0.9"
+    assert given["ip"].startswith("10.88.0.")
+
+
+def test_it_serves_again_after_its_link_was_down(serve: Serve, tmp_path: Path) -> None:
+    process = serve.start()
+    serve.cable.srv.ip("link set eth0 down")
+    time.sleep(0.5)
+    serve.cable.srv.ip("link set eth0 up")
+    assert udhcpc(serve, tmp_path, *PXE)["boot_file"] == "undionly.kpxe"
+    with serve.cable.cli.inside(), initiator(SEAT) as one:
+        assert one.read(16, 1, 0, 1) == b"root" * 128
+    assert process.poll() is None
+
+
+def test_every_client_sees_the_shared_devices_read_only(serve: Serve) -> None:
+    serve.start()
+    with serve.cable.cli.inside(), initiator(OTHER) as one:
+        assert one.read(16, 0, 0, 1) == b"boot" * 128
+        with pytest.raises(AtaError):
+            one.write(16, 0, 0, b"x" * 512)
+        assert one.read(16, 0, 0, 1) == b"boot" * 128
