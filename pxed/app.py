@@ -14,7 +14,7 @@ import signal
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv4Address
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +25,21 @@ from pxed import images
 from pxed.clients import Change, Client, Clients, State, What
 from pxed.config import Config
 from pxed.control import Control, Json
-from pxed.dhcp.bootplan import BOOT_FILES, BootPlan
+from pxed.dhcp.bootplan import BOOT_FILES, HTTP_FILES, BootPlan
 from pxed.dhcp.classify import Firmware
-from pxed.dhcp.leases import Lease, Leases, carve
-from pxed.dhcp.policy import Policy
-from pxed.dhcp.replies import Mode, Settings
+from pxed.dhcp.replies import Mode
 from pxed.errors import HostError, PxedError, UsageError
 from pxed.eventlog import EventLog
 from pxed.events import Event, Kind
 from pxed.exports import Exports
+from pxed.http.site import program_url, script_url
 from pxed.images import SLOTS
 from pxed.mac import Mac
 from pxed.midlayers import Midlayers
-from pxed.net.dhcp import DhcpServer
 from pxed.net.link import Link, look_up
 from pxed.net.link import Watch as LinkWatch
-from pxed.net.ra import RouterAdvertiser
-from pxed.net.tftp import TftpServer
+from pxed.netboot import NetBoot
 from pxed.store import Store
-from pxed.tftp.files import Files
 from pxed.watch import Watch, erase_report
 
 log = logging.getLogger("pxed")
@@ -87,7 +83,7 @@ class App:
             name: images.find(config.images_dir, each.image, name)
             for name, each in config.classes.items()
         }
-        self._refuse_what_is_not_there_yet()
+        self._refuse_what_cannot_work()
         if os.geteuid() != 0:
             raise HostError("serving a network needs root: run it with sudo")
         self._stack.callback(os.close, _claim(config.state_dir))
@@ -106,14 +102,19 @@ class App:
         await control.start()
         self._stack.push_async_callback(control.close)
 
-    def _refuse_what_is_not_there_yet(self) -> None:
+    def _refuse_what_cannot_work(self) -> None:
         for name, each in self.config.classes.items():
-            where = f"[class.{name}]"
-            if each.boot == "kernel":
-                raise UsageError(f'{where} boot = "kernel": this version has "san" only')
-            if each.mode == "provision" and "tfm" not in self.images[name].devices:
+            where, image = f"[class.{name}]", self.images[name]
+            if each.mode == "provision" and "tfm" not in image.devices:
+                raise UsageError(f'{where} mode = "provision": image {image} has no tfm device')
+            if each.boot == "kernel" and name != "x86":
+                raise UsageError(f'{where} boot = "kernel": is for class x86 only')
+            if each.boot == "kernel" and each.mode == "provision":
+                raise UsageError(f'{where} boot = "kernel": mode = "provision" boots by "san" only')
+            if each.boot == "kernel" and image.kernel is None:
                 raise UsageError(
-                    f'{where} mode = "provision": image {self.images[name]} has no tfm device'
+                    f'{where} boot = "kernel": image {image} names no kernel in its manifest: '
+                    'build it again, or use boot = "san"'
                 )
 
     def _start_aoe(self) -> None:
@@ -156,48 +157,22 @@ class App:
         return self._image_for(client)
 
     def _image_for(self, client: Client) -> images.Image:
-        override = self.config.clients.get(client.mac)
+        return self._image_of(client.mac, client.class_name)
+
+    def _image_of(self, mac: Mac, class_name: str) -> images.Image:
+        override = self.config.clients.get(mac)
         if override is not None and override.image is not None:
-            return images.find(self.config.images_dir, override.image, client.class_name)
-        return self.images[client.class_name]
+            return images.find(self.config.images_dir, override.image, class_name)
+        return self.images[class_name]
 
     async def _start_boot_protocols(self) -> None:
-        config, link = self.config, self.link
-        address = link.address()
-        settings = Settings(
-            mode=Mode(config.dhcp.mode),
-            server=address.ip,
-            prefixlen=address.network.prefixlen,
-            router=config.dhcp.router,
-            dns=config.dhcp.dns,
-            lease=config.dhcp.lease,
-        )
-        taken = {address.ip} | ({config.dhcp.router} if config.dhcp.router else set())
-        if config.dhcp.range is not None:
-            first, last = config.dhcp.range.first, config.dhcp.range.last
-            if first not in address.network or last not in address.network:
-                raise UsageError(
-                    f"[dhcp] range = {config.dhcp.range}: must lie in {address.network}, "
-                    f"the subnet of {config.interface}"
-                )
-        else:
-            first, last = carve(address.network, taken)
-        self.leases = Leases(first, last, exclude=taken, on_change=self._lease_changed)
-        self.leases.restore(self.store.leases(), time.time())
-        self.policy = Policy(settings, self.leases, self._plan)
-        self.dhcp = DhcpServer(link, self.policy, self.emit)
-        await self.dhcp.start()
-        self._stack.push_async_callback(self.dhcp.close)
-        files = self._files()
-        self._stack.callback(files.close)
-        self.tftp = TftpServer(link, files.open, self.emit, mac_of=self._mac_of)
-        await self.tftp.start()
-        self._stack.push_async_callback(self.tftp.close)
-        if config.dhcp.router_advertisement:
-            self.ra = RouterAdvertiser(link, self._in_boot_phase, self.emit)
-            await self.ra.start()
-            self._stack.push_async_callback(self.ra.close)
-        watch = LinkWatch(config.interface, self._link_changed)
+        self.netboot = NetBoot(
+            self.config, self.link, self.clients, self.store,
+            plan=self._plan, root_path=self._root_path, emit=self.emit,
+        )  # fmt: skip
+        await self.netboot.start()
+        self._stack.push_async_callback(self.netboot.close)
+        watch = LinkWatch(self.config.interface, self._link_changed)
         await watch.start()
         self._stack.push_async_callback(watch.close)
 
@@ -213,22 +188,8 @@ class App:
             text = f"{link.name} has no IPv4 address: DHCP and TFTP wait for one"
             self.emit(Event(Kind.ALARM, None, time.time(), {"text": text}))
             return
-        address = link.address()
-        if self.policy.update_server(address.ip, address.network.prefixlen):
-            log.info("%s has a new address: %s", link.name, address)
-
-    def _files(self) -> Files:
-        root = self.config.tftp.root
-        if not root.is_dir():
-            raise UsageError(
-                f"[tftp] root = {root}: no such directory: install Debian's package ipxe, "
-                "or name the directory with iPXE's files"
-            )
-        scripts = {
-            f"{name}.ipxe": f"#!ipxe\nsanboot {self._root_path(name)}\n".encode()
-            for name in self.config.classes
-        }
-        return Files(root, virtual=scripts)
+        if self.netboot.update(link):
+            log.info("%s has a new address: %s", link.name, link.address())
 
     async def stop(self) -> None:
         """Stop every service in reverse order, sync and save; stopping twice is fine."""
@@ -246,21 +207,24 @@ class App:
         return f"aoe:e{each.shelf}.{slot}"
 
     def _plan(
-        self, _mac: Mac, firmware: Firmware, arch: int | None, _features: frozenset[int]
+        self, mac: Mac, firmware: Firmware, arch: int | None, _features: frozenset[int]
     ) -> BootPlan | None:
         class_name = "rpi" if firmware is Firmware.RPI else "x86"
         if class_name not in self.config.classes:
             return None
-        return BootPlan(
+        each, base = self.config.classes[class_name], self.netboot.base
+        http_file = HTTP_FILES.get(arch if arch is not None else -1)
+        plan = BootPlan(
             boot_file=BOOT_FILES.get(arch if arch is not None else 0),
             root_path=self._root_path(class_name),
-            script=f"{class_name}.ipxe" if self.config.dhcp.mode == "proxy" else None,
-            own_ipxe=self.config.classes[class_name].ipxe == "own",
+            script=f"{class_name}.ipxe" if self.netboot.mode is Mode.PROXY else None,
+            http_url=program_url(base, http_file) if http_file else None,
+            own_ipxe=each.ipxe == "own",
         )
-
-    def _in_boot_phase(self, mac: Mac) -> bool:
-        client = self.clients.get(mac)
-        return client is not None and (client.in_boot or client.state is State.SEEN)
+        if each.boot == "kernel":
+            image = self._image_of(mac, class_name)
+            return replace(plan, root_path=None, script=script_url(base, image))
+        return plan
 
     # Events and what follows from them
 
@@ -274,13 +238,6 @@ class App:
             self._act(change)
         if event.mac is not None and self.clients.get(event.mac) is not None:
             self._dirty.add(event.mac)
-
-    def _mac_of(self, ip: str) -> Mac | None:
-        """TFTP sees only addresses: the lease knows whose it is, or else the client's record."""
-        with contextlib.suppress(ValueError):
-            if (mac := self.leases.owner(IPv4Address(ip), time.time())) is not None:
-                return mac
-        return next((client.mac for client in self.clients if client.ip == ip), None)
 
     def _act(self, change: Change) -> None:
         client = change.client
@@ -382,18 +339,12 @@ class App:
             self._dirty |= {client.mac for client in dirty}
             log.error("%s", error)
 
-    def _lease_changed(self, lease: Lease) -> None:
-        try:
-            self.store.save_leases([lease])
-        except HostError as error:
-            log.error("%s", error)
-
     # What the control socket shows
 
     def status(self) -> Json:
         counters = self.aoe.counters
         stats = self.target.stats
-        config = self.config
+        config, boot = self.config, self.netboot
         return {
             "pid": os.getpid(),
             "uptime": round(time.monotonic() - self._started, 1),
@@ -402,9 +353,10 @@ class App:
             "ip": ", ".join(str(address) for address in self.link.addresses),
             "mtu": self.link.mtu,
             "state_dir": str(config.state_dir),
-            "dhcp": {"mode": config.dhcp.mode, "range": self.leases.range,
-                     **_counts(self.dhcp.counters)},
-            "tftp": {"bytes": self._tftp_bytes, **_counts(self.tftp.counters)},
+            "dhcp": {"mode": str(boot.mode), "configured": config.dhcp.mode,
+                     "range": boot.leases.range, **_counts(boot.dhcp.counters)},
+            "tftp": {"bytes": self._tftp_bytes, **_counts(boot.tftp.counters)},
+            "http": {"port": config.http.port, **_counts(boot.http.counters)},
             "images": {name: str(image) for name, image in self.images.items()},
             "midlayers": {
                 "count": sum(1 for client in self.clients if self.exports.has_private(client.mac)),

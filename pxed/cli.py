@@ -120,10 +120,11 @@ def status(config_path: Path | None, state_dir: Path | None, as_json: bool) -> N
     if as_json:
         click.echo(json.dumps(got, indent=2))
         return
+    auto = " (auto)" if got["dhcp"]["configured"] == "auto" else ""
     lines = [
         ("serving", f"{got['interface']} ({got['mac']}, {got['ip']}, MTU {got['mtu']})"),
         ("since", f"{ago(got['uptime'])} ago, pid {got['pid']}"),
-        ("dhcp", f"{got['dhcp']['mode']}, {got['dhcp']['range']}"),
+        ("dhcp", f"{got['dhcp']['mode']}{auto}, {got['dhcp']['range']}"),
         *((f"image {k}", v) for k, v in got["images"].items()),
         ("midlayers", (f"{got['midlayers']['count']} of {amount(got['midlayers']['size'])}, "
                       f"{got['midlayers']['durability']}")),

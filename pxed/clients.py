@@ -249,6 +249,8 @@ def _ack(client: Client, event: Event) -> Iterator[Change]:
 
 
 def _boot_file(client: Client, event: Event) -> Iterator[Change]:
+    if str(event.detail.get("file", "")).endswith(".ipxe"):
+        return  # iPXE runs already: this is its script
     if client.in_boot:
         client.state = State.BOOTING
         client.chainloaded = True
@@ -257,11 +259,21 @@ def _boot_file(client: Client, event: Event) -> Iterator[Change]:
         yield from _reach(client, Stage.BOOT_FILE, event.time, str(event.detail.get("file", "")))
 
 
+def _http_file(client: Client, event: Event) -> Iterator[Change]:
+    """UEFI HTTP boot loads our iPXE this way; iPXE then a script, a kernel and an initrd."""
+    if str(event.detail.get("file", "")).startswith("/ipxe/"):
+        yield from _boot_file(client, event)
+    elif client.in_boot:
+        client.state = State.BOOTING
+
+
 def _aoe_read(client: Client, event: Event) -> Iterator[Change]:
     if not client.in_boot:
         return
     client.state = State.BOOTING
-    yield from _reach(client, Stage.SAN, event.time, f"e{event.detail['shelf']}.0")
+    yield from _reach(
+        client, Stage.SAN, event.time, f"e{event.detail['shelf']}.{event.detail['slot']}"
+    )
     if event.detail.get("slot") == SLOTS["root"]:
         yield from _reach(client, Stage.KERNEL, event.time)
 
@@ -316,6 +328,7 @@ _HANDLERS = {
     Kind.OFFER: _offer,
     Kind.ACK: _ack,
     Kind.TFTP_DONE: _boot_file,
+    Kind.HTTP_DONE: _http_file,
     Kind.AOE_READ: _aoe_read,
     Kind.AOE_HEARD: _aoe_heard,
     Kind.AOE_WRITE: _aoe_write,

@@ -137,7 +137,8 @@ def _key(parse: Callable[[Any], Any], default: Any = MISSING) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Dhcp:
-    mode: str = _key(_choice("pxe-only", "all", "proxy"), "pxe-only")
+    mode: str = _key(_choice("pxe-only", "all", "proxy", "auto"), "pxe-only")
+    force: bool = _key(_switch, False)
     range: Range | None = _key(_range, None)
     lease: int = _key(_lease, 600)
     router: ipaddress.IPv4Address | None = _key(_address, None)
@@ -148,6 +149,11 @@ class Dhcp:
 @dataclass(frozen=True, slots=True)
 class Tftp:
     root: Path = _key(_path, Path("/usr/lib/ipxe"))
+
+
+@dataclass(frozen=True, slots=True)
+class Http:
+    port: int = _key(_number(1, 65535), 80)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +192,7 @@ class Config:
     state_dir: Path = Path("/var/lib/pxed")
     dhcp: Dhcp = field(default_factory=Dhcp)
     tftp: Tftp = field(default_factory=Tftp)
+    http: Http = field(default_factory=Http)
     aoe: Aoe = field(default_factory=Aoe)
     midlayer: Midlayer = field(default_factory=Midlayer)
     classes: Mapping[str, Class] = field(default_factory=lambda: {"x86": Class()})
@@ -211,7 +218,8 @@ def with_state_dir(config: Config, state_dir: Path) -> Config:
 
 
 _TOP = {"interface": _text, "state_dir": _path}
-_TABLES: dict[str, type] = {"dhcp": Dhcp, "tftp": Tftp, "aoe": Aoe, "midlayer": Midlayer}
+_TABLES: dict[str, type] = {"dhcp": Dhcp, "tftp": Tftp, "aoe": Aoe, "midlayer": Midlayer,
+                           "http": Http}  # fmt: skip
 
 
 class _Reader:

@@ -14,7 +14,7 @@ class Kind(StrEnum):
     """What happened. The comment names the keys of ``Event.detail``."""
 
     # DHCP, from pxed.dhcp.policy
-    DISCOVER = "discover"  # firmware, arch
+    DISCOVER = "discover"  # firmware, arch; serial (of a Raspberry Pi)
     OFFER = "offer"  # ip, boot_file, root_path
     REQUEST = "request"  # firmware, arch, ip
     ACK = "ack"  # ip, boot_file, root_path
@@ -31,6 +31,11 @@ class Kind(StrEnum):
     TFTP_MISSING = "tftp-missing"  # ip, file
     TFTP_FAILED = "tftp-failed"  # ip, file, why
 
+    # HTTP, from pxed.net.http
+    HTTP_DONE = "http-done"  # ip, file, bytes, seconds
+    HTTP_MISSING = "http-missing"  # ip, file
+    HTTP_FAILED = "http-failed"  # ip, file, why
+
     # Router solicitation answered, from pxed.net.ra
     ROUTER_ADVERT = "router-advert"
 
@@ -46,6 +51,9 @@ class Kind(StrEnum):
     # The server's own work
     MIDLAYER_READY = "midlayer-ready"  # path, seconds
     MIDLAYER_FAILED = "midlayer-failed"  # why
+    MODE = "mode"  # mode, why: what [dhcp] mode = "auto" chose
+    RIVAL = "rival"  # what, rival (MAC), ip, offer, consequence: another server on this segment
+    RIVAL_GONE = "rival-gone"  # what, rival (MAC), ip
     ALARM = "alarm"  # text
 
 

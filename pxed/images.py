@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pxed.bootable import Kernel, kernel_of, tree_of
 from pxed.config import CLASSES
 from pxed.errors import UsageError
 
@@ -23,13 +24,18 @@ _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One version of an image; ``devices`` maps boot, root and tfm to what is exported."""
+    """One version of an image; ``devices`` maps boot, root and tfm to what is exported.
+
+    ``kernel``: what iPXE loads by HTTP; ``tree``: the directory that a Raspberry Pi boots from.
+    """
 
     name: str
     version: str
     class_name: str
     directory: Path
     devices: Mapping[str, Path]
+    kernel: Kernel | None = None
+    tree: Path | None = None
 
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
@@ -56,7 +62,8 @@ def load(directory: Path) -> Image:
     if not isinstance(named, dict) or not {"boot", "root"} <= named.keys() <= SLOTS.keys():
         raise UsageError(f"{manifest}: devices: must name boot and root, and may name tfm")
     devices = {key: _device(directory, manifest, key, value) for key, value in named.items()}
-    return Image(data["name"], data["version"], data["class"], directory, devices)
+    kernel, tree = kernel_of(manifest, data), tree_of(manifest, data)
+    return Image(data["name"], data["version"], data["class"], directory, devices, kernel, tree)
 
 
 def _device(directory: Path, manifest: Path, key: str, value: object) -> Path:

@@ -24,22 +24,25 @@ CMDLINE = (
 )
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DEVICES = {"boot": "boot.img", "root": "root.squashfs"}
+_KERNEL = {"vmlinuz": "vmlinuz", "initrd": "initrd"}
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says: the image's name, version, class and device files."""
+    """What manifest.json says: the image's name, version, class, device files and kernel."""
 
     name: str
     version: str
     machine_class: str
+    cmdline: str
     devices: dict[str, str] = field(default_factory=lambda: dict(_DEVICES))
 
     def to_json(self) -> str:
         """The text of manifest.json."""
         said = asdict(self)
         said["class"] = said.pop("machine_class")
-        order = ("name", "version", "class", "devices")
+        said["kernel"] = {**_KERNEL, "cmdline": said.pop("cmdline")}
+        order = ("name", "version", "class", "devices", "kernel")
         return json.dumps({key: said[key] for key in order}, indent=1) + "\n"
 
 
@@ -69,7 +72,8 @@ def build_minimal(
         raise UsageError("a kernel command line is one line")
     if destination.exists() and any(destination.iterdir()):
         raise UsageError(f"{destination} is not empty: choose another version")
-    manifest = Manifest(name, version, "x86")
+    words = f"{CMDLINE.format(shelf=shelf)} {cmdline}".strip()
+    manifest = Manifest(name, version, "x86", words)
     kernel = fetch_kernel(package, progress=progress)
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".new-", dir=destination.parent) as work_name:
@@ -83,7 +87,7 @@ def build_minimal(
             work / "boot.img",
             vmlinuz=work / "vmlinuz",
             initrd=work / "initrd",
-            cmdline=f"{CMDLINE.format(shelf=shelf)} {cmdline}".strip(),
+            cmdline=words,
         )
         progress("making the root file system")
         _build_root(work / "root.squashfs", f"{name}@{version}", files or {})

@@ -19,6 +19,14 @@ BOOT_FILES: Mapping[int, str] = {
 }
 """iPXE's file for each architecture number; a missing file is TFTP's to report."""
 
+HTTP_FILES: Mapping[int, str] = {
+    15: "ipxe-i386.efi",  # x86 UEFI by HTTP
+    16: "snponly.efi",  # x64 UEFI by HTTP
+    18: "snponly-arm32.efi",
+    19: "snponly-arm64.efi",
+}
+"""The same for the architecture numbers of UEFI HTTP boot."""
+
 
 @dataclass(frozen=True, slots=True)
 class BootPlan:

@@ -1,13 +1,15 @@
 """Looks for other DHCP and PXE servers on a segment, without taking part in it (M15)."""
 
 import asyncio
+import contextlib
 import random
 import socket
+from collections.abc import Callable
 from ipaddress import IPv4Address
 
 from pxed.dhcp.codec import CLIENT_PORT, SERVER_PORT
 from pxed.dhcp.replies import EVERYBODY
-from pxed.dhcp.rival import Rival, answer, merge, questions
+from pxed.dhcp.rival import Rival, answer, merge, questions, source_of
 from pxed.errors import HostError
 from pxed.mac import mac_bytes, mac_text
 from pxed.net.link import Link
@@ -29,8 +31,10 @@ _FILTER: tuple[Instruction, ...] = (
 )
 
 
-async def find_rivals(link: Link, seconds: float = 2.0) -> tuple[Rival, ...]:
-    """Servers that answer a DISCOVER on ``link`` within ``seconds``, asked twice.
+async def find_rivals(
+    link: Link, seconds: float = 2.0, *, enough: Callable[[Rival], bool] = lambda rival: False
+) -> tuple[Rival, ...]:
+    """Servers that answer on ``link`` within ``seconds``, asked twice; sooner if ``enough`` is met.
 
     Our own server does not hear the question, so this can be asked at any time. HostError without
     the privilege or the link.
@@ -39,6 +43,8 @@ async def find_rivals(link: Link, seconds: float = 2.0) -> tuple[Rival, ...]:
     raw = open_raw(link, ETH_IPV4, _FILTER)
     xid = random.getrandbits(32)
     found: list[Rival] = []
+    done = asyncio.Event()
+    ip = link.addresses[0].ip if link.addresses else None
 
     def readable() -> None:
         try:
@@ -48,13 +54,19 @@ async def find_rivals(link: Link, seconds: float = 2.0) -> tuple[Rival, ...]:
         rival = _rival(frame, link, xid)
         if rival is not None:
             found.append(rival)
+            if enough(rival):
+                done.set()
 
     loop.add_reader(raw.fileno(), readable)
     try:
-        for _ in range(2):
-            for question in questions(link.mac, xid):
+        asked = questions(link.mac, xid, ip)
+        # The INFORM first and alone: a server that pings before it offers hears nothing meanwhile.
+        for some, share in ((asked[2:], 0.2), (asked, 0.4), (asked[:2], 0.4)):
+            for question in some:
                 _ask(raw, link, question)
-            await asyncio.sleep(seconds / 2)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(done.wait(), seconds * share)
+                break
     finally:
         loop.remove_reader(raw.fileno())
         raw.close()
@@ -63,7 +75,7 @@ async def find_rivals(link: Link, seconds: float = 2.0) -> tuple[Rival, ...]:
 
 def _ask(raw: socket.socket, link: Link, question: bytes) -> None:
     own = mac_bytes(link.mac)
-    source, target = (IPv4Address(0), CLIENT_PORT), (EVERYBODY, SERVER_PORT)
+    source, target = (source_of(question), CLIENT_PORT), (EVERYBODY, SERVER_PORT)
     try:
         raw.send(udp_frame(own, b"\xff" * 6, source, target, question))
     except OSError as error:

@@ -79,7 +79,7 @@ class TftpServer:
         self._udp = bind_udp(self._link, PORT, _IN_USE)
         self._udp.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
         asyncio.get_running_loop().add_reader(self._udp.fileno(), self._readable)
-        _log.info("TFTP on %s", self._link.name)
+        _log.debug("TFTP on %s", self._link.name)
 
     async def close(self) -> None:
         """Stop; transfers end as failed. Closing twice is fine."""

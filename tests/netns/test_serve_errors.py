@@ -29,13 +29,19 @@ def test_the_loopback_interface(serve: Serve) -> None:
     serve.refuses('interface = "lo"\nstate_dir = "STATE"', 2, "lo", "Ethernet")
 
 
-@pytest.mark.parametrize("port", [67, 69])
+def kind_of(port: int) -> socket.SocketKind:
+    return socket.SOCK_STREAM if port == 80 else socket.SOCK_DGRAM
+
+
+@pytest.mark.parametrize("port", [67, 69, 80])
 def test_a_port_in_use(serve: Serve, port: int) -> None:
     with (
         serve.cable.srv.inside(),
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken,
+        socket.socket(socket.AF_INET, kind_of(port)) as taken,
     ):
         taken.bind(("", port))
+        if port == 80:
+            taken.listen()
         serve.refuses(GOOD, 1, f"{port}", "in use", "stop it")
 
 
@@ -58,8 +64,8 @@ def test_a_range_outside_the_subnet(serve: Serve) -> None:
     )
 
 
-def test_kernel_boot_is_not_there_yet(serve: Serve) -> None:
-    serve.refuses(GOOD + '[class.x86]\nboot = "kernel"', 2, "boot", "san")
+def test_kernel_boot_from_an_image_without_a_kernel(serve: Serve) -> None:
+    serve.refuses(GOOD + '[class.x86]\nboot = "kernel"', 2, "lab@1", "no kernel", "san")
 
 
 def test_provision_without_a_tfm_device(serve: Serve) -> None:

@@ -45,6 +45,10 @@ def image(kernel: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_manifest_names_files_that_are_there(image: Path) -> None:
     manifest = json.loads((image / "manifest.json").read_text())
+    kernel = manifest.pop("kernel")
+    assert kernel["cmdline"].endswith(" pxed.reboot=5")
+    assert (image / kernel["vmlinuz"]).is_file()
+    assert (image / kernel["initrd"]).is_file()
     assert manifest == {
         "name": "lab",
         "version": "2026.11",

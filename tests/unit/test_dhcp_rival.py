@@ -31,7 +31,10 @@ def found(mode: Mode) -> tuple[Rival, ...]:
     [(Mode.ALL, True, True), (Mode.PXE_ONLY, True, True), (Mode.PROXY, False, True)],
 )
 def test_what_a_rival_does(mode: Mode, leases: bool, boots: bool) -> None:
-    assert found(mode) == (Rival(IP, THEIRS, leases, boots),)
+    (rival,) = found(mode)
+    assert (rival.ip, rival.mac, rival.leases, rival.boots) == (IP, THEIRS, leases, boots)
+    assert rival.file == "snponly.efi"
+    assert rival.address.startswith("10.77.0.5") is leases
 
 
 def test_it_is_said_in_one_line() -> None:
@@ -40,6 +43,6 @@ def test_it_is_said_in_one_line() -> None:
 
 
 def test_other_traffic_is_no_answer() -> None:
-    question, _ = questions(OWN, 7)
+    question, _, _ = questions(OWN, 7, IP)
     assert answer(question, OWN, 7, THEIRS, IP) is None
     assert answer(b"rubbish", OWN, 7, THEIRS, IP) is None

@@ -13,20 +13,22 @@ LAYERS = [
     ["cli"],
     ["lab"],
     ["app"],
-    ["control", "watch", "exports"],
+    ["control", "watch", "exports", "netboot"],
     ["net"],
     ["client"],
     ["store"],
     ["clients"],
-    ["dhcp", "tftp"],
+    ["dhcp", "tftp", "http"],
+    ["scripts"],
     ["midlayers", "images", "eventlog", "table"],
+    ["bootable"],
     ["config"],
     ["events"],
     ["mac", "errors"],
     ["__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-SANS_IO = ["dhcp", "tftp", "clients", "events", "config"]
+SANS_IO = ["dhcp", "tftp", "http", "scripts", "clients", "events", "config"]
 SOCKETS = {"socket", "asyncio", "uvloop", "aiohttp", "subprocess"}
 
 

@@ -1,0 +1,1 @@
+"""HTTP: which name stands for which bytes, without a socket."""

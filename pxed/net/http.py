@@ -1,0 +1,142 @@
+"""HTTP on one interface: aiohttp around ``pxed.http.site``; ranges and ETag are aiohttp's."""
+
+import asyncio
+import errno
+import logging
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from aiohttp import web
+
+from pxed.errors import HostError
+from pxed.events import Event, Kind
+from pxed.http.site import Site
+from pxed.mac import Mac
+from pxed.net.link import Link
+
+_log = logging.getLogger("pxed.http")
+_BACKLOG = 1024  # a room that is switched on at once
+_CHUNK = 1 << 20
+_SHUTDOWN = 1.0
+
+
+class HttpServer:
+    """Serves ``site`` on ``port`` of ``link``; every event goes to ``emit``.
+
+    ``base`` gives the server's own URL at the time of the call, ``mac_of`` a client's MAC from its
+    address. ``counters``: requests, done, missing, failed, refused, bytes.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        port: int,
+        site: Site,
+        emit: Callable[[Event], None],
+        *,
+        base: Callable[[], str],
+        mac_of: Callable[[str], Mac | None] = lambda ip: None,
+    ) -> None:
+        self.counters: Counter[str] = Counter()
+        self._link = link
+        self._port = port
+        self._site = site
+        self._emit = emit
+        self._base = base
+        self._mac_of = mac_of
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        """Listen; HostError says why that cannot be, and what to do."""
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN,
+            keepalive_timeout=30.0,
+        )  # fmt: skip
+        await runner.setup()
+        self._runner = runner
+        try:
+            listener = self._listen()
+        except BaseException:
+            await self.close()
+            raise
+        await web.SockSite(runner, listener).start()
+        _log.debug("HTTP on %s, port %d", self._link.name, self._port)
+
+    async def close(self) -> None:
+        """Stop; closing twice is fine."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    def _listen(self) -> socket.socket:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            name = self._link.name.encode()
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name)
+            listener.bind(("", self._port))
+            listener.listen(_BACKLOG)
+            listener.setblocking(False)
+        except OSError as error:
+            listener.close()
+            what = f"port {self._port}/tcp on {self._link.name}"
+            if error.errno == errno.EADDRINUSE:
+                raise HostError(
+                    f"{what} is in use (another web server runs on this machine): stop it, "
+                    "or set [http] port"
+                ) from None
+            raise HostError(f"{what}: {error.strerror}") from None
+        return listener
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        self.counters["requests"] += 1
+        ip = request.remote or ""
+        about: dict[str, object] = {"ip": ip, "file": _shown(request.path)}
+        if request.method not in ("GET", "HEAD"):
+            self.counters["refused"] += 1
+            return web.Response(status=405, text="nothing can be written here\n")
+        found = self._site.find(request.path, self._base())
+        if found is None:
+            self.counters["missing"] += 1
+            self._tell(Kind.HTTP_MISSING, ip, about)
+            return web.Response(status=404, text="no such file\n")
+        response: web.StreamResponse
+        if found.path is None:
+            response = web.Response(body=found.content, content_type="text/plain")
+        else:
+            response = web.FileResponse(found.path, chunk_size=_CHUNK)
+            response.content_type = "application/octet-stream"
+            if found.path.suffix == ".efi":  # EDK2 looks at the type, or else at the name
+                response.content_type = "application/efi"
+        began = time.monotonic()
+        try:
+            await response.prepare(request)
+            await response.write_eof()
+        except (ConnectionError, asyncio.CancelledError) as error:
+            self.counters["failed"] += 1
+            why = f"the client hung up: {error!r}"
+            self._tell(Kind.HTTP_FAILED, ip, {**about, "why": why})
+            raise
+        if request.method == "GET" and response.status in (200, 206):
+            self.counters["done"] += 1
+            size = int(response.headers.get("Content-Length", 0))
+            self.counters["bytes"] += size
+            seconds = round(time.monotonic() - began, 3)
+            self._tell(Kind.HTTP_DONE, ip, {**about, "bytes": size, "seconds": seconds})
+        return response
+
+    def _tell(self, kind: Kind, ip: str, detail: dict[str, object]) -> None:
+        try:
+            self._emit(Event(kind, self._mac_of(ip), time.time(), detail))
+        except Exception as error:  # a fault in the listener must not stop the service
+            self.counters["faults"] += 1
+            _log.error("event %s: %r", kind, error)
+
+
+def _shown(path: str) -> str:
+    """What a client named, safe on a terminal."""
+    return "".join(c if c.isprintable() and c.isascii() else "?" for c in path)[:200]

@@ -1,0 +1,197 @@
+"""The boot protocols on one interface: DHCP, TFTP, HTTP and router advertisements, joined.
+
+What a machine boots is the application's to say (``plan``); what went over the wire goes to
+``emit``. Chooses the DHCP mode at start-up where that is left to the server.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Address
+
+from pxed import images, scripts
+from pxed.clients import Clients, State
+from pxed.config import Config
+from pxed.dhcp.bootplan import BOOT_FILES, HTTP_FILES
+from pxed.dhcp.leases import Lease, Leases, carve
+from pxed.dhcp.policy import PlanFor, Policy
+from pxed.dhcp.replies import Mode, Settings
+from pxed.errors import HostError, UsageError
+from pxed.events import Event, Kind
+from pxed.http.site import Site
+from pxed.mac import Mac
+from pxed.net.dhcp import DhcpServer
+from pxed.net.http import HttpServer
+from pxed.net.link import Link
+from pxed.net.ra import RouterAdvertiser
+from pxed.net.rival import find_rivals
+from pxed.net.tftp import TftpServer
+from pxed.store import Store
+from pxed.tftp.files import Files
+
+log = logging.getLogger("pxed")
+
+LOOK = 1.5  # seconds that a start in mode auto or all waits for another DHCP server's answer
+
+
+class NetBoot:
+    """Between ``start`` and ``close``; ``start`` raises PxedError and leaves nothing behind.
+
+    ``root_path`` gives the AoE address that a class boots from. After ``start``: ``mode``,
+    ``leases``, ``policy``, ``dhcp``, ``tftp``, ``http``.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        link: Link,
+        clients: Clients,
+        store: Store,
+        *,
+        plan: PlanFor,
+        root_path: Callable[[str], str],
+        emit: Callable[[Event], None],
+    ) -> None:
+        self.config = config
+        self.link = link
+        self.mode = Mode.PXE_ONLY
+        self._clients = clients
+        self._store = store
+        self._plan = plan
+        self._root_path = root_path
+        self._emit = emit
+        self._stack = contextlib.AsyncExitStack()
+
+    async def start(self) -> None:
+        try:
+            await self._start()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Stop everything in reverse order; closing twice is fine."""
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        config, link = self.config, self.link
+        self.leases = self._pool()
+        files = self._files()
+        self._stack.callback(files.close)
+        self.mode = await self._choose_mode()
+        address = link.address()
+        settings = Settings(
+            mode=self.mode,
+            server=address.ip,
+            prefixlen=address.network.prefixlen,
+            router=config.dhcp.router,
+            dns=config.dhcp.dns,
+            lease=config.dhcp.lease,
+        )
+        self.policy = Policy(settings, self.leases, self._plan)
+        self.dhcp = DhcpServer(link, self.policy, self._emit)
+        self.tftp = TftpServer(link, files.open, self._emit, mac_of=self.mac_of)
+        shelves = {name: each.shelf for name, each in config.classes.items()}
+        programs = {*BOOT_FILES.values(), *HTTP_FILES.values()}
+        site = Site(self._image, shelves, config.tftp.root, programs)
+        self.http = HttpServer(
+            link, config.http.port, site, self._emit, base=lambda: self.base, mac_of=self.mac_of
+        )
+        for service in (self.tftp, self.http, self.dhcp):  # DHCP last: it names the others
+            await service.start()
+            self._stack.push_async_callback(service.close)
+        if config.dhcp.router_advertisement:
+            advertiser = RouterAdvertiser(link, self._in_boot_phase, self._emit)
+            await advertiser.start()
+            self._stack.push_async_callback(advertiser.close)
+
+    def _pool(self) -> Leases:
+        config, address = self.config, self.link.address()
+        taken = {address.ip} | ({config.dhcp.router} if config.dhcp.router else set())
+        if config.dhcp.range is not None:
+            first, last = config.dhcp.range.first, config.dhcp.range.last
+            if first not in address.network or last not in address.network:
+                raise UsageError(
+                    f"[dhcp] range = {config.dhcp.range}: must lie in {address.network}, "
+                    f"the subnet of {config.interface}"
+                )
+        else:
+            first, last = carve(address.network, taken)
+        leases = Leases(first, last, exclude=taken, on_change=self._keep)
+        leases.restore(self._store.leases(), time.time())
+        return leases
+
+    def _keep(self, lease: Lease) -> None:
+        try:
+            self._store.save_leases([lease])
+        except HostError as error:
+            log.error("%s", error)
+
+    def _files(self) -> Files:
+        root = self.config.tftp.root
+        if not root.is_dir():
+            raise UsageError(
+                f"[tftp] root = {root}: no such directory: install Debian's package ipxe, "
+                "or name the directory with iPXE's files"
+            )
+        virtual = {
+            f"{name}.ipxe": scripts.san(self._root_path(name)) for name in self.config.classes
+        }
+        return Files(root, virtual=virtual)
+
+    # The mode
+
+    async def _choose_mode(self) -> Mode:
+        """``auto``: beside another DHCP server only boot information, else leases for firmware.
+
+        HostError for ``all`` where another server answers, unless that is forced.
+        """
+        wanted = self.config.dhcp.mode
+        if wanted not in ("auto", "all") or (wanted == "all" and self.config.dhcp.force):
+            return Mode(wanted)
+        rivals = await find_rivals(self.link, LOOK, enough=lambda rival: rival.leases)
+        leasing = [rival for rival in rivals if rival.leases]
+        if wanted == "all":
+            if leasing:
+                raise HostError(
+                    f'[dhcp] mode = "all": {leasing[0]}: stop that one, or use mode = "auto", '
+                    "or set [dhcp] force = true"
+                )
+            return Mode.ALL
+        if leasing:
+            mode, why = Mode.PROXY, f"{leasing[0]}; it hands out addresses, pxed what to boot"
+        else:
+            mode = Mode.PXE_ONLY
+            why = f"no other DHCP server answered within {LOOK:g} s; pxed leases to boot firmware"
+        log.info('[dhcp] mode = "auto": %s: %s', mode, why)
+        self._emit(Event(Kind.MODE, None, time.time(), {"mode": str(mode), "why": why}))
+        return mode
+
+    # What the others ask
+
+    @property
+    def base(self) -> str:
+        """The URL of our HTTP service; it follows the server's address."""
+        port = self.config.http.port
+        return f"http://{self.policy.settings.server}{'' if port == 80 else f':{port}'}"
+
+    def update(self, link: Link) -> bool:
+        """The interface has an address, maybe another one (M1); True if that is new."""
+        self.link = link
+        address = link.address()
+        return self.policy.update_server(address.ip, address.network.prefixlen)
+
+    def mac_of(self, ip: str) -> Mac | None:
+        """Whose address this is: the lease knows, or else the client's record."""
+        with contextlib.suppress(ValueError):
+            if (mac := self.leases.owner(IPv4Address(ip), time.time())) is not None:
+                return mac
+        return next((client.mac for client in self._clients if client.ip == ip), None)
+
+    def _in_boot_phase(self, mac: Mac) -> bool:
+        client = self._clients.get(mac)
+        return client is not None and (client.in_boot or client.state is State.SEEN)
+
+    def _image(self, spec: str) -> images.Image:
+        return images.find(self.config.images_dir, spec, "")

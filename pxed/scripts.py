@@ -1,0 +1,33 @@
+"""The iPXE scripts that the server writes itself. Pure."""
+
+from pxed.bootable import Kernel
+
+_SORRY = """\
+:failed
+echo pxed: this machine cannot boot: ${errmsg}
+echo pxed: "pxed client show ${netX/mac}" on the server tells more
+sleep 10
+exit 1
+"""
+
+
+def san(root_path: str) -> bytes:
+    """Boot the AoE disk ``root_path``, such as ``aoe:e16.0``."""
+    return f"#!ipxe\nsanboot {root_path}\n".encode()
+
+
+def kernel(base: str, kernel: Kernel, shelf: int) -> bytes:
+    """Load kernel and initrd from below the URL ``base``; the root comes over AoE.
+
+    ``initrd=`` is for UEFI, where the kernel itself looks for the file that iPXE holds; BOOTIF
+    tells a system with several cards which one it booted from. The shelf is the server's, whatever
+    the image was built for: of two words the last one counts.
+    """
+    words = f"{kernel.cmdline} pxed.shelf={shelf} BOOTIF=01-${{netX/mac:hexhyp}}"
+    return (
+        "#!ipxe\n"
+        f"kernel {base}/vmlinuz initrd=initrd {words} || goto failed\n"
+        f"initrd {base}/initrd || goto failed\n"
+        "boot || goto failed\n"
+        f"{_SORRY}"
+    ).encode()

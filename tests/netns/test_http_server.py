@@ -1,0 +1,133 @@
+"""The HTTP service against curl."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pxed import images
+from pxed.errors import HostError
+from pxed.events import Event, Kind
+from pxed.http.site import Site
+from pxed.net.http import HttpServer
+from pxed.net.link import look_up
+from pxed.net.thread import LoopThread
+from tests.conftest import Cable, requires
+
+pytestmark = pytest.mark.netns
+BASE = "http://10.77.0.1"
+BODY = bytes(range(256)) * 40_000  # 10 MB: more than any buffer on the way
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    directory = tmp_path / "images" / "lab" / "1"
+    directory.mkdir(parents=True)
+    for name in ("boot.img", "root.img", "initrd"):
+        (directory / name).write_bytes(bytes(512))
+    (directory / "vmlinuz").write_bytes(BODY)
+    kernel = {"vmlinuz": "vmlinuz", "initrd": "initrd", "cmdline": "quiet"}
+    devices = {"boot": "boot.img", "root": "root.img"}
+    data = {"name": "lab", "version": "1", "class": "x86", "kernel": kernel, "devices": devices}
+    (directory / "manifest.json").write_text(json.dumps(data))
+    (tmp_path / "snponly.efi").write_bytes(b"MZ")
+    images_dir = tmp_path / "images"
+    return Site(
+        lambda spec: images.find(images_dir, spec, ""), {"x86": 16}, tmp_path, {"snponly.efi"}
+    )
+
+
+@contextmanager
+def serving(cable: Cable, site: Site) -> Iterator[tuple[HttpServer, list[Event]]]:
+    requires("curl")
+    cable.cli.ip("addr replace 10.77.0.2/24 dev eth0")
+    events: list[Event] = []
+    with LoopThread(cable.srv.inside()) as thread:
+
+        async def start() -> HttpServer:
+            server = HttpServer(look_up("eth0"), 80, site, events.append, base=lambda: BASE)
+            await server.start()
+            return server
+
+        server = thread.call(start())
+        try:
+            yield server, events
+        finally:
+            thread.call(server.close())
+            thread.call(server.close())
+
+
+def curl(cable: Cable, path: str, *options: str) -> str:
+    argv = ["curl", "-sS", "--path-as-is", "-m", "10", *options, BASE + path]
+    return cable.cli.run(argv, check=False).stdout
+
+
+def code(cable: Cable, path: str, *options: str) -> str:
+    return curl(cable, path, "-o", "/dev/null", "-w", "%{http_code}", *options)
+
+
+def test_a_kernel_comes_whole(cable: Cable, site: Site, tmp_path: Path) -> None:
+    with serving(cable, site) as (_, events):
+        curl(cable, "/image/lab@1/vmlinuz", "-o", str(tmp_path / "got"))
+    assert (tmp_path / "got").read_bytes() == BODY
+    (event,) = events
+    assert event.kind is Kind.HTTP_DONE
+    assert event.detail["ip"] == "10.77.0.2"
+    assert event.detail["bytes"] == len(BODY)
+
+
+def test_a_part_of_it(cable: Cable, site: Site, tmp_path: Path) -> None:
+    with serving(cable, site):
+        curl(cable, "/image/lab@1/vmlinuz", "-r", "1000000-1000009", "-o", str(tmp_path / "got"))
+    assert (tmp_path / "got").read_bytes() == BODY[1000000:1000010]
+
+
+def test_an_etag_spares_the_second_transfer(cable: Cable, site: Site) -> None:
+    with serving(cable, site) as (_, events):
+        head = curl(cable, "/image/lab@1/vmlinuz", "-I")
+        tag = next(line.split()[1] for line in head.splitlines() if line.startswith("Etag"))
+        assert code(cable, "/image/lab@1/vmlinuz", "-H", f"If-None-Match: {tag}") == "304"
+    assert f"Content-Length: {len(BODY)}" in head
+    assert events == []
+
+
+def test_the_script(cable: Cable, site: Site) -> None:
+    with serving(cable, site):
+        said = curl(cable, "/boot/lab@1.ipxe")
+    assert said.startswith("#!ipxe\nkernel http://10.77.0.1/image/lab@1/vmlinuz ")
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/image/lab@1/manifest.json", "/ipxe/../images/lab/1/root.img",
+             "/image/lab@1/%2e%2e/1/vmlinuz", "/ipxe/%2e%2e%2fimages", "/image/lab%401/root.img"],
+)  # fmt: skip
+def test_what_is_not_named_is_not_there(cable: Cable, site: Site, path: str) -> None:
+    with serving(cable, site) as (server, events):
+        assert code(cable, path) == "404"
+    assert server.counters["missing"] == 1
+    assert events[0].kind is Kind.HTTP_MISSING
+
+
+def test_nothing_can_be_written(cable: Cable, site: Site) -> None:
+    with serving(cable, site):
+        assert code(cable, "/image/lab@1/vmlinuz", "-X", "PUT", "-d", "x") == "405"
+        assert code(cable, "/image/lab@1/vmlinuz", "-X", "DELETE") == "405"
+
+
+def test_a_client_that_hangs_up_is_noted(cable: Cable, site: Site) -> None:
+    with serving(cable, site) as (server, events):
+        curl(cable, "/image/lab@1/vmlinuz", "--limit-rate", "100k", "-m", "1", "-o", "/dev/null")
+        assert code(cable, "/ipxe/snponly.efi") == "200"  # the service goes on
+    assert server.counters["failed"] == 1
+    assert Kind.HTTP_FAILED in [event.kind for event in events]
+
+
+def test_a_port_in_use_is_one_clear_line(cable: Cable, site: Site) -> None:
+    with (
+        serving(cable, site),
+        pytest.raises(HostError, match=r"port 80/tcp on eth0 is in use .*\[http\] port"),
+        serving(cable, site),
+    ):
+        pass

@@ -1,0 +1,137 @@
+"""The DHCP mode at start-up, beside Debian's dnsmasq as the site's DHCP server, and alone."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pxed.control import ControlClient
+from tests.conftest import Cable, requires
+from tests.netns.test_serve_errors import GOOD, Serve
+
+pytestmark = pytest.mark.netns
+
+
+@pytest.fixture
+def serve(cable: Cable, tmp_path: Path) -> Serve:
+    requires("mkfs.ext4", "dnsmasq")
+    directory = tmp_path / "state" / "images" / "lab" / "1"
+    directory.mkdir(parents=True)
+    for name in ("boot.img", "root.img"):
+        (directory / name).write_bytes(bytes(8192))
+    devices = {"boot": "boot.img", "root": "root.img"}
+    data = {"name": "lab", "version": "1", "class": "x86", "devices": devices}
+    (directory / "manifest.json").write_text(json.dumps(data))
+    cable.cli.ip("addr add 10.77.0.2/24 dev eth0")
+    return Serve(cable, tmp_path / "state")
+
+
+def dnsmasq(cable: Cable, folder: Path, *more: str) -> "subprocess.Popen[bytes]":
+    """The site's server at the other end of the cable, at 10.77.0.2; it listens on return."""
+    said = folder / "dnsmasq.log"
+    with said.open("wb") as log:
+        process = cable.cli.popen(
+            [
+                "dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--port=0", "--user=root",
+                "--interface=eth0", "--log-dhcp", f"--dhcp-leasefile={folder}/leases",
+                "--dhcp-range=10.77.0.100,10.77.0.120,10m", *more,
+            ],
+            stdout=log, stderr=log,
+        )  # fmt: skip
+    until = time.monotonic() + 5
+    while b"DHCP, IP range" not in said.read_bytes():
+        assert process.poll() is None, said.read_text()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    return process
+
+
+@contextmanager
+def running(serve: Serve, text: str) -> Iterator[ControlClient]:
+    process = serve.cable.srv.popen(serve.command(text), stderr=subprocess.DEVNULL)
+    socket = serve.state / "control.sock"
+    until = time.monotonic() + 20
+    while not socket.exists():
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    try:
+        yield ControlClient(socket)
+    finally:
+        process.terminate()
+        assert process.wait(10) == 0
+
+
+def mode_event(control: ControlClient) -> dict[str, Any]:
+    return next(e for e in control.follow("/v1/events") if e["kind"] == "mode")
+
+
+AUTO = GOOD + '[dhcp]\nmode = "auto"\n'
+ALL = GOOD + '[dhcp]\nmode = "all"\n'
+
+
+@pytest.mark.parametrize("ping", ["--no-ping", "--dhcp-authoritative"])
+def test_auto_is_proxy_beside_the_sites_server(serve: Serve, tmp_path: Path, ping: str) -> None:
+    """Also where it pings an address for three seconds before it offers it: dnsmasq's default."""
+    dnsmasq(serve.cable, tmp_path, ping)
+    with running(serve, AUTO) as control:
+        status = control.get("/v1/status")
+        event = mode_event(control)
+    assert (status["dhcp"]["mode"], status["dhcp"]["configured"]) == ("proxy", "auto")
+    assert event["mode"] == "proxy"
+    assert "10.77.0.2" in event["why"]
+
+
+def test_auto_gives_leases_where_nobody_else_does(serve: Serve) -> None:
+    with running(serve, AUTO) as control:
+        assert control.get("/v1/status")["dhcp"]["mode"] == "pxe-only"
+        assert "no other DHCP server" in mode_event(control)["why"]
+
+
+def test_auto_is_not_misled_by_a_server_that_only_boots(serve: Serve, tmp_path: Path) -> None:
+    proxy = ["--dhcp-range=10.77.0.0,proxy", "--pxe-service=x86PC,rival,rival"]
+    said = tmp_path / "proxy.log"
+    with said.open("wb") as log:
+        serve.cable.cli.popen(
+            ["dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--port=0", "--user=root",
+             "--interface=eth0", f"--dhcp-leasefile={tmp_path}/leases", *proxy],
+            stdout=log, stderr=log,
+        )  # fmt: skip
+    time.sleep(0.5)
+    with running(serve, AUTO) as control:
+        assert control.get("/v1/status")["dhcp"]["mode"] == "pxe-only"
+
+
+def test_all_refuses_beside_another_server_and_names_it(serve: Serve, tmp_path: Path) -> None:
+    dnsmasq(serve.cable, tmp_path)
+    serve.refuses(ALL, 1, "another DHCP server", "10.77.0.2", "force", "auto")
+
+
+def test_all_can_be_forced(serve: Serve, tmp_path: Path) -> None:
+    dnsmasq(serve.cable, tmp_path)
+    with running(serve, ALL + "force = true\n") as control:
+        assert control.get("/v1/status")["dhcp"]["mode"] == "all"
+
+
+def test_the_look_costs_two_seconds_at_most(serve: Serve) -> None:
+    def start(text: str) -> float:
+        began = time.monotonic()
+        with running(serve, text):
+            return time.monotonic() - began
+
+    assert start(AUTO) - start(GOOD) < 2.5  # 1.5 by itself; the rest is a busy machine
+
+
+def test_the_status_says_which(serve: Serve) -> None:
+    with running(serve, AUTO):
+        shown = subprocess.run(
+            [sys.executable, "-m", "pxed", "status", "--state-dir", str(serve.state)],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+    assert "pxe-only (auto)" in shown

@@ -1,0 +1,120 @@
+"""Which path stands for what over HTTP; nothing but known names, whatever is asked."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pxed import images
+from pxed.errors import UsageError
+from pxed.http.site import Site, program_url, script_url
+
+BASE = "http://10.77.0.1"
+
+
+@pytest.fixture
+def images_dir(tmp_path: Path) -> Path:
+    directory = tmp_path / "images" / "lab" / "1"
+    directory.mkdir(parents=True)
+    for name in ("boot.img", "root.img", "vmlinuz-6.1", "initrd", "secret"):
+        (directory / name).write_bytes(name.encode())
+    manifest(directory, {"vmlinuz": "vmlinuz-6.1", "initrd": "initrd", "cmdline": "quiet"})
+    return tmp_path / "images"
+
+
+def manifest(directory: Path, kernel: object) -> None:
+    data = {"name": "lab", "version": "1", "class": "x86", "kernel": kernel}
+    data["devices"] = {"boot": "boot.img", "root": "root.img"}
+    (directory / "manifest.json").write_text(json.dumps(data))
+
+
+@pytest.fixture
+def site(images_dir: Path, tmp_path: Path) -> Site:
+    (tmp_path / "snponly.efi").write_bytes(b"MZ")
+    (tmp_path / "other").write_bytes(b"private")
+    return Site(
+        lambda spec: images.find(images_dir, spec, ""),
+        {"x86": 21},
+        tmp_path,
+        {"snponly.efi", "ipxe-i386.efi"},
+    )
+
+
+def test_a_kernel_is_found_under_its_plain_name(site: Site, images_dir: Path) -> None:
+    found = site.find("/image/lab@1/vmlinuz", BASE)
+    assert found is not None
+    assert found.path == images_dir / "lab/1/vmlinuz-6.1"
+
+
+def test_the_script_loads_this_version_from_this_server(site: Site) -> None:
+    found = site.find("/boot/lab@1.ipxe", BASE)
+    assert found is not None
+    lines = found.content.decode().splitlines()
+    assert lines[0] == "#!ipxe"
+    assert lines[1].startswith(f"kernel {BASE}/image/lab@1/vmlinuz initrd=initrd quiet ")
+    assert "pxed.shelf=21" in lines[1]
+    assert lines[2].startswith(f"initrd {BASE}/image/lab@1/initrd")
+
+
+def test_the_urls_of_a_plan_are_found(site: Site, images_dir: Path) -> None:
+    image = images.find(images_dir, "lab", "x86")
+    for url in (script_url(BASE, image), program_url(BASE, "snponly.efi")):
+        assert site.find(url.removeprefix(BASE), BASE) is not None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/", "", "/ipxe/", "/ipxe/other", "/ipxe/../other", "/ipxe/ipxe-i386.efi",
+        "/image/lab@1/secret", "/image/lab@1/manifest.json", "/image/lab@1/vmlinuz-6.1",
+        "/image/lab@1/../1/vmlinuz", "/image/lab@../vmlinuz", "/image/lab/vmlinuz",
+        "/image/lab@2/vmlinuz", "/image/../lab@1/vmlinuz", "/image//vmlinuz",
+        "/boot/other@1.ipxe", "/boot/lab.ipxe", "/boot/../boot/lab@1.ipxe", "/boot/lab@1.ipxe/x",
+        "/image/lab@1/vmlinuz\0", "//image/lab@1/vmlinuz", "/etc/passwd",
+    ],
+)  # fmt: skip
+def test_nothing_else_is(site: Site, path: str) -> None:
+    assert site.find(path, BASE) is None
+
+
+def test_an_image_without_a_kernel_has_neither(site: Site, images_dir: Path) -> None:
+    manifest(images_dir / "lab/1", None)
+    assert site.find("/boot/lab@1.ipxe", BASE) is None
+    assert site.find("/image/lab@1/vmlinuz", BASE) is None
+
+
+GOOD = {"vmlinuz": "vmlinuz-6.1", "initrd": "initrd", "cmdline": "quiet"}
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"vmlinuz": "../../../etc/passwd"}, "own directory"),
+        ({"vmlinuz": "/etc/passwd"}, "own directory"),
+        ({"initrd": "missing"}, "no such file"),
+        ({"initrd": 3}, "must be a name"),
+        ({"cmdline": "a\nboot"}, "one line"),
+        ({"cmdline": "x" * 3000}, "one line"),
+        ({"cmdline": "a || shell"}, "mean something to iPXE"),
+        ({"more": "x"}, "must have"),
+    ],
+)
+def test_a_bad_kernel_key_is_an_error(
+    images_dir: Path, change: dict[str, object], word: str
+) -> None:
+    manifest(images_dir / "lab/1", GOOD | change)
+    with pytest.raises(UsageError, match=word):
+        images.find(images_dir, "lab", "x86")
+
+
+def test_a_boot_directory(images_dir: Path) -> None:
+    directory = images_dir / "lab/1"
+    data = json.loads((directory / "manifest.json").read_text())
+    for tree, good in (("firmware", True), ("nowhere", False), ("..", False), ("initrd", False)):
+        (directory / "firmware").mkdir(exist_ok=True)
+        (directory / "manifest.json").write_text(json.dumps({**data, "tree": tree}))
+        if good:
+            assert images.find(images_dir, "lab", "x86").tree == directory / "firmware"
+        else:
+            with pytest.raises(UsageError, match=r"tree|nowhere|initrd"):
+                images.find(images_dir, "lab", "x86")
