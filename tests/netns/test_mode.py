@@ -13,7 +13,7 @@ import pytest
 
 from pxed.control import ControlClient
 from tests.conftest import Cable, requires
-from tests.netns.test_serve_errors import GOOD, Serve
+from tests.netns.conftest import GOOD, Serve
 
 pytestmark = pytest.mark.netns
 
