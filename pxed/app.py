@@ -47,6 +47,7 @@ log = logging.getLogger("pxed")
 POLL_BUSY = 0.02  # seconds between looks at the AoE counters while somebody boots
 POLL_IDLE = 0.25
 TICK = 1.0
+_LOUD = ("boot", "stage", "state", "alarm", "rival", "rival-gone")  # kinds that are logged always
 PREPARERS = 4  # threads that clone midlayers: they wait for the disk, not for the processor
 
 
@@ -262,7 +263,7 @@ class App:
 
     def _note(self, kind: str, mac: Mac | None, at: float, detail: Any) -> None:
         self.events.add({"time": at, "kind": kind, "mac": mac, **detail})
-        level = logging.INFO if kind in ("boot", "stage", "state", "alarm") else logging.DEBUG
+        level = logging.INFO if kind in _LOUD else logging.DEBUG
         if log.isEnabledFor(level):
             words = " ".join(f"{key}={value}" for key, value in detail.items() if value != "")
             log.log(level, "%s %s %s", mac or "-", kind, words)
@@ -355,6 +356,11 @@ class App:
             "state_dir": str(config.state_dir),
             "dhcp": {"mode": str(boot.mode), "configured": config.dhcp.mode,
                      "range": boot.leases.range, **_counts(boot.dhcp.counters)},
+            "conflicts": [
+                {"what": f.what.value, "rival": f.mac, "ip": f.ip, "offer": f.offer,
+                 "consequence": f.consequence, "serious": f.serious, "since": f.since}
+                for f in boot.conflicts
+            ],
             "tftp": {"bytes": self._tftp_bytes, **_counts(boot.tftp.counters)},
             "http": {"port": config.http.port, **_counts(boot.http.counters)},
             "images": {name: str(image) for name, image in self.images.items()},

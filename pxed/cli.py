@@ -132,7 +132,15 @@ def status(config_path: Path | None, state_dir: Path | None, as_json: bool) -> N
         ("aoe", (f"{got['aoe']['frames']} frames, {amount(got['aoe']['read_bytes'])} read, "
                 f"{amount(got['aoe']['written_bytes'])} written, {got['aoe']['drops']} dropped")),
     ]  # fmt: skip
+    lines += [("conflicts" if n == 0 else "", _conflict(each))
+              for n, each in enumerate(got["conflicts"])]  # fmt: skip
     click.echo(table(["", ""], [list(line) for line in lines], header=False))
+
+
+def _conflict(each: dict[str, Any]) -> str:
+    kind = {"dhcp": "DHCP server", "boot": "boot server", "aoe": "AoE target"}[each["what"]]
+    where = f"{each['ip']} ({each['rival']})" if each["ip"] else each["rival"]
+    return f"{kind} {where}, offers {each['offer']}: {each['consequence']}"
 
 
 @main.group()

@@ -13,6 +13,7 @@ from ipaddress import IPv4Address
 from pxed import images, scripts
 from pxed.clients import Clients, State
 from pxed.config import Config
+from pxed.conflicts import Conflicts
 from pxed.dhcp.bootplan import BOOT_FILES, HTTP_FILES
 from pxed.dhcp.leases import Lease, Leases, carve
 from pxed.dhcp.policy import PlanFor, Policy
@@ -21,6 +22,7 @@ from pxed.errors import HostError, UsageError
 from pxed.events import Event, Kind
 from pxed.http.site import Site
 from pxed.mac import Mac
+from pxed.net.conflicts import ConflictWatch
 from pxed.net.dhcp import DhcpServer
 from pxed.net.http import HttpServer
 from pxed.net.link import Link
@@ -105,6 +107,10 @@ class NetBoot:
             advertiser = RouterAdvertiser(link, self._in_boot_phase, self._emit)
             await advertiser.start()
             self._stack.push_async_callback(advertiser.close)
+        self.conflicts = Conflicts(self.mode, lambda ip: ip in self.leases)
+        self.watch = ConflictWatch(link, self.conflicts, self._emit, shelves=set(shelves.values()))
+        await self.watch.start()
+        self._stack.push_async_callback(self.watch.close)
 
     def _pool(self) -> Leases:
         config, address = self.config, self.link.address()
@@ -179,6 +185,7 @@ class NetBoot:
     def update(self, link: Link) -> bool:
         """The interface has an address, maybe another one (M1); True if that is new."""
         self.link = link
+        self.watch.follow(link)
         address = link.address()
         return self.policy.update_server(address.ip, address.network.prefixlen)
 

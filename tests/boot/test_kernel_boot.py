@@ -1,4 +1,4 @@
-"""boot = "kernel": iPXE loads kernel and initrd by HTTP; UEFI firmware that boots by HTTP itself."""
+"""boot = "kernel": iPXE loads kernel and initrd by HTTP; and UEFI that boots by HTTP itself."""
 
 import pytest
 

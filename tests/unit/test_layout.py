@@ -17,7 +17,7 @@ LAYERS = [
     ["net"],
     ["client"],
     ["store"],
-    ["clients"],
+    ["clients", "conflicts"],
     ["dhcp", "tftp", "http"],
     ["scripts"],
     ["midlayers", "images", "eventlog", "table"],
@@ -28,7 +28,7 @@ LAYERS = [
     ["__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-SANS_IO = ["dhcp", "tftp", "http", "scripts", "clients", "events", "config"]
+SANS_IO = ["dhcp", "tftp", "http", "scripts", "clients", "conflicts", "events", "config"]
 SOCKETS = {"socket", "asyncio", "uvloop", "aiohttp", "subprocess"}
 
 
