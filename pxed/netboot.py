@@ -31,6 +31,7 @@ from pxed.net.rival import find_rivals
 from pxed.net.tftp import TftpServer
 from pxed.store import Store
 from pxed.tftp.files import Files
+from pxed.why import Scene
 
 log = logging.getLogger("pxed")
 
@@ -181,6 +182,16 @@ class NetBoot:
         """The URL of our HTTP service; it follows the server's address."""
         port = self.config.http.port
         return f"http://{self.policy.settings.server}{'' if port == 80 else f':{port}'}"
+
+    def scene(self) -> Scene:
+        """What explains a boot that stopped, beside the machine itself."""
+        return Scene(
+            self.mode,
+            self.conflicts.booter(),
+            self.config.dhcp.router_advertisement,
+            self.config.http.port,
+            str(self.config.tftp.root),
+        )
 
     def update(self, link: Link) -> bool:
         """The interface has an address, maybe another one (M1); True if that is new."""

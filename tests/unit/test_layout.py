@@ -17,6 +17,7 @@ LAYERS = [
     ["net"],
     ["client"],
     ["store"],
+    ["why"],
     ["clients", "conflicts"],
     ["dhcp", "tftp", "http"],
     ["scripts"],
@@ -28,7 +29,7 @@ LAYERS = [
     ["__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-SANS_IO = ["dhcp", "tftp", "http", "scripts", "clients", "conflicts", "events", "config"]
+SANS_IO = ["dhcp", "tftp", "http", "scripts", "clients", "conflicts", "why", "events", "config"]
 SOCKETS = {"socket", "asyncio", "uvloop", "aiohttp", "subprocess"}
 
 
