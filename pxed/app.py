@@ -118,6 +118,11 @@ class App:
             where, image = f"[class.{name}]", self.images[name]
             if each.mode == "provision" and "tfm" not in image.devices:
                 raise UsageError(f'{where} mode = "provision": image {image} has no tfm device')
+            if name == "rpi" and image.tree is None:
+                raise UsageError(
+                    f"{where} image {image} has no boot directory: name one in its manifest, "
+                    '"tree": "DIRECTORY"'
+                )
             if each.boot == "kernel" and name != "x86":
                 raise UsageError(f'{where} boot = "kernel": is for class x86 only')
             if each.boot == "kernel" and each.mode == "provision":
@@ -179,7 +184,7 @@ class App:
     async def _start_boot_protocols(self) -> None:
         self.netboot = NetBoot(
             self.config, self.link, self.clients, self.store,
-            plan=self._plan, root_path=self._root_path, emit=self.emit,
+            plan=self._plan, image_of=self._image_of, root_path=self._root_path, emit=self.emit,
         )  # fmt: skip
         await self.netboot.start()
         self._stack.push_async_callback(self.netboot.close)
@@ -245,6 +250,7 @@ class App:
             self._tftp_bytes += int(str(event.detail.get("bytes", 0)))
         if event.kind is not Kind.AOE_HEARD:
             self._note(event.kind.value, event.mac, event.time, event.detail)
+        self.netboot.heard(event)
         changes = self.clients.feed(event)
         if any(change.what is What.NEW_BOOT for change in changes) and event.mac is not None:
             self.traces.begin(event.mac)
@@ -289,6 +295,8 @@ class App:
         elif change.what is What.STATE:
             detail = {"state": client.state.value, "why": client.why, "degraded": client.degraded}
             self._note("state", client.mac, change.time, detail)
+            if client.state is State.RUNNING:
+                self.netboot.settled(client.mac)
 
     def _note(self, kind: str, mac: Mac | None, at: float, detail: Any) -> None:
         self.events.add({"time": at, "kind": kind, "mac": mac, **detail})

@@ -249,6 +249,8 @@ def _is_new_boot(client: Client, firmware: str, now: float) -> bool:
         return True  # an earlier one that failed may only have been slow
     if now - client.boot_started > SILENT_BOOT and now - client.timeline[-1].time > SAME_ATTEMPT:
         return True
+    if firmware == "rpi":  # its loader asks again for an address after its first file
+        return stage > Stage.BOOT_FILE or now - client.timeline[-1].time > SAME_ATTEMPT
     if firmware == "ipxe":
         return stage > Stage.IPXE  # it was past its firmware already: it has been reset
     return stage > Stage.OFFER or now - client.timeline[-1].time > SAME_ATTEMPT
@@ -273,6 +275,8 @@ def _ack(client: Client, event: Event) -> Iterator[Change]:
 def _boot_file(client: Client, event: Event) -> Iterator[Change]:
     if str(event.detail.get("file", "")).endswith(".ipxe"):
         return  # iPXE runs already: this is its script
+    if client.class_name == "rpi" and client.stage is not None and client.stage > Stage.OFFER:
+        return  # one of many files
     if client.in_boot:
         client.state = State.BOOTING
         client.chainloaded = True

@@ -237,6 +237,11 @@ def _not_asked(
     last = loads[-1]
     name = last.detail.get("file")
     if last.kind in (Kind.TFTP_MISSING, Kind.HTTP_MISSING) and since >= AT_ONCE:
+        if client.class_name == "rpi":
+            return Reason(
+                f"it found none of its files; the last it asked for was {name}",
+                "put the Pi's firmware into the boot directory of its image",
+            )
         return Reason(
             f"it asked for {name}, which is not here",
             f"put it into {scene.tftp_root or '[tftp] root'} (Debian's package ipxe has ours)",
