@@ -41,12 +41,22 @@ from pxed.net.link import Watch as LinkWatch
 from pxed.netboot import NetBoot
 from pxed.store import Store
 from pxed.watch import Watch, erase_report
+from pxed.why import Traces, explain, hint
 
 log = logging.getLogger("pxed")
 
 POLL_BUSY = 0.02  # seconds between looks at the AoE counters while somebody boots
 POLL_IDLE = 0.25
 TICK = 1.0
+_LOUD = (
+    "boot",
+    "stage",
+    "state",
+    "alarm",
+    "rival",
+    "rival-gone",
+    "hint",
+)  # kinds that are logged always
 PREPARERS = 4  # threads that clone midlayers: they wait for the disk, not for the processor
 
 
@@ -59,6 +69,7 @@ class App:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.events = EventLog()
+        self.traces = Traces()
         self._stack = contextlib.AsyncExitStack()
         self._tasks: set[asyncio.Task[None]] = set()
         self._dirty: set[Mac] = set()
@@ -107,6 +118,11 @@ class App:
             where, image = f"[class.{name}]", self.images[name]
             if each.mode == "provision" and "tfm" not in image.devices:
                 raise UsageError(f'{where} mode = "provision": image {image} has no tfm device')
+            if name == "rpi" and image.tree is None:
+                raise UsageError(
+                    f"{where} image {image} has no boot directory: name one in its manifest, "
+                    '"tree": "DIRECTORY"'
+                )
             if each.boot == "kernel" and name != "x86":
                 raise UsageError(f'{where} boot = "kernel": is for class x86 only')
             if each.boot == "kernel" and each.mode == "provision":
@@ -168,7 +184,7 @@ class App:
     async def _start_boot_protocols(self) -> None:
         self.netboot = NetBoot(
             self.config, self.link, self.clients, self.store,
-            plan=self._plan, root_path=self._root_path, emit=self.emit,
+            plan=self._plan, image_of=self._image_of, root_path=self._root_path, emit=self.emit,
         )  # fmt: skip
         await self.netboot.start()
         self._stack.push_async_callback(self.netboot.close)
@@ -234,10 +250,30 @@ class App:
             self._tftp_bytes += int(str(event.detail.get("bytes", 0)))
         if event.kind is not Kind.AOE_HEARD:
             self._note(event.kind.value, event.mac, event.time, event.detail)
-        for change in self.clients.feed(event):
+        self.netboot.heard(event)
+        changes = self.clients.feed(event)
+        if any(change.what is What.NEW_BOOT for change in changes) and event.mac is not None:
+            self.traces.begin(event.mac)
+        for change in changes:
             self._act(change)
-        if event.mac is not None and self.clients.get(event.mac) is not None:
+        if event.mac is not None and (client := self.clients.get(event.mac)) is not None:
             self._dirty.add(event.mac)
+            self.traces.add(event)
+            self._look_into(client, event)
+
+    def _look_into(self, client: Client, event: Event) -> None:
+        """What this event says of a delay, or of a boot that ends before it has begun."""
+        if event.kind is Kind.DISCOVER and (why := hint(self.traces.of(client.mac))) is not None:
+            self.emit(Event(Kind.HINT, client.mac, event.time, {"text": str(why)}))
+        if client.state is State.SEEN and event.kind in (Kind.IGNORED, Kind.POOL_FULL):
+            self._explain(client, event.time)
+
+    def _explain(self, client: Client, now: float) -> None:
+        """End a boot whose cause of failure is known."""
+        reason = explain(client, self.traces.of(client.mac), now, self.netboot.scene())
+        if reason is not None:
+            for change in self.clients.fail(client, now, str(reason)):
+                self._act(change)
 
     def _act(self, change: Change) -> None:
         client = change.client
@@ -259,10 +295,12 @@ class App:
         elif change.what is What.STATE:
             detail = {"state": client.state.value, "why": client.why, "degraded": client.degraded}
             self._note("state", client.mac, change.time, detail)
+            if client.state is State.RUNNING:
+                self.netboot.settled(client.mac)
 
     def _note(self, kind: str, mac: Mac | None, at: float, detail: Any) -> None:
         self.events.add({"time": at, "kind": kind, "mac": mac, **detail})
-        level = logging.INFO if kind in ("boot", "stage", "state", "alarm") else logging.DEBUG
+        level = logging.INFO if kind in _LOUD else logging.DEBUG
         if log.isEnabledFor(level):
             words = " ".join(f"{key}={value}" for key, value in detail.items() if value != "")
             log.log(level, "%s %s %s", mac or "-", kind, words)
@@ -321,7 +359,10 @@ class App:
         drops = 0
         while True:
             await asyncio.sleep(TICK)
-            for change in self.clients.tick(time.time()):
+            now = time.time()
+            for client in [client for client in self.clients if client.in_boot]:
+                self._explain(client, now)
+            for change in self.clients.tick(now):
                 self._act(change)
             self._save()
             now_dropped = int(self.aoe.counters["drops"].sum())
@@ -355,6 +396,11 @@ class App:
             "state_dir": str(config.state_dir),
             "dhcp": {"mode": str(boot.mode), "configured": config.dhcp.mode,
                      "range": boot.leases.range, **_counts(boot.dhcp.counters)},
+            "conflicts": [
+                {"what": f.what.value, "rival": f.mac, "ip": f.ip, "offer": f.offer,
+                 "consequence": f.consequence, "serious": f.serious, "since": f.since}
+                for f in boot.conflicts
+            ],
             "tftp": {"bytes": self._tftp_bytes, **_counts(boot.tftp.counters)},
             "http": {"port": config.http.port, **_counts(boot.http.counters)},
             "images": {name: str(image) for name, image in self.images.items()},
@@ -384,7 +430,8 @@ class App:
             }
             for step in client.timeline
         ]
-        return _brief(client) | {"timeline": timeline}
+        hints = [e.detail.get("text") for e in self.traces.of(client.mac) if e.kind is Kind.HINT]
+        return _brief(client) | {"timeline": timeline, "hints": hints}
 
 
 def _brief(client: Client) -> Json:

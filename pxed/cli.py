@@ -133,6 +133,14 @@ def status(config_path: Path | None, state_dir: Path | None, as_json: bool) -> N
                 f"{amount(got['aoe']['written_bytes'])} written, {got['aoe']['drops']} dropped")),
     ]  # fmt: skip
     click.echo(table(["", ""], [list(line) for line in lines], header=False))
+    for each in got["conflicts"]:  # never cut: it says what to do
+        click.echo(f"\nconflict: {_conflict(each)}")
+
+
+def _conflict(each: dict[str, Any]) -> str:
+    kind = {"dhcp": "DHCP server", "boot": "boot server", "aoe": "AoE target"}[each["what"]]
+    where = f"{each['ip']} ({each['rival']})" if each["ip"] else each["rival"]
+    return f"{kind} {where}, offers {each['offer']}: {each['consequence']}"
 
 
 @main.group()
@@ -176,8 +184,11 @@ def client_show(mac: str, config_path: Path | None, state_dir: Path | None, as_j
     if as_json:
         click.echo(json.dumps(got, indent=2))
         return
-    words = [got["mac"], got["name"], got["state"], got["image"], got["why"]]
+    words = [got["mac"], got["name"], got["state"], got["image"]]
     click.echo("  ".join(word for word in words if word))
+    for head, text in (("why", got["why"]), *(("note", text) for text in got["hints"])):
+        if text:
+            click.echo(f"{head}: {text}")
     rows = [[f"{s['seconds']:8.3f} s", s["stage"], s["detail"]] for s in got["timeline"]]
     click.echo(table(["AFTER", "STAGE", ""], rows))
 

@@ -161,7 +161,17 @@ class Clients:
                 return []
             client = self._by_mac[event.mac] = Client(event.mac)
         client.last_seen = max(client.last_seen, event.time)
-        return list(_HANDLERS.get(event.kind, _nothing)(client, event))
+        changes: list[Change] = []
+        if client.state is State.FAILED and _goes_on(client, event):
+            client.state, client.why = State.BOOTING, ""  # it was only slow
+            changes.append(Change(What.STATE, client, event.time))
+        return [*changes, *_HANDLERS.get(event.kind, _nothing)(client, event)]
+
+    def fail(self, client: Client, now: float, why: str) -> list[Change]:
+        """This boot has come to its end, for this reason; nothing if it has already."""
+        if not (client.in_boot or client.state is State.SEEN):
+            return []
+        return _fail(client, now, why)
 
     def tick(self, now: float) -> list[Change]:
         """What has changed by the mere passing of time."""
@@ -190,6 +200,15 @@ def _runs_untold(client: Client, now: float) -> bool:
         and now - client.timeline[-1].time > QUIET_START
         and now - client.last_seen < QUIET_START
     )
+
+
+def _goes_on(client: Client, event: Event) -> bool:
+    """Whether a boot that was given up goes on: it takes what it was offered."""
+    if client.stage is None or client.stage >= Stage.KERNEL:
+        return False
+    if event.kind is Kind.REQUEST:
+        return _boots(event)
+    return event.kind in (Kind.TFTP_DONE, Kind.HTTP_DONE, Kind.AOE_READ)
 
 
 def _boots(event: Event) -> bool:
@@ -223,10 +242,15 @@ def _discover(client: Client, event: Event) -> Iterator[Change]:
 
 def _is_new_boot(client: Client, firmware: str, now: float) -> bool:
     stage = client.stage
-    if stage is None or not (client.in_boot or client.state is State.SEEN):
+    failed = client.state is State.FAILED
+    if stage is None or not (client.in_boot or failed or client.state is State.SEEN):
         return True
+    if failed and stage >= Stage.IPXE:
+        return True  # an earlier one that failed may only have been slow
     if now - client.boot_started > SILENT_BOOT and now - client.timeline[-1].time > SAME_ATTEMPT:
         return True
+    if firmware == "rpi":  # its loader asks again for an address after its first file
+        return stage > Stage.BOOT_FILE or now - client.timeline[-1].time > SAME_ATTEMPT
     if firmware == "ipxe":
         return stage > Stage.IPXE  # it was past its firmware already: it has been reset
     return stage > Stage.OFFER or now - client.timeline[-1].time > SAME_ATTEMPT
@@ -251,6 +275,8 @@ def _ack(client: Client, event: Event) -> Iterator[Change]:
 def _boot_file(client: Client, event: Event) -> Iterator[Change]:
     if str(event.detail.get("file", "")).endswith(".ipxe"):
         return  # iPXE runs already: this is its script
+    if client.class_name == "rpi" and client.stage is not None and client.stage > Stage.OFFER:
+        return  # one of many files
     if client.in_boot:
         client.state = State.BOOTING
         client.chainloaded = True

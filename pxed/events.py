@@ -14,7 +14,7 @@ class Kind(StrEnum):
     """What happened. The comment names the keys of ``Event.detail``."""
 
     # DHCP, from pxed.dhcp.policy
-    DISCOVER = "discover"  # firmware, arch; serial (of a Raspberry Pi)
+    DISCOVER = "discover"  # firmware, arch; serial (of a Raspberry Pi), secs (it asks)
     OFFER = "offer"  # ip, boot_file, root_path
     REQUEST = "request"  # firmware, arch, ip
     ACK = "ack"  # ip, boot_file, root_path
@@ -47,6 +47,9 @@ class Kind(StrEnum):
 
     # The machine's own words, through its report device (see docs/architecture.md)
     REPORT = "report"  # step, uptime, text
+
+    # From pxed.why
+    HINT = "hint"  # text: what delayed a boot
 
     # The server's own work
     MIDLAYER_READY = "midlayer-ready"  # path, seconds

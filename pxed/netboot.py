@@ -4,16 +4,20 @@ What a machine boots is the application's to say (``plan``); what went over the 
 ``emit``. Chooses the DHCP mode at start-up where that is left to the server.
 """
 
+import asyncio
 import contextlib
 import logging
 import time
 from collections.abc import Callable
 from ipaddress import IPv4Address
+from pathlib import Path
 
 from pxed import images, scripts
 from pxed.clients import Clients, State
 from pxed.config import Config
+from pxed.conflicts import Conflicts
 from pxed.dhcp.bootplan import BOOT_FILES, HTTP_FILES
+from pxed.dhcp.classify import RPI_OUIS
 from pxed.dhcp.leases import Lease, Leases, carve
 from pxed.dhcp.policy import PlanFor, Policy
 from pxed.dhcp.replies import Mode, Settings
@@ -21,24 +25,30 @@ from pxed.errors import HostError, UsageError
 from pxed.events import Event, Kind
 from pxed.http.site import Site
 from pxed.mac import Mac
+from pxed.net.conflicts import ConflictWatch
 from pxed.net.dhcp import DhcpServer
 from pxed.net.http import HttpServer
 from pxed.net.link import Link
+from pxed.net.neighbours import Neighbours
 from pxed.net.ra import RouterAdvertiser
 from pxed.net.rival import find_rivals
 from pxed.net.tftp import TftpServer
 from pxed.store import Store
 from pxed.tftp.files import Files
+from pxed.tftp.trees import Trees
+from pxed.why import Scene
 
 log = logging.getLogger("pxed")
 
+GRACE = 10.0  # seconds that a machine runs before its temporary lease is taken back
 LOOK = 1.5  # seconds that a start in mode auto or all waits for another DHCP server's answer
 
 
 class NetBoot:
     """Between ``start`` and ``close``; ``start`` raises PxedError and leaves nothing behind.
 
-    ``root_path`` gives the AoE address that a class boots from. After ``start``: ``mode``,
+    ``root_path`` gives the AoE address that a class boots from, ``image_of`` the image that a
+    machine of a class would boot now. After ``start``: ``mode``,
     ``leases``, ``policy``, ``dhcp``, ``tftp``, ``http``.
     """
 
@@ -50,6 +60,7 @@ class NetBoot:
         store: Store,
         *,
         plan: PlanFor,
+        image_of: Callable[[Mac, str], images.Image],
         root_path: Callable[[str], str],
         emit: Callable[[Event], None],
     ) -> None:
@@ -59,6 +70,8 @@ class NetBoot:
         self._clients = clients
         self._store = store
         self._plan = plan
+        self._image_of = image_of
+        self._timers: dict[Mac, asyncio.TimerHandle] = {}
         self._root_path = root_path
         self._emit = emit
         self._stack = contextlib.AsyncExitStack()
@@ -77,9 +90,12 @@ class NetBoot:
     async def _start(self) -> None:
         config, link = self.config, self.link
         self.leases = self._pool()
-        files = self._files()
-        self._stack.callback(files.close)
+        self._neighbours = Neighbours(config.interface)
+        self._trees = Trees(self._files(), self.mac_of, self._tree_of, self._common_tree)
+        self._stack.callback(self._trees.close)
+        self._stack.callback(self._cancel_timers)
         self.mode = await self._choose_mode()
+        self.conflicts = Conflicts(self.mode, lambda ip: ip in self.leases)
         address = link.address()
         settings = Settings(
             mode=self.mode,
@@ -91,7 +107,7 @@ class NetBoot:
         )
         self.policy = Policy(settings, self.leases, self._plan)
         self.dhcp = DhcpServer(link, self.policy, self._emit)
-        self.tftp = TftpServer(link, files.open, self._emit, mac_of=self.mac_of)
+        self.tftp = TftpServer(link, self._trees.open, self._emit, mac_of=self.mac_of)
         shelves = {name: each.shelf for name, each in config.classes.items()}
         programs = {*BOOT_FILES.values(), *HTTP_FILES.values()}
         site = Site(self._image, shelves, config.tftp.root, programs)
@@ -105,6 +121,9 @@ class NetBoot:
             advertiser = RouterAdvertiser(link, self._in_boot_phase, self._emit)
             await advertiser.start()
             self._stack.push_async_callback(advertiser.close)
+        self.watch = ConflictWatch(link, self.conflicts, self._emit, shelves=set(shelves.values()))
+        await self.watch.start()
+        self._stack.push_async_callback(self.watch.close)
 
     def _pool(self) -> Leases:
         config, address = self.config, self.link.address()
@@ -176,22 +195,82 @@ class NetBoot:
         port = self.config.http.port
         return f"http://{self.policy.settings.server}{'' if port == 80 else f':{port}'}"
 
+    def scene(self) -> Scene:
+        """What explains a boot that stopped, beside the machine itself."""
+        return Scene(
+            self.mode,
+            self.conflicts.booter(),
+            self.config.dhcp.router_advertisement,
+            self.config.http.port,
+            str(self.config.tftp.root),
+        )
+
     def update(self, link: Link) -> bool:
         """The interface has an address, maybe another one (M1); True if that is new."""
         self.link = link
+        self.watch.follow(link)
         address = link.address()
         return self.policy.update_server(address.ip, address.network.prefixlen)
 
     def mac_of(self, ip: str) -> Mac | None:
-        """Whose address this is: the lease knows, or else the client's record."""
+        """Whose address this is: our lease knows, the kernel, or else the client's record."""
         with contextlib.suppress(ValueError):
             if (mac := self.leases.owner(IPv4Address(ip), time.time())) is not None:
                 return mac
+        if (mac := self._neighbours.mac_of(ip)) is not None:
+            return mac
         return next((client.mac for client in self._clients if client.ip == ip), None)
 
-    def _in_boot_phase(self, mac: Mac) -> bool:
+    def heard(self, event: Event) -> None:
+        """What an event means for the boot protocols themselves."""
+        serial = event.detail.get("serial") if event.kind is Kind.DISCOVER else None
+        if serial and event.mac is not None:
+            self._trees.learn(str(serial), event.mac)
+
+    def settled(self, mac: Mac) -> None:
+        """The machine runs: its temporary lease goes back to the pool soon (M3)."""
+        if self.mode is not Mode.PXE_ONLY or mac in self._timers:
+            return
+        loop = asyncio.get_running_loop()
+        self._timers[mac] = loop.call_later(GRACE, self._give_back, mac)
+
+    def _give_back(self, mac: Mac) -> None:
+        del self._timers[mac]
         client = self._clients.get(mac)
-        return client is not None and (client.in_boot or client.state is State.SEEN)
+        now = time.time()
+        lease = self.leases.of(mac, now)
+        if client is None or client.state is not State.RUNNING or lease is None:
+            return
+        if self.leases.release(mac, lease.ip, now):
+            self._emit(Event(Kind.RELEASE, mac, now, {"ip": str(lease.ip), "why": "it runs"}))
+
+    def _cancel_timers(self) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
+    def _in_boot_phase(self, mac: Mac) -> bool:
+        """Whether a router solicitation is answered.
+
+        iPXE solicits before its first DISCOVER, so a machine that has booted here before is one,
+        unless it is known to run a system: no other host is ever answered.
+        """
+        client = self._clients.get(mac)
+        return client is not None and (
+            client.in_boot or client.state in (State.SEEN, State.FAILED, State.LOST)
+        )
+
+    # Raspberry Pis
+
+    def _tree_of(self, mac: Mac) -> Path | None:
+        client = self._clients.get(mac)
+        pi = client.class_name == "rpi" if client is not None else mac[:8] in RPI_OUIS
+        if not pi or "rpi" not in self.config.classes:
+            return None
+        return self._image_of(mac, "rpi").tree
+
+    def _common_tree(self) -> Path | None:
+        return self._image_of(Mac(""), "rpi").tree if "rpi" in self.config.classes else None
 
     def _image(self, spec: str) -> images.Image:
         return images.find(self.config.images_dir, spec, "")

@@ -1,17 +1,21 @@
 """Plain text for people: tables that fit the terminal, amounts and spans of time."""
 
 import shutil
+import sys
 from collections.abc import Sequence
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool = True) -> str:
-    """Columns as wide as they need; empty columns are left out, the last one is cut to fit."""
+    """Columns as wide as they need; empty columns are left out.
+
+    On a terminal the last one is cut to fit; a file or a pipe gets all of it.
+    """
     keep = [i for i in range(len(heads)) if any(row[i] for row in rows)]
     lines = [[row[i] for i in keep] for row in rows]
     if header:
         lines.insert(0, [heads[i] for i in keep])
     widths = [max(len(line[i]) for line in lines) for i in range(len(keep))]
-    room = shutil.get_terminal_size((120, 25)).columns
+    room = shutil.get_terminal_size((120, 25)).columns if sys.stdout.isatty() else None
     text = ("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines)
     return "\n".join(each.rstrip()[:room] for each in text)
 

@@ -164,7 +164,10 @@ class Policy:
         who = identify(message)
         if not who.boots and settings.mode is not Mode.ALL:
             return self._left_to_the_site(case)
-        case.event(Kind.DISCOVER, firmware=str(who.firmware), arch=who.arch)
+        more: dict[str, object] = {"serial": who.serial} if who.serial else {}
+        if who.boots and message.secs:
+            more["secs"] = message.secs
+        case.event(Kind.DISCOVER, firmware=str(who.firmware), arch=who.arch, **more)
         choice = self._decide(case, who) if who.boots else None
         if who.boots and (choice is None or choice.step is Step.REFUSE):
             return case.ignored(_why(choice))

@@ -119,7 +119,7 @@ def seen(message: Message, sender: Mac, source: IPv4Address) -> Rival:
 
     ``sender`` and ``source`` are where it came from; option 54 counts for more.
     """
-    file = message.file or message.options.get(Opt.BOOT_FILE, b"")
+    file = (message.file or message.options.get(Opt.BOOT_FILE, b"")).split(b"\0")[0]
     pxe = message.options.get(Opt.VENDOR_CLASS, b"").startswith(b"PXEClient")
     return Rival(
         message.address(Opt.SERVER_ID) or source,

@@ -11,7 +11,7 @@ from pxed.dhcp.codec import CLIENT_PORT, SERVER_PORT
 from pxed.dhcp.replies import EVERYBODY
 from pxed.dhcp.rival import Rival, answer, merge, questions, source_of
 from pxed.errors import HostError
-from pxed.mac import mac_bytes, mac_text
+from pxed.mac import Mac, mac_bytes, mac_text
 from pxed.net.link import Link
 from pxed.net.packet import ETH_IPV4, Instruction, open_raw, udp_frame
 
@@ -40,7 +40,7 @@ async def find_rivals(
     the privilege or the link.
     """
     loop = asyncio.get_running_loop()
-    raw = open_raw(link, ETH_IPV4, _FILTER)
+    raw = open_replies(link)
     xid = random.getrandbits(32)
     found: list[Rival] = []
     done = asyncio.Event()
@@ -82,10 +82,22 @@ def _ask(raw: socket.socket, link: Link, question: bytes) -> None:
         raise HostError(f"cannot look for rivals on {link.name}: {error.strerror}") from None
 
 
-def _rival(frame: bytes, link: Link, xid: int) -> Rival | None:
-    at = 14 + (frame[14] & 0xF) * 4 if len(frame) > 34 else len(frame)
-    source = IPv4Address(frame[26:30]) if len(frame) > 34 else IPv4Address(0)
-    sender = mac_text(frame[6:12]) if len(frame) > 34 else link.mac
-    if sender == link.mac:  # our own server's answer to somebody
+def open_replies(link: Link) -> socket.socket:
+    """A raw socket that receives what DHCP servers answer on ``link``."""
+    return open_raw(link, ETH_IPV4, _FILTER)
+
+
+def payload(frame: bytes) -> tuple[Mac, IPv4Address, bytes] | None:
+    """Sender, source address and UDP payload of a frame that passed the filter."""
+    if len(frame) <= 34:
         return None
-    return answer(frame[at + 8 :], link.mac, xid, sender, source)
+    at = 14 + (frame[14] & 0xF) * 4
+    return mac_text(frame[6:12]), IPv4Address(frame[26:30]), frame[at + 8 :]
+
+
+def _rival(frame: bytes, link: Link, xid: int) -> Rival | None:
+    said = payload(frame)
+    if said is None or said[0] == link.mac:  # our own server's answer to somebody
+        return None
+    sender, source, data = said
+    return answer(data, link.mac, xid, sender, source)

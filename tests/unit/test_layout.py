@@ -17,7 +17,8 @@ LAYERS = [
     ["net"],
     ["client"],
     ["store"],
-    ["clients"],
+    ["why"],
+    ["clients", "conflicts"],
     ["dhcp", "tftp", "http"],
     ["scripts"],
     ["midlayers", "images", "eventlog", "table"],
@@ -28,7 +29,7 @@ LAYERS = [
     ["__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-SANS_IO = ["dhcp", "tftp", "http", "scripts", "clients", "events", "config"]
+SANS_IO = ["dhcp", "tftp", "http", "scripts", "clients", "conflicts", "why", "events", "config"]
 SOCKETS = {"socket", "asyncio", "uvloop", "aiohttp", "subprocess"}
 
 

@@ -1,0 +1,80 @@
+"""Boot directories of Raspberry Pis in the TFTP name space (M7).
+
+A Pi asks below a prefix of its own (serial number, MAC with dashes, or a text from its EEPROM), and
+without one where that fails; a 3B+ asks for its first files without one. All of them mean the boot
+directory of the image that this Pi boots. A directory of that name inside the boot directory wins,
+so one machine can have files of its own.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from pxed.mac import Mac, parse_mac
+from pxed.tftp.codec import Code, TftpError
+from pxed.tftp.files import Files, clean
+from pxed.tftp.session import File
+
+_SERIAL = re.compile(r"[0-9a-f]{8}", re.ASCII)
+_MAC = re.compile(r"[0-9a-f]{2}(-[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
+
+
+class Trees:
+    """``Files`` with the Pis' directories before it.
+
+    ``mac_of`` gives the machine behind an address; ``tree_of`` a Pi's boot directory, None for any
+    other machine; ``common`` that of a Pi that nothing is known of, None without a class for them.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        mac_of: Callable[[str], Mac | None],
+        tree_of: Callable[[Mac], Path | None],
+        common: Callable[[], Path | None],
+    ) -> None:
+        self._files = files
+        self._mac_of = mac_of
+        self._tree_of = tree_of
+        self._common = common
+        self._serials: dict[str, Mac] = {}
+        self._open: dict[Path, Files] = {}
+
+    def learn(self, serial: str, mac: Mac) -> None:
+        """This machine's serial number, which its DISCOVER says before it asks for a file."""
+        if len(self._serials) < 20_000:
+            self._serials[serial] = mac
+
+    def open(self, name: str, client: str = "") -> File:
+        """The file; TftpError as ``Files.open``."""
+        path = clean(name)
+        first, slash, rest = path.partition("/")
+        tree = self._tree(first if slash else "", client)
+        if tree is None:
+            return self._files.open(name, client)
+        below = self._open.get(tree)
+        if below is None:
+            below = self._open[tree] = Files(tree)
+        try:
+            return below.open(path)
+        except TftpError as error:
+            if error.code != Code.NOT_FOUND or not slash:
+                raise
+        return below.open(rest)
+
+    def _tree(self, prefix: str, client: str) -> Path | None:
+        mac = self._mac_of(client) if client else None
+        if mac is None and _SERIAL.fullmatch(prefix):
+            mac = self._serials.get(prefix)
+        if mac is None and _MAC.fullmatch(prefix):
+            mac = parse_mac(prefix.replace("-", ":"))
+        if mac is not None:
+            return self._tree_of(mac)
+        return self._common() if _SERIAL.fullmatch(prefix) else None
+
+    def close(self) -> None:
+        """Give the directories up; closing twice is fine."""
+        for files in self._open.values():
+            files.close()
+        self._open.clear()
+        self._files.close()

@@ -1,0 +1,338 @@
+"""Why a boot stopped: from what was seen of it, a cause in plain words and the next step. Pure.
+
+``Traces`` keeps the events of each machine's present boot. ``explain`` looks at the last promise
+that was made (OFFER or ACK) and at what came of it; how long it waits depends on how sure the
+cause is and on what firmware may still do (docs/netboot.md).
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pxed.clients import Client, Stage
+from pxed.conflicts import Finding, What
+from pxed.dhcp.replies import Mode
+from pxed.events import Event, Kind
+from pxed.mac import Mac
+
+AT_ONCE = 2.0  # seconds: nothing can change this cause but somebody who acts
+NO_REQUEST = 12.0  # firmware takes an offer within 4 s, iPXE within 10
+NO_FILE = 12.0  # from the ACK to the first question for a file: less than one second
+STOPPED = 8.0  # after a transfer that failed: firmware tries again at once
+PROBED = 15.0
+NO_IPXE = 20.0  # from the last block to iPXE's DISCOVER: a few seconds
+NO_AOE = 20.0  # from iPXE's ACK to its first frame: a second
+IPV6_WAIT = 16.0  # what iPXE waits in between where nobody advertises a router
+NO_KERNEL = 75.0  # from the kernel's last byte to its AoE driver; 60 s of it may be a carrier wait
+GAP = 8.0  # from iPXE's last block to its DISCOVER: more than this is a link that does not forward
+
+_EACH = 64  # events of a boot that are kept
+_MACHINES = 4096
+
+_TFTP = (Kind.TFTP_READ, Kind.TFTP_DONE, Kind.TFTP_PROBE, Kind.TFTP_MISSING, Kind.TFTP_FAILED)
+_HTTP = (Kind.HTTP_DONE, Kind.HTTP_MISSING, Kind.HTTP_FAILED)
+_AOE = (Kind.AOE_FOUND, Kind.AOE_READ, Kind.AOE_WRITE, Kind.AOE_HEARD)
+_DULL = (Kind.AOE_HEARD, Kind.ROUTER_ADVERT)
+_TREE = (
+    "a switch port with spanning tree drops everything for 30 s after each link-up: "
+    "set the seats' ports to edge (portfast)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """A cause, and what to do about it."""
+
+    cause: str
+    todo: str
+
+    def __str__(self) -> str:
+        return f"{self.cause}; {self.todo}"
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What the server knows beside the machine itself: its mode, a rival, ports and settings."""
+
+    mode: Mode
+    rival: Finding | None = None
+    advertises: bool = True
+    http_port: int = 80
+    tftp_root: str = ""
+
+
+class Traces:
+    """The events of each machine's present boot, bounded in every direction."""
+
+    def __init__(self) -> None:
+        self._of: OrderedDict[Mac, deque[Event]] = OrderedDict()
+
+    def begin(self, mac: Mac) -> None:
+        """A new boot: what was before does not count."""
+        self._of.pop(mac, None)
+
+    def add(self, event: Event) -> None:
+        """One more event of a machine's boot."""
+        if event.mac is None or event.kind in _DULL:
+            return
+        trace = self._of.get(event.mac)
+        if trace is None:
+            trace = self._of[event.mac] = deque(maxlen=_EACH)
+            if len(self._of) > _MACHINES:
+                self._of.popitem(last=False)
+        trace.append(event)
+
+    def of(self, mac: Mac) -> Sequence[Event]:
+        """The machine's events, oldest first."""
+        return tuple(self._of.get(mac, ()))
+
+
+def hint(trace: Sequence[Event]) -> Reason | None:
+    """Something that delayed the step that has just come (the trace's last event), if it did."""
+    if not trace or trace[-1].kind is not Kind.DISCOVER:
+        return None
+    now = trace[-1]
+    if now.detail.get("firmware") == "ipxe":
+        loaded = [e for e in trace if e.kind in (Kind.TFTP_DONE, Kind.HTTP_DONE)]
+        asked = [e for e in trace[:-1] if e.kind is Kind.DISCOVER and _ipxe(e)]
+        if loaded and not asked and now.time - loaded[-1].time > GAP:
+            gap = now.time - loaded[-1].time
+            return Reason(f"{gap:.0f} s from loading iPXE to its first question", _TREE)
+    secs = now.detail.get("secs")
+    if len(trace) == 1 and isinstance(secs, int) and GAP <= secs <= 120:
+        return Reason(f"it had been asking for {secs} s before anything arrived here", _TREE)
+    return None
+
+
+def explain(client: Client, trace: Sequence[Event], now: float, scene: Scene) -> Reason | None:
+    """Why this boot does not go on; None while that is not certain enough, or it goes on."""
+    if client.stage is None or client.stage >= Stage.SAN:
+        return None  # from here on the machine itself reports
+    failed = _last(trace, Kind.MIDLAYER_FAILED)
+    if failed is not None:
+        return Reason(
+            f"its devices cannot be prepared: {failed.detail.get('why')}",
+            "see the server's log; it is tried again at its next boot",
+        )
+    promises = [n for n, e in enumerate(trace) if e.kind in (Kind.OFFER, Kind.ACK)]
+    acks = [n for n, e in enumerate(trace) if e.kind is Kind.ACK]
+    asked = [n for n, e in enumerate(trace) if e.kind is Kind.DISCOVER]
+    if not promises or (asked and asked[-1] > promises[-1]):
+        refused = _refused(client, trace[asked[-1] if asked else 0 :], now)
+        if refused is not None or not promises:
+            return refused
+    after = trace[promises[-1] + 1 :]
+    loaded = _last(trace, Kind.TFTP_DONE, Kind.HTTP_DONE)
+    if loaded is not None and not any(_ipxe(trace[n]) for n in asked):
+        return _never_came_back(client, loaded, now)
+    acked = acks[-1] if acks else -1
+    offer = trace[promises[-1]]
+    if acked < (asked[-1] if asked else 0) and not any(e.kind in _TFTP + _HTTP for e in after):
+        return _not_taken(client, trace, offer, now, scene)
+    return _not_asked(client, trace[promises[-1]], after, now, scene)
+
+
+def _refused(client: Client, trace: Sequence[Event], now: float) -> Reason | None:
+    """We made no offer: the reason is our own."""
+    full = _last(trace, Kind.POOL_FULL)
+    if full is not None:
+        return Reason(
+            f"no address is left in {full.detail.get('range')}",
+            "widen [dhcp] range, or shorten [dhcp] lease",
+        )
+    ignored = _last(trace, Kind.IGNORED)
+    if ignored is None or now - ignored.time < 0:
+        return None
+    why = str(ignored.detail.get("why", ""))
+    if "nothing is planned" in why:
+        return Reason(
+            f"there is no image for its class, {client.class_name}",
+            f"add [class.{client.class_name}] with an image to the configuration",
+        )
+    if "no boot file" in why:
+        return Reason(why, "there is no iPXE for it here: take another boot mode in its firmware")
+    if "for the boot service of" in why:
+        return Reason(f"another boot server has it: {why}", "remove that one's boot options")
+    return Reason(why, "see docs/operators.md, DHCP modes")
+
+
+def _not_taken(
+    client: Client, trace: Sequence[Event], offer: Event, now: float, scene: Scene
+) -> Reason | None:
+    """OFFER, and no REQUEST for it."""
+    ignored = _last(trace, Kind.IGNORED)
+    if ignored is not None and ignored.time >= offer.time:
+        why = str(ignored.detail.get("why", ""))
+        if "another DHCP server" in why or "for the boot service of" in why:
+            if now - ignored.time < AT_ONCE:
+                return None
+            return Reason(
+                f"it {why}{_named(scene.rival, why)}" if why.startswith("took") else why,
+                _beside(scene),
+            )
+    since = now - offer.time
+    first = next(e for e in trace if e.kind is Kind.OFFER)
+    if since < NO_REQUEST and now - first.time < 3 * NO_REQUEST:
+        return None
+    rival = scene.rival
+    if scene.mode is Mode.PROXY:
+        return _proxy_not_taken(client, scene)
+    if rival is not None and rival.what is What.BOOT:
+        if rival.asks_4011 and client.arch not in (None, 0):
+            return Reason(
+                f"the boot server {_name(rival)} says PXEClient without option 43, so the firmware "
+                "asks its port 4011 and ends with PXE-E16",
+                "remove option 60 from that server",
+            )
+        return Reason(f"another server's offer won, probably that of {_name(rival)}",
+                      _beside(scene))  # fmt: skip
+    offers = sum(1 for e in trace if e.kind is Kind.OFFER)
+    if rival is not None:
+        return Reason(
+            f"it did not take our offer ({offers} made); {_name(rival)} may have been quicker",
+            _beside(scene),
+        )
+    return Reason(
+        f"it did not take our offer ({offers} made): our answers do not reach it",
+        "look at DHCP snooping on the switch (trust this server's port), VLANs and firewalls",
+    )
+
+
+def _proxy_not_taken(client: Client, scene: Scene) -> Reason:
+    if scene.rival is None:
+        return Reason(
+            "no DHCP server gave it an address, and in proxy mode we do not",
+            'start the DHCP server, or set [dhcp] mode = "auto"',
+        )
+    if scene.rival.what is What.BOOT:
+        return Reason(f"another boot server's offer won, probably that of {_name(scene.rival)}",
+                      _beside(scene))  # fmt: skip
+    if client.arch in (None, 0):
+        return Reason(
+            "it has our boot offer and never asked for its boot file",
+            "open port 69/udp in this server's firewall; see that the DHCP server has an address "
+            "for it",
+        )
+    return Reason(
+        "it never asked port 4011 for its boot file; its screen says PXE-E16",
+        "open port 4011/udp in this server's firewall; see that the DHCP server has an address "
+        "for it",
+    )
+
+
+def _not_asked(
+    client: Client, promise: Event, after: Sequence[Event], now: float, scene: Scene
+) -> Reason | None:
+    """It knows what to load; has it, and did that work?"""
+    since = now - (after[-1].time if after else promise.time)
+    if promise.detail.get("root_path"):
+        return _no_aoe(after, now - promise.time, scene)
+    file = str(promise.detail.get("boot_file", ""))
+    by_http = file.startswith("http:")
+    loads = [e for e in after if e.kind in (_HTTP if by_http else _TFTP)]
+    if by_http and client.stage is Stage.IPXE:
+        since -= 0 if scene.advertises else IPV6_WAIT
+    if not loads:
+        return None if since < NO_FILE else _file_not_asked(client, file, by_http, scene)
+    last = loads[-1]
+    name = last.detail.get("file")
+    if last.kind in (Kind.TFTP_MISSING, Kind.HTTP_MISSING) and since >= AT_ONCE:
+        if client.class_name == "rpi":
+            return Reason(
+                f"it found none of its files; the last it asked for was {name}",
+                "put the Pi's firmware into the boot directory of its image",
+            )
+        return Reason(
+            f"it asked for {name}, which is not here",
+            f"put it into {scene.tftp_root or '[tftp] root'} (Debian's package ipxe has ours)",
+        )
+    if last.kind in (Kind.TFTP_FAILED, Kind.HTTP_FAILED) and since >= STOPPED:
+        return Reason(
+            f"loading {name} stopped: {last.detail.get('why')}",
+            "look at its cable, at the MTU of the switches between, and at firewalls",
+        )
+    if last.kind is Kind.TFTP_PROBE and since >= PROBED:
+        return Reason(
+            f"it asked for the size of {name} and then did not load it",
+            "the file may be for another architecture or too large for its firmware, or blocks of "
+            "that size do not come through: look at the MTU of the switches between",
+        )
+    if last.kind is Kind.TFTP_DONE and client.stage is Stage.IPXE:  # a script: its disk is next
+        return _no_aoe(after, since, scene)
+    if last.kind is Kind.HTTP_DONE and client.stage is Stage.IPXE and since >= NO_KERNEL:
+        return Reason(
+            f"it loaded {name} and its kernel has not found its disks",
+            "see its screen: a missing network driver in the initrd, or a VLAN or switch filter "
+            "for Ethernet type 0x88A2",
+        )
+    return None
+
+
+def _file_not_asked(client: Client, file: str, by_http: bool, scene: Scene) -> Reason:
+    if scene.rival is not None and scene.rival.what is What.BOOT:
+        return Reason(
+            f"it never asked here for {file}: it may load {scene.rival.offer} from "
+            f"{_name(scene.rival)}",
+            _beside(scene),
+        )
+    port = f"{scene.http_port}/tcp" if by_http else "69/udp"
+    what = "a UEFI or BIOS setting that does not fit its mode" if client.arch else "its firmware"
+    return Reason(
+        f"it has an address and never asked for {file or 'its boot file'}",
+        f"open port {port} in this server's firewall; else look at {what}",
+    )
+
+
+def _never_came_back(client: Client, loaded: Event, now: float) -> Reason | None:
+    """iPXE is there, and no DISCOVER of its."""
+    if now - loaded.time < NO_IPXE:
+        return None
+    name = loaded.detail.get("file")
+    if client.class_name == "rpi":
+        return None  # its kernel comes next, not iPXE
+    if client.arch in (None, 0):
+        return Reason(f"it loaded {name} and was not heard again", _TREE)
+    return Reason(
+        f"it loaded {name} and was not heard again: Secure Boot refuses programs without a "
+        "signature",
+        f"switch Secure Boot off in its firmware; if it is off: {_TREE}",
+    )
+
+
+def _no_aoe(after: Sequence[Event], since: float, scene: Scene) -> Reason | None:
+    """iPXE knows its disk."""
+    if since < NO_AOE + (0 if scene.advertises else IPV6_WAIT):
+        return None
+    if any(e.kind in _AOE for e in after):
+        return Reason(
+            "it found its AoE disk and never read from it",
+            "large frames do not come through: look at the MTU of the switches between",
+        )
+    return Reason(
+        "iPXE has an address and its disk's, and no AoE frame of its arrived",
+        "look for a VLAN boundary, a router or a switch filter for Ethernet type 0x88A2 between "
+        "it and this server",
+    )
+
+
+def _beside(scene: Scene) -> str:
+    if scene.mode is Mode.PROXY:
+        return "remove the boot options of that server"
+    return 'remove the boot options of that server, or set [dhcp] mode = "proxy" or "auto"'
+
+
+def _name(rival: Finding) -> str:
+    return f"{rival.ip} ({rival.mac})" if rival.ip else rival.mac
+
+
+def _named(rival: Finding | None, why: str) -> str:
+    """The MAC of the server that ``why`` ends with, where it is known."""
+    return f" ({rival.mac})" if rival is not None and rival.ip and rival.ip in why else ""
+
+
+def _ipxe(event: Event) -> bool:
+    return event.detail.get("firmware") == "ipxe"
+
+
+def _last(trace: Sequence[Event], *kinds: Kind) -> Event | None:
+    return next((e for e in reversed(trace) if e.kind in kinds), None)

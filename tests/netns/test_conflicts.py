@@ -1,0 +1,148 @@
+"""The conflict watch against Debian's dnsmasq as a rival and vblade as a second AoE target."""
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pxed.conflicts import Conflicts, What
+from pxed.control import ControlClient
+from pxed.dhcp.replies import Mode
+from pxed.events import Event, Kind
+from pxed.net.conflicts import ConflictWatch
+from pxed.net.link import look_up
+from pxed.net.thread import LoopThread
+from tests.conftest import Cable, requires
+from tests.netns.test_mode import dnsmasq, running, serve
+from tests.netns.test_serve_errors import GOOD, Serve
+
+__all__ = ["serve"]  # the fixture
+pytestmark = pytest.mark.netns
+
+
+@contextmanager
+def watching(cable: Cable, *, gone: float = 200.0, every: float = 60.0) -> Iterator[list[Event]]:
+    events: list[Event] = []
+    with LoopThread(cable.srv.inside()) as thread:
+
+        async def start() -> ConflictWatch:
+            conflicts = Conflicts(Mode.PXE_ONLY, lambda ip: ip > IPv4Address("10.77.0.110"),
+                                  gone=gone)  # fmt: skip
+            watch = ConflictWatch(
+                look_up("eth0"), conflicts, events.append, shelves={16}, every=every
+            )
+            await watch.start()
+            return watch
+
+        watch = thread.call(start())
+        try:
+            yield events
+        finally:
+            thread.call(watch.close())
+            thread.call(watch.close())
+
+
+def eventually(what: Callable[[], bool], seconds: float = 15) -> None:
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def mac_of(cable: Cable) -> str:
+    with cable.cli.inside():
+        return str(look_up("eth0").mac)
+
+
+@pytest.fixture
+def site(cable: Cable) -> Cable:
+    requires("dnsmasq", "vblade")
+    cable.cli.ip("addr add 10.77.0.2/24 dev eth0")
+    return cable
+
+
+def test_a_rival_that_boots_is_named_with_what_it_offers(site: Cable, tmp_path: Path) -> None:
+    dnsmasq(site, tmp_path, "--no-ping", "--dhcp-boot=pxelinux.0")
+    with watching(site) as events:
+        eventually(lambda: len(events) >= 2)
+    by_what = {event.detail["what"]: event.detail for event in events}
+    assert by_what[What.BOOT]["rival"] == mac_of(site)
+    assert by_what[What.BOOT]["ip"] == "10.77.0.2"
+    assert by_what[What.BOOT]["offer"] == "boot file pxelinux.0"
+    assert What.DHCP in by_what
+
+
+def test_one_that_answers_others_is_heard_between_looks(site: Cable, tmp_path: Path) -> None:
+    requires("udhcpc")
+    with watching(site) as events:
+        time.sleep(3.5)  # the first look is over
+        assert events == []
+        dnsmasq(site, tmp_path, "--no-ping")
+        site.srv.run(["udhcpc", "-i", "eth0", "-B", "-n", "-q", "-f", "-t", "3", "-T", "1",
+                      "-s", "/bin/true"], check=False)  # fmt: skip
+        eventually(lambda: bool(events), 5)
+    assert events[0].detail["what"] == What.DHCP
+
+
+def test_one_that_stops_is_gone(site: Cable, tmp_path: Path) -> None:
+    process = dnsmasq(site, tmp_path, "--no-ping")
+    with watching(site, gone=2.0, every=0.5) as events:
+        eventually(lambda: bool(events))
+        process.kill()
+        eventually(lambda: any(event.kind is Kind.RIVAL_GONE for event in events))
+        time.sleep(4)
+    assert [event.kind for event in events if event.kind is Kind.RIVAL_GONE] == [Kind.RIVAL_GONE]
+
+
+def vblade(cable: Cable, folder: Path, shelf: int, slot: int) -> "subprocess.Popen[bytes]":
+    disk = folder / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    return cable.cli.popen(["vblade", str(shelf), str(slot), "eth0", str(disk)])
+
+
+def test_another_target_at_our_address(site: Cable, tmp_path: Path) -> None:
+    vblade(site, tmp_path, 16, 1)
+    vblade(site, tmp_path, 20, 1)  # not one of ours: no business of ours
+    time.sleep(0.3)
+    with watching(site) as events:
+        eventually(lambda: bool(events))
+        time.sleep(0.5)
+    (event,) = events
+    assert event.detail["what"] == What.AOE
+    assert event.detail["rival"] == mac_of(site)
+    assert event.detail["offer"] == "e16.1"
+
+
+def test_a_quiet_segment_has_no_finding(site: Cable) -> None:
+    with watching(site) as events:
+        time.sleep(4)
+    assert events == []
+
+
+def found(control: ControlClient) -> dict[str, Any]:
+    return {each["what"]: each for each in control.get("/v1/status")["conflicts"]}
+
+
+def test_the_whole_server_shows_them_and_its_own_target_is_none(
+    serve: Serve, tmp_path: Path
+) -> None:
+    requires("vblade")
+    dnsmasq(serve.cable, tmp_path, "--no-ping", "--dhcp-boot=pxelinux.0")
+    vblade(serve.cable, tmp_path, 16, 0)
+    with running(serve, GOOD) as control:
+        eventually(lambda: len(found(control)) == 3)
+        conflicts = found(control)
+        kinds = [e["kind"] for e in control.follow("/v1/events")]
+        shown = subprocess.run(
+            [*serve.command(GOOD)[:3], "status", "--state-dir", str(serve.state)],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+    assert conflicts["aoe"]["offer"] == "e16.0"
+    assert kinds.count("rival") == 3
+    assert "boot server 10.77.0.2" in shown
+    assert "AoE target" in shown

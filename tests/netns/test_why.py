@@ -1,0 +1,143 @@
+"""The why-log on the running server: firmware whose boot is stopped on purpose, and what is said.
+
+The firmware is a raw socket that sends what OVMF sends: no real one fails on command.
+"""
+
+import socket
+import time
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pxed.control import ControlClient
+from pxed.dhcp.codec import Message, Op, Opt, Type, decode, encode
+from pxed.lab.lab import Lab
+from pxed.lab.netns import Namespace
+from pxed.mac import Mac
+from tests.conftest import Cable, requires
+from tests.netns.test_mode import dnsmasq, running, serve
+from tests.netns.test_serve_errors import GOOD, Serve
+
+__all__ = ["serve"]  # the fixture
+pytestmark = pytest.mark.netns
+MAC = Mac("52:54:00:00:00:77")
+
+
+class Firmware:
+    """A machine in ``host`` that speaks DHCP as UEFI firmware does, by broadcast."""
+
+    def __init__(self, host: Namespace, arch: int = 7, mac: Mac = MAC) -> None:
+        self.arch, self.mac = arch, mac
+        with host.inside():
+            self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        for option in (socket.SO_BROADCAST, socket.SO_REUSEADDR):
+            self._udp.setsockopt(socket.SOL_SOCKET, option, 1)
+        self._udp.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+        self._udp.bind(("", 68))
+
+    def close(self) -> None:
+        self._udp.close()
+
+    def send(self, kind: Type, **more: bytes) -> None:
+        options = {
+            Opt.TYPE: bytes((kind,)),
+            Opt.VENDOR_CLASS: b"PXEClient:Arch:%05d:UNDI:003016" % self.arch,
+            Opt.ARCH: self.arch.to_bytes(2, "big"),
+        } | {Opt[name]: value for name, value in more.items()}
+        message = Message(
+            Op.REQUEST, 7, self.mac, flags=0x8000,
+            options={int(code): value for code, value in options.items()},
+        )  # fmt: skip
+        self._udp.sendto(encode(message), ("255.255.255.255", 67))
+
+    def offers(self, count: int) -> dict[IPv4Address, Message]:
+        """The answers to a DISCOVER by their servers."""
+        self.send(Type.DISCOVER)
+        self._udp.settimeout(5)
+        found: dict[IPv4Address, Message] = {}
+        while len(found) < count:
+            message = decode(self._udp.recv(2048))
+            server = message.address(Opt.SERVER_ID)
+            if message.chaddr == self.mac and server is not None:
+                found[server] = message
+        return found
+
+    def take(self, offer: Message) -> None:
+        self.send(
+            Type.REQUEST,
+            SERVER_ID=offer.options[Opt.SERVER_ID],
+            REQUESTED_IP=offer.yiaddr.packed,
+        )
+
+
+def failed(control: ControlClient, limit: float, mac: Mac = MAC) -> dict[str, Any]:
+    """The client once the server has given it up; it must do so within ``limit`` seconds."""
+    until = time.monotonic() + limit
+    while True:
+        shown: dict[str, Any] = control.get(f"/v1/clients/{mac}")
+        if shown["state"] == "failed":
+            return shown
+        assert time.monotonic() < until, shown
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def segment(tmp_path: Path) -> Iterator[tuple[Lab, Cable]]:
+    """A switch with our server, a place for another one, and a machine."""
+    requires("dnsmasq", "ip", "nsenter")
+    with Lab() as lab:
+        yield lab, Cable(lab.server, lab.add_host("machine"))
+
+
+def test_a_rivals_offer_won(segment: tuple[Lab, Cable], serve: Serve, tmp_path: Path) -> None:
+    lab, cable = segment
+    site = lab.add_host("site", "10.77.0.2/24")
+    dnsmasq(Cable(cable.srv, site), tmp_path, "--no-ping", "--dhcp-boot=pxelinux.0")
+    serve.cable = cable
+    with running(serve, GOOD) as control:
+        firmware = Firmware(cable.cli)
+        offers = firmware.offers(2)
+        firmware.take(offers[IPv4Address("10.77.0.2")])
+        shown = failed(control, 6)
+        listed = serve.cable.srv.run(
+            [*serve.command(GOOD)[:3], "client", "list", "--state-dir", str(serve.state)]
+        ).stdout
+        told = serve.cable.srv.run(
+            [*serve.command(GOOD)[:3], "client", "show", MAC, "--state-dir", str(serve.state)]
+        ).stdout
+        firmware.close()
+    assert "took the offer of another DHCP server, 10.77.0.2" in shown["why"]
+    assert "boot options" in shown["why"]
+    assert "took the offer of another DHCP server" in listed
+    assert "why: it took the offer" in told
+
+
+def test_a_machine_that_never_asks_for_its_file(serve: Serve) -> None:
+    serve.cable.cli.ip("addr flush dev eth0")
+    with running(serve, GOOD) as control:
+        firmware = Firmware(serve.cable.cli)
+        ((_, offer),) = firmware.offers(1).items()
+        firmware.take(offer)
+        shown = failed(control, 20)
+        firmware.close()
+    assert "never asked for snponly.efi; open port 69/udp" in shown["why"]
+
+
+def test_machines_that_nothing_is_there_for(serve: Serve) -> None:
+    """They are told of at once: a Pi without a class, and an unknown architecture."""
+    serve.cable.cli.ip("addr flush dev eth0")
+    pi = Mac("dc:a6:32:01:02:03")
+    with running(serve, GOOD) as control:
+        for mac, arch in ((MAC, 0x42), (pi, 0)):
+            firmware = Firmware(serve.cable.cli, arch, mac)
+            uuid = b"\0RPi4" + bytes(12)
+            firmware.send(Type.DISCOVER, UUID=uuid)
+            firmware.close()
+        time.sleep(0.3)
+        unknown = failed(control, 2)
+        shown = failed(control, 2, pi)
+    assert "no boot file for architecture 66" in unknown["why"]
+    assert "add [class.rpi]" in shown["why"]
