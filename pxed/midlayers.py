@@ -6,16 +6,14 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from pxed import disk
 from pxed.errors import HostError
 from pxed.mac import Mac
-
-_FICLONE = 0x40049409  # linux/fs.h
 
 REPORT_BYTES = 16 * 1024
 """Size of a report device: 32 lines of 512 bytes."""
@@ -68,7 +66,7 @@ class Midlayers:
         if path.exists():
             return False
         with self.template.open("rb") as template:
-            self._appear(path, lambda fd: _clone(template.fileno(), fd, self.size))
+            self._appear(path, lambda fd: disk.copy_data(template.fileno(), fd, self.size))
         return True
 
     def _make_template(self) -> None:
@@ -99,7 +97,7 @@ class Midlayers:
             finally:
                 os.close(fd)
             new.rename(path)
-            _sync_directory(path.parent)
+            disk.sync_directory(path.parent)
         except FileNotFoundError as error:
             missing = error.filename or "mkfs.ext4"
             raise HostError(f"{missing}: not found: is e2fsprogs installed?") from error
@@ -109,32 +107,3 @@ class Midlayers:
         finally:
             with contextlib.suppress(OSError):
                 new.unlink()
-
-
-def _clone(source: int, target: int, size: int) -> None:
-    with contextlib.suppress(OSError):
-        fcntl.ioctl(target, _FICLONE, source)
-        return
-    os.ftruncate(target, size)
-    at = 0
-    while at < size:
-        try:
-            begin = os.lseek(source, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole from here on
-                return
-            raise
-        at = os.lseek(source, begin, os.SEEK_HOLE)
-        while begin < at:
-            copied = os.copy_file_range(source, target, at - begin, begin, begin)
-            if copied == 0:
-                raise OSError(errno.EIO, "the template is shorter than its size")
-            begin += copied
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
