@@ -91,6 +91,13 @@ def parse_span(value: Any) -> int:
     return int(found[1]) * _SPANS[found[2]]
 
 
+def _room(value: Any) -> int:
+    size = parse_size(value)
+    if not 0 <= size <= 1 << 44:
+        raise ValueError('must be a size from "0" to "16T"')
+    return size
+
+
 def _lease(value: Any) -> int:
     seconds = parse_span(value)
     if not 60 <= seconds <= 365 * 86400:
@@ -161,6 +168,8 @@ class Aoe:
 class Midlayer:
     size: int = _key(_midlayer_size, 512 << 20)
     durability: str = _key(_choice("durable", "writeback"), "durable")
+    keep_free: int = _key(_room, 1 << 30)
+    check: bool = _key(_switch, True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +185,28 @@ class Class:
 class Client:
     name: str | None = _key(_text, None)
     image: str | None = _key(_text, None)
+    size: int | None = _key(_midlayer_size, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """[clients]: who may boot here."""
+
+    admit: str = _key(_choice("all", "approve"), "all")
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSocket:
+    """[control]: ``group`` may use the control socket beside root."""
+
+    group: str | None = _key(_text, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """[events]: how many entries of the log are kept."""
+
+    keep: int = _key(_number(1000, 10_000_000), 100_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +219,9 @@ class Config:
     tftp: Tftp = field(default_factory=Tftp)
     aoe: Aoe = field(default_factory=Aoe)
     midlayer: Midlayer = field(default_factory=Midlayer)
+    admission: Admission = field(default_factory=Admission)
+    control: ControlSocket = field(default_factory=ControlSocket)
+    events: Events = field(default_factory=Events)
     classes: Mapping[str, Class] = field(default_factory=lambda: {"x86": Class()})
     clients: Mapping[Mac, Client] = field(default_factory=dict)
 
@@ -211,7 +245,10 @@ def with_state_dir(config: Config, state_dir: Path) -> Config:
 
 
 _TOP = {"interface": _text, "state_dir": _path}
-_TABLES: dict[str, type] = {"dhcp": Dhcp, "tftp": Tftp, "aoe": Aoe, "midlayer": Midlayer}
+_TABLES: dict[str, type] = {"dhcp": Dhcp, "tftp": Tftp, "aoe": Aoe, "midlayer": Midlayer,
+                           "clients": Admission, "control": ControlSocket,
+                           "events": Events}  # fmt: skip
+_FIELDS = {"clients": "admission"}  # where a table's name is not its field's
 
 
 class _Reader:
@@ -264,7 +301,7 @@ def parse(text: str, source: str = "pxed.toml", *, interface: str | None = None)
         if key in _TOP:
             values[key] = reader.value(key, _TOP[key], value)
         elif key in _TABLES:
-            values[key] = reader.build(_TABLES[key], key, value)
+            values[_FIELDS.get(key, key)] = reader.build(_TABLES[key], key, value)
         elif key == "class":
             values["classes"] = _classes(reader, reader.table("class", value))
         elif key == "client":
