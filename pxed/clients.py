@@ -204,6 +204,11 @@ class Clients:
         for mac in client.macs:
             self._other.pop(mac, None)
 
+    def begin_again(self, client: Client) -> None:
+        """If it asks already and got no answer: its next DISCOVER begins a boot that counts."""
+        if client.state is State.SEEN:
+            client.timeline = []
+
     def join(self, client: Client, mac: Mac) -> None:
         """From now on ``mac``, which belongs to no machine, is another address of ``client``."""
         client.macs.append(mac)

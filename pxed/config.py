@@ -73,7 +73,7 @@ def parse_size(value: Any) -> int:
     return int(found[1]) * _SIZES[found[2]]
 
 
-def _midlayer_size(value: Any) -> int:
+def parse_midlayer_size(value: Any) -> int:
     size = parse_size(value)
     if size < 8 << 20 or size > 16 << 40:
         raise ValueError('must be a size from "8M" to "16T"')
@@ -166,7 +166,7 @@ class Aoe:
 
 @dataclass(frozen=True, slots=True)
 class Midlayer:
-    size: int = _key(_midlayer_size, 512 << 20)
+    size: int = _key(parse_midlayer_size, 512 << 20)
     durability: str = _key(_choice("durable", "writeback"), "durable")
     keep_free: int = _key(_room, 1 << 30)
     check: bool = _key(_switch, True)
@@ -185,7 +185,7 @@ class Class:
 class Client:
     name: str | None = _key(_text, None)
     image: str | None = _key(_text, None)
-    size: int | None = _key(_midlayer_size, None)
+    size: int | None = _key(parse_midlayer_size, None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,8 +54,10 @@ class EventLog:
         """
         at = self._count - len(self._entries)
         if since is not None and self.archive is not None:
-            for entry in self.archive(since, at + 1):
+            for count, entry in enumerate(self.archive(since, at + 1)):
                 yield entry
+                if count % 100 == 99:
+                    await asyncio.sleep(0)
         while True:
             at = max(at, self._count - len(self._entries))
             start = at - (self._count - len(self._entries))

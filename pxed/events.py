@@ -47,6 +47,7 @@ class Kind(StrEnum):
     MIDLAYER_READY = "midlayer-ready"  # path, seconds
     MIDLAYER_FAILED = "midlayer-failed"  # why
     ALARM = "alarm"  # text
+    WAKE = "wake"  # a magic packet was sent to it
 
 
 @dataclass(frozen=True, slots=True)

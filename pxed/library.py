@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aoe_fast.store import mounted_read_write
 from pxed import disk, images
 from pxed.config import CLASSES
 from pxed.errors import HostError, UsageError
@@ -328,6 +327,8 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
 
 def _plan(source: Source, said: dict[str, Any]) -> tuple[dict[str, Path], dict[str, str]]:
     """Which file goes where in the image, and what its manifest says of the devices."""
+    from aoe_fast.store import mounted_read_write  # compiled: only where it is needed
+
     plan: dict[str, Path] = {}
     devices: dict[str, str] = dict(said.get("devices", {}))
     if source.directory is not None:

@@ -8,7 +8,7 @@ import contextlib
 import json
 import logging
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
@@ -33,9 +33,11 @@ CREATE TABLE lease (ip TEXT PRIMARY KEY, mac TEXT NOT NULL, state TEXT NOT NULL,
 """,
     """
 CREATE TABLE event (id INTEGER PRIMARY KEY, time REAL NOT NULL, data TEXT NOT NULL);
+CREATE INDEX event_time ON event (time);
 """,
 )
 SCHEMA = len(_MIGRATIONS)
+_PAGE = 200
 
 
 class Store:
@@ -98,16 +100,25 @@ class Store:
         rows = [(str(lease.ip), lease.mac, lease.state.value, lease.expires) for lease in leases]
         self._write("INSERT OR REPLACE INTO lease VALUES (?, ?, ?, ?)", rows)
 
-    def events(self, *, since: float = 0.0, before: int = 1 << 62, last: int = -1) -> list[Entry]:
+    def events(self, *, since: float = 0.0, before: int = 1 << 62) -> Iterator[Entry]:
         """Entries of the event log from ``since`` on with an id below ``before``, oldest first.
 
-        ``last``: no more than this many, the latest ones.
+        They are read a page at a time, so whoever iterates can do other things in between.
         """
-        rows = self._read(
-            "SELECT id, time, data FROM event WHERE time >= ? AND id < ? ORDER BY id DESC LIMIT ?",
-            (since, before, last),
-        )
-        return [{"id": row[0], "time": row[1]} | json.loads(row[2]) for row in rows][::-1]
+        ((first,),) = self._read("SELECT min(id) FROM event WHERE time >= ?", (since,))
+        after = before if first is None else int(first) - 1
+        while rows := self._read(
+            "SELECT id, time, data FROM event WHERE id > ? AND id < ? ORDER BY id LIMIT ?",
+            (after, before, _PAGE),
+        ):
+            after = rows[-1][0]
+            for number, at, data in rows:
+                yield {"id": number, "time": at} | json.loads(data)
+
+    def events_after(self, number: int) -> list[Entry]:
+        """Entries of the event log with an id above ``number``, oldest first."""
+        rows = self._read("SELECT id, time, data FROM event WHERE id > ? ORDER BY id", (number,))
+        return [{"id": row[0], "time": row[1]} | json.loads(row[2]) for row in rows]
 
     def last_event(self) -> int:
         """The highest id in the event log, 0 if it is empty."""
@@ -124,7 +135,7 @@ class Store:
             self._write("DELETE FROM event WHERE id <= ?", [(rows[-1][0] - keep,)])
 
     def checkpoint(self) -> None:
-        """Bring what was written into the database's main file; for a thread: it waits for the disk.
+        """Bring what was written into the main file; for a thread: it waits for the disk.
 
         Nothing is lost without it, but the write-ahead file grows. HostError.
         """
