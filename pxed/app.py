@@ -7,6 +7,7 @@ a new boot gets its midlayer and its view. Nothing else acts.
 import asyncio
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import resource
@@ -58,13 +59,13 @@ SHOWN_AGAIN = 1000  # events from before a restart that `pxed event` shows unask
 POLL_BUSY = 0.02  # seconds between looks at the AoE counters while somebody boots
 POLL_IDLE = 0.25
 TICK = 1.0
-REFRESH_SOON = 0.005
+REFRESH_SOON = 0.02
 QUIET = 1.0  # seconds of silence after which a machine that asks to boot is no longer running
 SAVE_SOON = 0.02  # what must survive a kill is in the kernel's hands after this
 LOG_SOON = 0.1
-SAVE_AT_ONCE = 200  # clients, in one turn of the loop
+SAVE_AT_ONCE = 50  # clients, in one turn of the loop
 HEARD_AT_ONCE = 50  # clients of which nothing is new but when they were heard
-EVENTS_AT_ONCE = 500
+EVENTS_AT_ONCE = 200
 CHECKPOINT = 10.0
 ALARM_AGAIN = 60.0
 HELPERS = 4  # threads for what people ask for: copies of images, checks, backups
@@ -355,8 +356,8 @@ class App:
             self._act(change)
         if event.mac is not None and (client := self.clients.get(event.mac)) is not None:
             (self._dirty if changes else self._heard).add(client.mac)
-        if changes:
-            self.save_soon()
+            if changes:
+                self.save_soon()
 
     def _mac_of(self, ip: str) -> Mac | None:
         """TFTP sees only addresses: the lease knows whose it is, or else the client's record."""
@@ -449,10 +450,12 @@ class App:
             check = self.config.midlayer.check and quiet
             if fresh or not self.exports.has_layer(mac):
                 self.exports.close_private(mac)
+            report = self.midlayers.report_path(mac)
             try:
                 made = self.midlayers.prepare(mac, size, fresh=fresh, check=check)
             finally:
-                erase_report(self.midlayers.report_path(mac))
+                erase_report(report)
+            self.exports.open_private(mac, self.midlayers.path(mac), report)
             return made
 
         try:
@@ -471,7 +474,7 @@ class App:
 
     def _show(self, client: Client, image: images.Image) -> None:
         mac = client.mac
-        if self.midlayers.exists(mac):
+        if not self.exports.has_private(mac) and self.midlayers.exists(mac):
             self.exports.open_private(
                 mac, self.midlayers.path(mac), self.midlayers.report_path(mac)
             )
@@ -765,6 +768,9 @@ async def _serve(config: Config, reread: Callable[[], Config] | None) -> None:
         loop.add_signal_handler(number, stopping.set)
     loop.add_signal_handler(signal.SIGHUP, app.hang_up)
     await app.start()
+    # What is known now stays: no collection need look at it again and hold up the loop.
+    gc.collect()
+    gc.freeze()
     log.info("serving %s (%s)", config.interface, app.link.address())
     try:
         await stopping.wait()

@@ -29,6 +29,8 @@ __all__ = ["Call", "Control", "ControlClient", "Json", "NotThere", "Route", "Str
 
 Json = dict[str, Any]
 
+_LINES_AT_ONCE = 50  # of a stream, in one turn of the loop
+
 
 class Served(Protocol):
     """What the control socket shows; the application is one."""
@@ -178,10 +180,14 @@ def _handler(route: Route | Stream) -> Callable[[web.Request], Awaitable[web.Str
         async with contextlib.aclosing(route.lines(call)) as lines:
             with contextlib.suppress(ConnectionResetError, asyncio.CancelledError):
                 try:
+                    count = 0
                     async for line in lines:
                         if not response.prepared:
                             await response.prepare(request)
                         await response.write(json.dumps(line).encode() + b"\n")
+                        count += 1
+                        if count % _LINES_AT_ONCE == 0:
+                            await asyncio.sleep(0)
                 except PxedError as error:
                     if not response.prepared:
                         raise
