@@ -1,86 +1,34 @@
 """The ``pxed`` command. Exit status: 0 fine, 1 failed, 2 usage or configuration."""
 
-import functools
 import json
 import logging
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, ParamSpec
+from typing import Any, Literal
 
 import click
 
-from pxed import __version__
+from pxed import __version__, cli_client, cli_image, cli_midlayer, doctor
 from pxed import config as configuration
-from pxed.control import ControlClient
-from pxed.errors import HostError, PxedError, UsageError
-from pxed.mac import parse_mac
+from pxed.cli_base import (
+    config_option,
+    json_option,
+    load_config,
+    said,
+    server,
+    show_json,
+    state_option,
+    where,
+)
+from pxed.errors import HostError, UsageError
 from pxed.table import ago, amount, table
-
-P = ParamSpec("P")
-
-DEFAULT_CONFIG = Path("/etc/pxed/pxed.toml")
-DEFAULT_STATE = configuration.Config(interface="").state_dir
-
-
-def said(command: Callable[P, None]) -> Callable[P, None]:
-    """Turns the errors that pxed raises on purpose into one line and an exit status."""
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except PxedError as error:
-            click.echo(f"pxed: {error}", err=True)
-            sys.exit(error.exit_status)
-        except KeyboardInterrupt:
-            click.echo("pxed: interrupted", err=True)
-            sys.exit(130)
-
-    return run
-
-
-state_option = click.option(
-    "--state-dir",
-    type=click.Path(path_type=Path),
-    help=f"State directory of the running server.  [default: from -c, else {DEFAULT_STATE}]",
-)
-config_option = click.option(
-    "-c",
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    help=f"Configuration file.  [default: {DEFAULT_CONFIG} if it exists]",
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="pxed")
 def main() -> None:
     """Network-boot server for diskless labs."""
-
-
-def _load(config_path: Path | None, interface: str | None = None) -> configuration.Config:
-    if config_path is None and DEFAULT_CONFIG.exists():
-        config_path = DEFAULT_CONFIG
-    if config_path is not None:
-        return configuration.load(config_path, interface=interface)
-    return configuration.parse("", "command line", interface=interface)
-
-
-def _state_dir(state_dir: Path | None, config_path: Path | None = None) -> Path:
-    if state_dir is not None:
-        return state_dir
-    if config_path is not None or DEFAULT_CONFIG.exists():
-        return _load(config_path, interface="any").state_dir
-    return DEFAULT_STATE
-
-
-def _server(state_dir: Path | None, config_path: Path | None = None) -> ControlClient:
-    state = _state_dir(state_dir, config_path)
-    return ControlClient(configuration.Config(interface="", state_dir=state).control_socket)
 
 
 @main.command()
@@ -95,18 +43,21 @@ def serve(
     """Serve one Ethernet segment until SIGTERM or Ctrl-C."""
     from pxed import app  # the compiled data path and uvloop: only where they are used
 
-    config = _load(config_path, interface)
-    if state_dir is not None:
-        if not state_dir.is_absolute():
-            raise UsageError(f"--state-dir {state_dir}: must be an absolute path")
-        config = configuration.with_state_dir(config, state_dir)
+    if state_dir is not None and not state_dir.is_absolute():
+        raise UsageError(f"--state-dir {state_dir}: must be an absolute path")
+
+    def read() -> configuration.Config:
+        read_now = load_config(config_path, interface)
+        return configuration.with_state_dir(read_now, state_dir) if state_dir else read_now
+
+    config = read()
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
     logging.getLogger("pyroute2").setLevel(logging.WARNING)  # it would log whole netlink messages
-    app.run(config)
+    app.run(config, read)
 
 
 @main.command()
@@ -116,7 +67,7 @@ def serve(
 @said
 def status(config_path: Path | None, state_dir: Path | None, as_json: bool) -> None:
     """What the running server does: interface, DHCP, images, AoE counters."""
-    got = _server(state_dir, config_path).get("/v1/status")
+    got = server(state_dir, config_path).get("/v1/status")
     if as_json:
         click.echo(json.dumps(got, indent=2))
         return
@@ -143,79 +94,48 @@ def _conflict(each: dict[str, Any]) -> str:
     return f"{kind} {where}, offers {each['offer']}: {each['consequence']}"
 
 
-@main.group()
-def client() -> None:
-    """Look at clients."""
-
-
-@client.command("list")
-@config_option
-@state_option
-@json_option
-@said
-def client_list(config_path: Path | None, state_dir: Path | None, as_json: bool) -> None:
-    """All clients that were ever seen."""
-    clients = _server(state_dir, config_path).get("/v1/clients")
-    if as_json:
-        click.echo(json.dumps(clients, indent=2))
-        return
-    if not clients:
-        click.echo("no client was seen yet")
-        return
-    now = time.time()
-    rows = [
-        [c["mac"], c["name"], c["state"], c["stage"] or "", c["firmware"], c["ip"], c["image"],
-         f"{ago(now - c['last_seen'])} ago", c["why"]]
-        for c in clients
-    ]  # fmt: skip
-    heads = ["MAC", "NAME", "STATE", "STAGE", "FIRMWARE", "IP", "IMAGE", "HEARD", "WHY"]
-    click.echo(table(heads, rows))
-
-
-@client.command("show")
-@click.argument("mac")
-@config_option
-@state_option
-@json_option
-@said
-def client_show(mac: str, config_path: Path | None, state_dir: Path | None, as_json: bool) -> None:
-    """One client and the timeline of its current or last boot."""
-    got = _server(state_dir, config_path).get(f"/v1/clients/{_mac(mac)}")
-    if as_json:
-        click.echo(json.dumps(got, indent=2))
-        return
-    words = [got["mac"], got["name"], got["state"], got["image"]]
-    click.echo("  ".join(word for word in words if word))
-    for head, text in (("why", got["why"]), *(("note", text) for text in got["hints"])):
-        if text:
-            click.echo(f"{head}: {text}")
-    rows = [[f"{s['seconds']:8.3f} s", s["stage"], s["detail"]] for s in got["timeline"]]
-    click.echo(table(["AFTER", "STAGE", ""], rows))
-
-
-def _mac(text: str) -> str:
-    try:
-        return parse_mac(text)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+main.add_command(cli_client.client)
+main.add_command(cli_image.image)
+main.add_command(cli_midlayer.midlayer)
+main.add_command(doctor.doctor)
 
 
 @main.command("event")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
-@config_option
-@state_option
+@click.option("--since", help="From this time on: 10m, 12h, 2d, or 2026-11-23[ 14:30[:00]].")
 @json_option
-@said
-def event(follow: bool, config_path: Path | None, state_dir: Path | None, as_json: bool) -> None:
-    """The latest events."""
-    query = "/v1/events" + ("?follow=1" if follow else "")
-    for entry in _server(state_dir, config_path).follow(query):
+@where
+def event(
+    follow: bool,
+    since: str | None,
+    as_json: bool,
+    config_path: Path | None,
+    state_dir: Path | None,
+) -> None:
+    """The event log, oldest entry first."""
+    query = [f"since={_since(since)}"] if since else []
+    query += ["follow=1"] if follow else []
+    what = "/v1/events" + ("?" + "&".join(query) if query else "")
+    for entry in server(state_dir, config_path).follow(what):
         click.echo(json.dumps(entry) if as_json else _event_line(entry))
+
+
+def _since(text: str) -> float:
+    try:
+        return time.time() - configuration.parse_span(text)
+    except ValueError:
+        pass
+    for form in ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S"):
+        try:
+            return time.mktime(time.strptime(text.replace("T", " "), form))
+        except ValueError:
+            continue
+    raise UsageError(f"--since {text!r}: write 10m, 12h, 2d, or 2026-11-23 14:30")
 
 
 def _event_line(entry: dict[str, Any]) -> str:
     stamp = time.strftime("%H:%M:%S", time.localtime(entry["time"]))
-    known = ("time", "kind", "mac")
+    known = ("id", "time", "kind", "mac")
     rest = " ".join(f"{k}={v}" for k, v in entry.items() if k not in known and v not in ("", None))
     clock = f"{stamp}.{int(entry['time'] % 1 * 1000):03d}"
     return f"{clock} {entry['mac'] or '-':17} {entry['kind']:14} {rest}"
@@ -231,45 +151,32 @@ def config_group() -> None:
 @said
 def config_check(config_path: Path | None) -> None:
     """Check the configuration file without starting anything."""
-    checked = _load(config_path)
+    checked = load_config(config_path)
     click.echo(f"the configuration is valid: {checked.interface}, state in {checked.state_dir}")
 
 
-@main.group("image")
-def image_group() -> None:
-    """Make images."""
-
-
-@image_group.group("build")
-def image_build() -> None:
-    """Build an image from Debian's packages."""
-
-
-@image_build.command("minimal")
-@click.option("--name", default="lab", show_default=True, help="Name of the image.")
-@click.option("--version", help="Its version.  [default: today's, YYYY.MM.DD]")
-@config_option
-@state_option
-@said
-def image_build_minimal(
-    name: str, version: str | None, config_path: Path | None, state_dir: Path | None
+@config_group.command("reload")
+@click.option("--dry-run", is_flag=True, help="Only say what it would change.")
+@json_option
+@where
+def config_reload(
+    dry_run: bool, as_json: bool, config_path: Path | None, state_dir: Path | None
 ) -> None:
-    """A busybox system on Debian's cloud kernel: what the demo boots."""
-    from pxed.client import minimal
-
-    version = version or time.strftime("%Y.%m.%d")
-    images = configuration.Config(
-        interface="", state_dir=_state_dir(state_dir, config_path)
-    ).images_dir
-    target = images / name / version
-    if target.exists():
-        raise UsageError(f"{target} exists already: choose another --version")
-    minimal.build_minimal(target, name=name, version=version, progress=_progress)
-    click.echo(f"image {name}@{version} is ready in {target}")
-
-
-def _progress(text: str) -> None:
-    click.echo(f"  {text}", err=True)
+    """Let the running server take over its configuration file, all of it or nothing."""
+    asked = server(state_dir, config_path)
+    found = asked.get("/v1/config/diff")
+    if not as_json:
+        for change in found["changes"]:
+            restart = "" if change["live"] else "  (needs a restart)"
+            click.echo(f"{change['key']}: {change['old']} -> {change['new']}{restart}")
+    if not dry_run:
+        found = asked.post("/v1/config/reload")
+    if as_json:
+        show_json(found)
+    elif not found["changes"]:
+        click.echo("nothing was changed in the configuration")
+    else:
+        click.echo("not taken over (--dry-run)" if dry_run else "taken over")
 
 
 @main.command()

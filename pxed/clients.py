@@ -13,6 +13,9 @@ from pxed.events import Event, Kind
 from pxed.images import CONFIG_SLOT, SLOTS
 from pxed.mac import Mac
 
+LOCAL_SCRIPT = "local.ipxe"
+"""The iPXE script that sends a machine on to its own disk: who has fetched it is gone from here."""
+
 
 class State(enum.StrEnum):
     SEEN = "seen"  # it spoke, but not as something that boots
@@ -21,6 +24,7 @@ class State(enum.StrEnum):
     RUNNING = "running"
     LOST = "lost"  # it ran, and has not been heard for a while
     FAILED = "failed"
+    LOCAL = "local"  # it was sent on to its own disk
 
 
 class Stage(enum.IntEnum):
@@ -96,7 +100,18 @@ class Client:
     chainloaded: bool = False  # took a boot loader from us in this boot
     degraded: bool = False
     why: str = ""  # of failed
-    last_seen: float = 0.0
+    last_seen: float = 0.0  # 0: never
+    # What people say of it
+    note: str = ""
+    groups: list[str] = field(default_factory=list)
+    admission: str = ""  # approved or blocked; else what the configuration says of strangers
+    order: str = ""  # what it boots (pxed.orders); empty: what its class boots
+    once: str = ""  # the same for its next boot only
+    fresh: bool = False  # its midlayer is to be made anew at its next boot
+    macs: list[Mac] = field(default_factory=list)  # its other network cards
+    # What this boot was given
+    doing: str = ""
+    mode: str = ""
     timeline: list[Step] = field(default_factory=list)
 
     @property
@@ -107,6 +122,19 @@ class Client:
     @property
     def in_boot(self) -> bool:
         return self.state in (State.OFFERED, State.BOOTING)
+
+    @property
+    def all_macs(self) -> tuple[Mac, ...]:
+        """Every address of this machine, the one that names it first."""
+        return (self.mac, *self.macs)
+
+    @property
+    def ordered(self) -> str:
+        """The order that holds now: one boot follows one order from its DISCOVER to its disk."""
+        stage = self.stage
+        if self.in_boot and stage is not None and stage < Stage.SAN:
+            return self.doing
+        return self.once or self.order
 
     def stage_seconds(self, stage: Stage) -> float | None:
         """Seconds from the boot's DISCOVER to ``stage``; None if it did not come to it."""
@@ -133,12 +161,18 @@ class Change:
 
 
 class Clients:
-    """All machines that were ever heard, by MAC."""
+    """All machines that were ever heard or named, by MAC; a machine may have several."""
 
     def __init__(self, known: Iterable[Client] = (), *, limit: int = 20_000) -> None:
-        self._by_mac: dict[Mac, Client] = {client.mac: client for client in known}
+        self._by_mac: dict[Mac, Client] = {}
+        self._other: dict[Mac, Client] = {}  # by the machines' other addresses
+        # Those that time can change, so that a tick costs nothing for the rest.
+        self._booting: dict[Mac, Client] = {}
+        self._running: dict[Mac, Client] = {}
         # A flood of made-up MACs must not grow the table without end.
         self._limit = limit
+        for client in known:
+            self._keep(client)
 
     def __iter__(self) -> Iterator[Client]:
         return iter(self._by_mac.values())
@@ -146,50 +180,110 @@ class Clients:
     def __len__(self) -> int:
         return len(self._by_mac)
 
+    @property
+    def booting(self) -> int:
+        """How many are in the middle of a boot."""
+        return len(self._booting)
+
     def get(self, mac: Mac) -> Client | None:
-        return self._by_mac.get(mac)
+        """The machine with this address, be it its first one or another."""
+        return self._by_mac.get(mac) or self._other.get(mac)
+
+    def add(self, mac: Mac) -> Client:
+        """The machine with this address, made known if nobody has heard of it."""
+        client = self.get(mac)
+        if client is None:
+            client = Client(mac)
+            self._keep(client)
+        return client
+
+    def forget(self, client: Client) -> None:
+        """Its next DISCOVER makes it a new machine."""
+        for table in (self._by_mac, self._booting, self._running):
+            table.pop(client.mac, None)
+        for mac in client.macs:
+            self._other.pop(mac, None)
+
+    def begin_again(self, client: Client) -> None:
+        """If it asks already and got no answer: its next DISCOVER begins a boot that counts."""
+        if client.state is State.SEEN:
+            client.timeline = []
+
+    def join(self, client: Client, mac: Mac) -> None:
+        """From now on ``mac``, which belongs to no machine, is another address of ``client``."""
+        client.macs.append(mac)
+        self._other[mac] = client
+
+    def part(self, client: Client, mac: Mac) -> None:
+        """``mac`` is no longer an address of ``client``."""
+        client.macs.remove(mac)
+        del self._other[mac]
 
     def feed(self, event: Event) -> list[Change]:
         """Take one event into account; what changed by it, in order."""
         if event.mac is None:
             return []
-        client = self._by_mac.get(event.mac)
+        client = self.get(event.mac)
         if client is None:
             if event.kind not in (Kind.DISCOVER, Kind.REQUEST) or len(self._by_mac) >= self._limit:
                 return []
             if not _boots(event):
                 return []
-            client = self._by_mac[event.mac] = Client(event.mac)
+            client = Client(event.mac)
+            self._keep(client)
         client.last_seen = max(client.last_seen, event.time)
         changes: list[Change] = []
         if client.state is State.FAILED and _goes_on(client, event):
             client.state, client.why = State.BOOTING, ""  # it was only slow
             changes.append(Change(What.STATE, client, event.time))
-        return [*changes, *_HANDLERS.get(event.kind, _nothing)(client, event)]
+        changes += _HANDLERS.get(event.kind, _nothing)(client, event)
+        self._sort(client)
+        return changes
 
     def fail(self, client: Client, now: float, why: str) -> list[Change]:
         """This boot has come to its end, for this reason; nothing if it has already."""
         if not (client.in_boot or client.state is State.SEEN):
             return []
-        return _fail(client, now, why)
+        changes = _fail(client, now, why)
+        self._sort(client)
+        return changes
 
     def tick(self, now: float) -> list[Change]:
         """What has changed by the mere passing of time."""
         changes: list[Change] = []
-        for client in self._by_mac.values():
+        for client in list(self._booting.values()):
             silent = now - client.last_seen
-            if client.in_boot and _runs_untold(client, now):
+            if _runs_untold(client, now):
                 changes += _reach(client, Stage.RUNNING, now, "it reads its root; no report")
                 client.state = State.RUNNING
                 changes.append(Change(What.STATE, client, now))
-            elif client.in_boot and silent > SILENT_BOOT:
+            elif silent > SILENT_BOOT:
                 stage = client.stage
                 after = stage.label if stage is not None else "nothing"
                 changes += _fail(client, now, f"silent for {silent:.0f} s after {after}")
-            elif client.state is State.RUNNING and silent > SILENT_RUN:
+        for client in self._running.values():
+            if now - client.last_seen > SILENT_RUN:
                 client.state = State.LOST
                 changes.append(Change(What.STATE, client, now))
+        for change in changes:
+            self._sort(change.client)
         return changes
+
+    def _keep(self, client: Client) -> None:
+        self._by_mac[client.mac] = client
+        for mac in client.macs:
+            self._other[mac] = client
+        self._sort(client)
+
+    def _sort(self, client: Client) -> None:
+        for table, belongs in (
+            (self._booting, client.in_boot),
+            (self._running, client.state is State.RUNNING),
+        ):
+            if belongs:
+                table[client.mac] = client
+            else:
+                table.pop(client.mac, None)
 
 
 def _runs_untold(client: Client, now: float) -> bool:
@@ -234,6 +328,7 @@ def _discover(client: Client, event: Event) -> Iterator[Change]:
         arch = event.detail.get("arch")
         client.arch = arch if isinstance(arch, int) else None
         client.class_name = "rpi" if firmware == "rpi" else "x86"
+        client.doing = client.once or client.order
         yield Change(What.NEW_BOOT, client, event.time)
         yield from _reach(client, Stage.DISCOVER, event.time, firmware)
     if firmware == "ipxe":
@@ -273,11 +368,16 @@ def _ack(client: Client, event: Event) -> Iterator[Change]:
 
 
 def _boot_file(client: Client, event: Event) -> Iterator[Change]:
-    if str(event.detail.get("file", "")).endswith(".ipxe"):
+    file = str(event.detail.get("file", ""))
+    if file == LOCAL_SCRIPT:
+        _obeyed(client)
+        client.state = State.LOCAL
+        yield Change(What.STATE, client, event.time)
+    elif file.endswith(".ipxe"):
         return  # iPXE runs already: this is its script
-    if client.class_name == "rpi" and client.stage is not None and client.stage > Stage.OFFER:
+    elif client.class_name == "rpi" and client.stage is not None and client.stage > Stage.OFFER:
         return  # one of many files
-    if client.in_boot:
+    elif client.in_boot:
         client.state = State.BOOTING
         client.chainloaded = True
         # The card's own iPXE may have asked first; the one that counts comes after this file.
@@ -297,11 +397,18 @@ def _aoe_read(client: Client, event: Event) -> Iterator[Change]:
     if not client.in_boot:
         return
     client.state = State.BOOTING
+    _obeyed(client)
     yield from _reach(
         client, Stage.SAN, event.time, f"e{event.detail['shelf']}.{event.detail['slot']}"
     )
     if event.detail.get("slot") == SLOTS["root"]:
         yield from _reach(client, Stage.KERNEL, event.time)
+
+
+def _obeyed(client: Client) -> None:
+    """It has got what it was ordered to boot: a one-shot order is used up, whatever comes now."""
+    if client.once == client.doing:
+        client.once = ""
 
 
 def _aoe_heard(client: Client, event: Event) -> Iterator[Change]:

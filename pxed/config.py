@@ -73,7 +73,7 @@ def parse_size(value: Any) -> int:
     return int(found[1]) * _SIZES[found[2]]
 
 
-def _midlayer_size(value: Any) -> int:
+def parse_midlayer_size(value: Any) -> int:
     size = parse_size(value)
     if size < 8 << 20 or size > 16 << 40:
         raise ValueError('must be a size from "8M" to "16T"')
@@ -89,6 +89,13 @@ def parse_span(value: Any) -> int:
     if found is None or int(found[1]) == 0:
         raise ValueError('must be a time such as "90s", "10m" or "12h"')
     return int(found[1]) * _SPANS[found[2]]
+
+
+def _room(value: Any) -> int:
+    size = parse_size(value)
+    if not 0 <= size <= 1 << 44:
+        raise ValueError('must be a size from "0" to "16T"')
+    return size
 
 
 def _lease(value: Any) -> int:
@@ -165,8 +172,10 @@ class Aoe:
 
 @dataclass(frozen=True, slots=True)
 class Midlayer:
-    size: int = _key(_midlayer_size, 512 << 20)
+    size: int = _key(parse_midlayer_size, 512 << 20)
     durability: str = _key(_choice("durable", "writeback"), "durable")
+    keep_free: int = _key(_room, 1 << 30)
+    check: bool = _key(_switch, True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +191,28 @@ class Class:
 class Client:
     name: str | None = _key(_text, None)
     image: str | None = _key(_text, None)
+    size: int | None = _key(parse_midlayer_size, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """[clients]: who may boot here."""
+
+    admit: str = _key(_choice("all", "approve"), "all")
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSocket:
+    """[control]: ``group`` may use the control socket beside root."""
+
+    group: str | None = _key(_text, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """[events]: how many entries of the log are kept."""
+
+    keep: int = _key(_number(1000, 10_000_000), 100_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +226,9 @@ class Config:
     http: Http = field(default_factory=Http)
     aoe: Aoe = field(default_factory=Aoe)
     midlayer: Midlayer = field(default_factory=Midlayer)
+    admission: Admission = field(default_factory=Admission)
+    control: ControlSocket = field(default_factory=ControlSocket)
+    events: Events = field(default_factory=Events)
     classes: Mapping[str, Class] = field(default_factory=lambda: {"x86": Class()})
     clients: Mapping[Mac, Client] = field(default_factory=dict)
 
@@ -219,7 +253,9 @@ def with_state_dir(config: Config, state_dir: Path) -> Config:
 
 _TOP = {"interface": _text, "state_dir": _path}
 _TABLES: dict[str, type] = {"dhcp": Dhcp, "tftp": Tftp, "aoe": Aoe, "midlayer": Midlayer,
-                           "http": Http}  # fmt: skip
+                           "http": Http, "clients": Admission, "control": ControlSocket,
+                           "events": Events}  # fmt: skip
+_FIELDS = {"clients": "admission"}  # where a table's name is not its field's
 
 
 class _Reader:
@@ -272,7 +308,7 @@ def parse(text: str, source: str = "pxed.toml", *, interface: str | None = None)
         if key in _TOP:
             values[key] = reader.value(key, _TOP[key], value)
         elif key in _TABLES:
-            values[key] = reader.build(_TABLES[key], key, value)
+            values[_FIELDS.get(key, key)] = reader.build(_TABLES[key], key, value)
         elif key == "class":
             values["classes"] = _classes(reader, reader.table("class", value))
         elif key == "client":

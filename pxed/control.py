@@ -1,28 +1,35 @@
-"""The control socket: HTTP and JSON on a unix socket, and the small client that the CLI uses.
+"""The control socket: HTTP and JSON on a unix socket.
 
-Everything a person or a page can ask goes through here. Version 1 of the interface:
-
-- ``GET /v1/status``: the server, its interface, DHCP and AoE counters
-- ``GET /v1/clients``: all clients; ``GET /v1/clients/MAC``: one
-- ``GET /v1/events[?follow=1]``: the event log as JSON lines; with follow it goes on
+Everything a person or a page can ask goes through here; ``pxed.openapi`` describes all of it, and
+the server hands that out as ``GET /v1/openapi.json``.
 """
 
 import asyncio
 import contextlib
-import http.client
 import json
+import logging
+import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from aiohttp import web
 
-from pxed.errors import HostError, UsageError
+from pxed.ask import ControlClient
+from pxed.errors import HostError, PxedError, UsageError
 from pxed.eventlog import EventLog
 from pxed.mac import parse_mac
+from pxed.openapi import DOCUMENT
+
+log = logging.getLogger("pxed.control")
+
+__all__ = ["Call", "Control", "ControlClient", "Json", "NotThere", "Route", "Stream"]
 
 Json = dict[str, Any]
+
+_LINES_AT_ONCE = 50  # of a stream, in one turn of the loop
 
 
 class Served(Protocol):
@@ -37,21 +44,61 @@ class Served(Protocol):
     def client_show(self, mac: str) -> Json | None: ...
 
 
-class Control:
-    """Serves ``served`` on the unix socket ``path``, readable by root and the socket's group."""
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request to a route: what stood in its path, its query and its JSON body."""
 
-    def __init__(self, served: Served, path: Path) -> None:
+    path: Mapping[str, str]
+    query: Mapping[str, str]
+    body: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What answers a method and a path. PxedErrors become JSON with one line."""
+
+    method: str
+    path: str
+    answer: Callable[[Call], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A route that answers with JSON lines as they come; an error is the last of them."""
+
+    method: str
+    path: str
+    lines: Callable[[Call], AsyncGenerator[Json, None]]
+
+
+class Control:
+    """Serves ``served`` and ``routes`` on the unix socket ``path``, for root and ``group``."""
+
+    def __init__(
+        self,
+        served: Served,
+        path: Path,
+        routes: Sequence[Route | Stream] = (),
+        group: str | None = None,
+    ) -> None:
         self._served = served
         self._path = path
+        self._group = group
         self._runner: web.AppRunner | None = None
+        self.routes: tuple[Route | Stream, ...] = (
+            Route("GET", "/v1/status", self._status),
+            Route("GET", "/v1/clients", self._clients),
+            Route("GET", "/v1/clients/{mac}", self._client),
+            Stream("GET", "/v1/events", self._events),
+            Route("GET", "/v1/openapi.json", self._openapi),
+            *routes,
+        )
 
     async def start(self) -> None:
         """Listen; HostError if the path is not usable. What a killed server left is replaced."""
-        app = web.Application()
-        app.router.add_get("/v1/status", self._status)
-        app.router.add_get("/v1/clients", self._clients)
-        app.router.add_get("/v1/clients/{mac}", self._client)
-        app.router.add_get("/v1/events", self._events)
+        app = web.Application(middlewares=[_errors_as_json])
+        for route in self.routes:
+            app.router.add_route(route.method, route.path, _handler(route))
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await runner.setup()
         self._runner = runner
@@ -61,8 +108,13 @@ class Control:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             listener.bind(str(self._path))
+            if self._group is not None:
+                shutil.chown(self._path, group=self._group)
             self._path.chmod(0o660)
             listener.listen(64)
+        except LookupError:
+            listener.close()
+            raise UsageError(f"[control] group = {self._group!r}: there is no such group") from None
         except OSError as error:
             listener.close()
             raise HostError(f"{self._path}: cannot listen: {error.strerror or error}") from error
@@ -76,80 +128,102 @@ class Control:
             with contextlib.suppress(FileNotFoundError):
                 self._path.unlink()
 
-    async def _status(self, _request: web.Request) -> web.Response:
-        return web.json_response(self._served.status())
+    async def _status(self, _call: Call) -> Json:
+        return self._served.status()
 
-    async def _clients(self, _request: web.Request) -> web.Response:
-        return web.json_response(self._served.client_list())
+    async def _clients(self, _call: Call) -> list[Json]:
+        return self._served.client_list()
 
-    async def _client(self, request: web.Request) -> web.Response:
+    async def _client(self, call: Call) -> Json:
         try:
-            mac = parse_mac(request.match_info["mac"])
+            mac = parse_mac(call.path["mac"])
         except ValueError as error:
-            return web.json_response({"error": str(error)}, status=400)
+            raise UsageError(str(error)) from None
         shown = self._served.client_show(mac)
         if shown is None:
-            return web.json_response({"error": f"no client {mac} was ever seen"}, status=404)
-        return web.json_response(shown)
+            raise NotThere(f"no client {mac} was ever seen")
+        return shown
 
-    async def _events(self, request: web.Request) -> web.StreamResponse:
+    async def _events(self, call: Call) -> AsyncGenerator[Json, None]:
+        try:
+            since = float(call.query["since"]) if "since" in call.query else None
+        except ValueError:
+            raise UsageError(f"since={call.query['since']}: must be a number of seconds") from None
+        async for entry in self._served.events.read(
+            follow=call.query.get("follow") == "1", since=since
+        ):
+            yield entry
+
+    async def _openapi(self, _call: Call) -> Json:
+        return DOCUMENT
+
+
+class NotThere(UsageError):
+    """What was asked for does not exist."""
+
+
+def _status_of(error: PxedError) -> int:
+    if isinstance(error, NotThere):
+        return 404
+    return 400 if isinstance(error, UsageError) else 500
+
+
+def _handler(route: Route | Stream) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def once(request: web.Request) -> web.StreamResponse:
+        assert isinstance(route, Route)
+        return web.json_response(await route.answer(await _call(request)))
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        assert isinstance(route, Stream)
+        call = await _call(request)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        await response.prepare(request)
-        follow = request.query.get("follow") == "1"
-        with contextlib.suppress(ConnectionResetError, asyncio.CancelledError):
-            async for entry in self._served.events.read(follow=follow):
-                await response.write(json.dumps(entry).encode() + b"\n")
-            await response.write_eof()
+        async with contextlib.aclosing(route.lines(call)) as lines:
+            with contextlib.suppress(ConnectionResetError, asyncio.CancelledError):
+                try:
+                    count = 0
+                    async for line in lines:
+                        if not response.prepared:
+                            await response.prepare(request)
+                        await response.write(json.dumps(line).encode() + b"\n")
+                        count += 1
+                        if count % _LINES_AT_ONCE == 0:
+                            await asyncio.sleep(0)
+                except PxedError as error:
+                    if not response.prepared:
+                        raise
+                    said = {"error": str(error), "status": _status_of(error)}
+                    await response.write(json.dumps(said).encode() + b"\n")
+                if not response.prepared:
+                    await response.prepare(request)
+                await response.write_eof()
         return response
 
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path, timeout: float | None) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._socket_path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._socket_path))
+    return once if isinstance(route, Route) else stream
 
 
-class ControlClient:
-    """Asks a running server; HostError when there is none, with what to do."""
-
-    def __init__(self, path: Path, *, timeout: float = 10.0) -> None:
-        self.path = path
-        self._timeout = timeout
-
-    def get(self, what: str) -> Any:
-        """The JSON answer of ``GET what``; UsageError with the server's words for 4xx."""
-        with self._ask(what, self._timeout) as response:
-            body = json.loads(response.read())
-            if response.status >= 400:
-                raise UsageError(str(body.get("error", f"the server answered {response.status}")))
-            return body
-
-    def follow(self, what: str) -> Iterator[Json]:
-        """The JSON lines of ``GET what``, as they come, until the server stops."""
-        with self._ask(what, None) as response:
-            for line in response:
-                yield json.loads(line)
-
-    @contextlib.contextmanager
-    def _ask(self, what: str, timeout: float | None) -> Iterator[http.client.HTTPResponse]:
-        connection = _UnixConnection(self.path, timeout)
+async def _call(request: web.Request) -> Call:
+    body: Any = {}
+    if request.can_read_body:
         try:
-            connection.request("GET", what)
-            with connection.getresponse() as response:
-                yield response
-        except PermissionError:
-            raise HostError(f"{self.path}: no permission: run as root") from None
-        except (FileNotFoundError, ConnectionRefusedError):
-            raise HostError(
-                f"{self.path}: no pxed is running here: start it with pxed serve, "
-                "or name its state directory with --state-dir"
-            ) from None
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise HostError(f"{self.path}: the server did not answer: {error!r}") from error
-        finally:
-            connection.close()
+            body = json.loads(await request.read())
+        except ValueError:
+            raise UsageError("the body of the request is not JSON") from None
+    if not isinstance(body, dict):
+        raise UsageError("the body of the request must be a JSON object")
+    return Call(request.match_info, request.query, body)
+
+
+@web.middleware
+async def _errors_as_json(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except PxedError as error:
+        return web.json_response({"error": str(error)}, status=_status_of(error))
+    except web.HTTPException as error:
+        text = f"{request.method} {request.path}: {error.reason}"
+        return web.json_response({"error": text}, status=error.status)
+    except Exception:
+        log.exception("%s %s failed", request.method, request.path)
+        return web.json_response({"error": "the server failed: see its log"}, status=500)

@@ -1,35 +1,70 @@
-"""The event log in memory: the latest entries, bounded, for any number of followers."""
+"""The event log: the latest entries in memory for any number of followers, more in the store."""
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
+from itertools import islice
 from typing import Any
 
 Entry = dict[str, Any]
 
+Archive = Callable[[float, int], Iterable[Entry]]
+"""Entries from a time on, with ids below a number, oldest first."""
+
 
 class EventLog:
-    """Keeps the last ``limit`` entries; a follower that is too slow misses the oldest, not us."""
+    """Keeps the last ``limit`` entries; a follower that is too slow misses the oldest, not us.
+
+    Each entry gets the next ``id``. ``archive`` gives older ones to who asks for them; ``unsaved``
+    takes out what it has not got yet.
+    """
 
     def __init__(self, limit: int = 10_000) -> None:
         self._entries: deque[Entry] = deque(maxlen=limit)
-        self._count = 0  # entries ever added
+        self._count = 0  # the id of the last entry
+        self._saved = 0
         self._news = asyncio.Event()
+        self.archive: Archive | None = None
+
+    def restore(self, last: int, entries: Iterable[Entry]) -> None:
+        """Go on after the entry ``last``; ``entries`` (with ids that end with it) are shown too."""
+        self._entries.extend(entries)
+        self._count = self._saved = last
 
     def add(self, entry: Entry) -> None:
         """Append one entry (JSON values only); wakes the followers."""
-        self._entries.append(entry)
         self._count += 1
+        entry["id"] = self._count
+        self._entries.append(entry)
         self._news.set()
 
-    async def read(self, *, follow: bool) -> AsyncIterator[Entry]:
-        """What is kept, oldest first; with ``follow`` also what comes, without end."""
+    def unsaved(self, limit: int) -> list[Entry]:
+        """The oldest entries that were not given out by this yet; those that fell out are lost."""
+        first = self._count - len(self._entries) + 1
+        skip = max(self._saved + 1 - first, 0)
+        found = list(islice(self._entries, skip, skip + limit))
+        if found:
+            self._saved = found[-1]["id"]
+        return found
+
+    async def read(self, *, follow: bool, since: float | None = None) -> AsyncIterator[Entry]:
+        """What is kept, oldest first; with ``follow`` also what comes, without end.
+
+        ``since``: from this time on (seconds since the epoch), out of the archive where need be.
+        """
         at = self._count - len(self._entries)
+        if since is not None and self.archive is not None:
+            for count, entry in enumerate(self.archive(since, at + 1)):
+                yield entry
+                if count % 100 == 99:
+                    await asyncio.sleep(0)
         while True:
             at = max(at, self._count - len(self._entries))
             start = at - (self._count - len(self._entries))
-            for entry in list(self._entries)[start:]:
-                yield entry
+            # A few at a time: who takes them may let others run, and then new ones come.
+            for entry in list(islice(self._entries, start, start + 500)):
+                if since is None or entry["time"] >= since:
+                    yield entry
                 at += 1
             if at < self._count:
                 continue

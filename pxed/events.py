@@ -58,6 +58,7 @@ class Kind(StrEnum):
     RIVAL = "rival"  # what, rival (MAC), ip, offer, consequence: another server on this segment
     RIVAL_GONE = "rival-gone"  # what, rival (MAC), ip
     ALARM = "alarm"  # text
+    WAKE = "wake"  # a magic packet was sent to it
 
 
 @dataclass(frozen=True, slots=True)

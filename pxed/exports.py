@@ -3,7 +3,7 @@
 Unknown machines get the default view: the images' read-only devices, and nothing private.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from aoe_fast import AoeError, Export, Target
@@ -23,9 +23,9 @@ class Exports:
     def __init__(self, target: Target, shelves: Mapping[str, int], durability: str) -> None:
         self._target = target
         self._shelves = shelves
-        self._durability = durability
+        self.durability = durability  # of the midlayers that are opened from now on
         self._of_image: dict[Path, dict[int, Export]] = {}
-        self._private: dict[Mac, tuple[Export, Export]] = {}
+        self._private: dict[Mac, tuple[Export | None, Export]] = {}
 
     def show_to_all(self, images: Mapping[str, Image]) -> None:
         """The default view: the devices of each class's image at that class's shelf."""
@@ -34,35 +34,74 @@ class Exports:
             bindings |= self._image_bindings(self._shelves[class_name], image)
         self._target.set_view(None, bindings)
 
-    def open_private(self, mac: Mac, config: Path, report: Path) -> None:
-        """Open a client's own devices (once); they are in its view from the next ``show`` on."""
+    def open_private(self, mac: Mac, config: Path | None, report: Path) -> None:
+        """Open a client's own devices (once); they are in its view from the next ``show`` on.
+
+        ``config`` None: the report device alone.
+        """
         if mac not in self._private:
+            layer = None
+            if config is not None:
+                layer = _open(config, writable=True, durability=self.durability, serial=mac)
             self._private[mac] = (
-                _open(config, writable=True, durability=self._durability, serial=mac),
+                layer,
                 _open(report, writable=True, durability="writeback", serial=mac),
             )
+
+    def close_private(self, mac: Mac) -> None:
+        """Sync and let go of a client's own devices: the next ``open_private`` opens what is there.
+
+        A view that has them keeps them until it is replaced. May block on the disk.
+        """
+        for export in self._private.pop(mac, ()):
+            if export is not None:
+                export.close()
+
+    def has_layer(self, mac: Mac) -> bool:
+        """Whether this client's own /config is open."""
+        return self._private.get(mac, (None, None))[0] is not None
 
     def has_private(self, mac: Mac) -> bool:
         return mac in self._private
 
-    def show(self, mac: Mac, class_name: str, image: Image) -> None:
-        """Give this machine its view: its image, and its own devices if they are open."""
+    def show(self, macs: Sequence[Mac], class_name: str, image: Image) -> None:
+        """Give this machine its view: its image, and its own devices if they are open.
+
+        The first of ``macs`` is the one whose own devices they are; all of them see the same.
+        """
         shelf = self._shelves[class_name]
         bindings = self._image_bindings(shelf, image)
-        if mac in self._private:
-            config, report = self._private[mac]
-            bindings |= {(shelf, CONFIG_SLOT): config, (shelf, REPORT_SLOT): report}
-        self._target.set_view(mac_bytes(mac), bindings)
+        config, report = self._private.get(macs[0], (None, None))
+        for slot, export in ((CONFIG_SLOT, config), (REPORT_SLOT, report)):
+            if export is not None:
+                bindings[shelf, slot] = export
+        for mac in macs:
+            self._target.set_view(mac_bytes(mac), bindings)
+
+    def hide(self, macs: Sequence[Mac]) -> None:
+        """These addresses see nothing at all."""
+        for mac in macs:
+            self._target.set_view(mac_bytes(mac), {})
+
+    def drop(self, macs: Sequence[Mac]) -> None:
+        """These addresses are strangers again: they see what everybody sees."""
+        for mac in macs:
+            self._target.drop_view(mac_bytes(mac))
+
+    def close_image(self, image: Image) -> None:
+        """Let go of an image that is removed; views that have it keep it until they change."""
+        for export in self._of_image.pop(image.directory, {}).values():
+            export.close()
 
     def close(self) -> None:
         """Sync and close everything; only after the workers have ended."""
-        for mac in self._private:
-            self._target.drop_view(mac_bytes(mac))
+        for raw in {raw for raw, _, _ in self._target.rows() if raw is not None}:
+            self._target.drop_view(raw)
         self._target.set_view(None, {})
         for pair in self._private.values():
             for export in pair:
-                export.sync()
-                export.close()
+                if export is not None:
+                    export.close()
         self._private.clear()
         for devices in self._of_image.values():
             for export in devices.values():

@@ -1,14 +1,16 @@
 """Images: immutable, versioned sets of devices for one class of machines.
 
-On disk ``images/NAME/VERSION/manifest.json`` beside the files that it names (docs/architecture.md).
+On disk ``images/NAME/VERSION/manifest.json`` beside the files that it names, and in
+``images/NAME/channels.json`` the channels: names that point to versions (docs/architecture.md).
 """
 
 import json
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pxed.bootable import Kernel, kernel_of, tree_of
 from pxed.config import CLASSES
@@ -19,7 +21,22 @@ SLOTS: Mapping[str, int] = {"boot": 0, "root": 1, "tfm": 2}
 CONFIG_SLOT = 3
 REPORT_SLOT = 4
 
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*", re.ASCII)
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+
+
+STABLE = "stable"
+"""The channel that a name without a version means, where it is set."""
+HISTORY = 10  # versions that a channel remembers for roll-back
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """What a file of an image must be."""
+
+    size: int
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +44,8 @@ class Image:
     """One version of an image; ``devices`` maps boot, root and tfm to what is exported.
 
     ``kernel``: what iPXE loads by HTTP; ``tree``: the directory that a Raspberry Pi boots from.
+    ``files``: size and digest of each file in the directory, by its path there; empty for an image
+    that was made without. ``released``: a date, or empty.
     """
 
     name: str
@@ -36,6 +55,8 @@ class Image:
     devices: Mapping[str, Path]
     kernel: Kernel | None = None
     tree: Path | None = None
+    released: str = ""
+    files: Mapping[str, Sum] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
@@ -62,8 +83,28 @@ def load(directory: Path) -> Image:
     if not isinstance(named, dict) or not {"boot", "root"} <= named.keys() <= SLOTS.keys():
         raise UsageError(f"{manifest}: devices: must name boot and root, and may name tfm")
     devices = {key: _device(directory, manifest, key, value) for key, value in named.items()}
-    kernel, tree = kernel_of(manifest, data), tree_of(manifest, data)
-    return Image(data["name"], data["version"], data["class"], directory, devices, kernel, tree)
+    released = data.get("released", "")
+    if not isinstance(released, str) or (released and not _DATE.fullmatch(released)):
+        raise UsageError(f"{manifest}: released = {released!r}: must be a date such as 2026-11-23")
+    return Image(
+        data["name"], data["version"], data["class"], directory, devices,
+        kernel_of(manifest, data), tree_of(manifest, data),
+        released, _sums(manifest, data.get("files", {})),
+    )  # fmt: skip
+
+
+def _sums(manifest: Path, named: Any) -> dict[str, Sum]:
+    if not isinstance(named, dict):
+        raise UsageError(f"{manifest}: files: must be an object")
+    sums = {}
+    for name, each in named.items():
+        size = each.get("size") if isinstance(each, dict) else None
+        digest = each.get("sha256") if isinstance(each, dict) else None
+        good = isinstance(size, int) and isinstance(digest, str) and _SHA256.fullmatch(digest)
+        if not good or name.startswith("/") or ".." in name.split("/"):
+            raise UsageError(f"{manifest}: files.{name}: must have a size and a sha256")
+        sums[name] = Sum(each["size"], each["sha256"])
+    return sums
 
 
 def _device(directory: Path, manifest: Path, key: str, value: object) -> Path:
@@ -89,43 +130,93 @@ def natural(version: str) -> list[tuple[int, int, str]]:
     return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts]
 
 
-def find(images_dir: Path, spec: str | None, class_name: str) -> Image:
-    """The image that ``spec`` (``NAME`` or ``NAME@VERSION``) means; without a version the newest.
+def word(text: str, what: str) -> str:
+    """``text`` if it can be the name of an image, version or channel; else UsageError."""
+    if not _WORD.fullmatch(text):
+        raise UsageError(
+            f"{text!r} is no {what}: it must be up to 64 letters, digits and ._+- "
+            "and begin with a letter or digit"
+        )
+    return text
 
-    Without a spec the only image of the class is taken. UsageError names what is there instead.
+
+def channels(images_dir: Path, name: str) -> dict[str, list[str]]:
+    """The channels of an image: for each its versions, the present one last; UsageError if damaged.
+
+    A version that is no longer there counts as never having been.
+    """
+    path = images_dir / name / "channels.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}: mend or remove it") from None
+    have = set(versions(images_dir, name))
+    found: dict[str, list[str]] = {}
+    for channel, past in data.items() if isinstance(data, dict) else [("", None)]:
+        if not _WORD.fullmatch(channel) or not isinstance(past, list):
+            raise UsageError(f"{path}: must map channels to lists of versions: mend or remove it")
+        if still := [version for version in past if version in have]:
+            found[channel] = still
+    return found
+
+
+def names(images_dir: Path) -> list[str]:
+    """Images that have a complete version."""
+    try:
+        found = sorted(entry.name for entry in images_dir.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [name for name in found if _WORD.fullmatch(name) and versions(images_dir, name)]
+
+
+def versions(images_dir: Path, name: str) -> list[str]:
+    """Complete versions of one image, oldest first."""
+    directory = images_dir / name
+    if not directory.is_dir():
+        return []
+    found = [p.name for p in directory.iterdir() if (p / "manifest.json").is_file()]
+    return sorted((v for v in found if _WORD.fullmatch(v)), key=natural)
+
+
+def find(images_dir: Path, spec: str | None, class_name: str) -> Image:
+    """The image that ``spec`` means: ``NAME@VERSION``, ``NAME@CHANNEL`` or ``NAME``.
+
+    A name alone is its channel ``stable``, or else its newest version. Without a spec the only
+    image of the class is taken. UsageError names what is there instead.
     """
     if spec is None:
-        names = sorted(p.name for p in images_dir.iterdir()) if images_dir.is_dir() else []
-        found = [name for name in names if _versions(images_dir / name)]
-        fitting = [n for n in found if find(images_dir, n, "").class_name == class_name]
-        if len(fitting) != 1:
-            have = f"there are {', '.join(fitting)}" if fitting else "there is none"
-            raise UsageError(
-                f"{images_dir}: no image is chosen for class {class_name} and {have}: "
-                f'set image = "NAME" under [class.{class_name}], '
-                "or make one: pxed image build minimal"
-            )
-        spec = fitting[0]
-    name, _, version = spec.partition("@")
-    if not _WORD.fullmatch(name) or (version and not _WORD.fullmatch(version)):
-        raise UsageError(f"{spec!r} is no image: write NAME or NAME@VERSION")
-    have_versions = _versions(images_dir / name)
-    if not have_versions or (version and version not in have_versions):
-        names = sorted(p.name for p in images_dir.iterdir()) if images_dir.is_dir() else []
-        have = ", ".join(f"{n}@{v}" for n in names for v in _versions(images_dir / n)) or "none"
+        spec = _only(images_dir, class_name)
+    name, at, version = spec.partition("@")
+    if not _WORD.fullmatch(name) or (at and not _WORD.fullmatch(version)):
+        raise UsageError(f"{spec!r} is no image: write NAME, NAME@VERSION or NAME@CHANNEL")
+    have = versions(images_dir, name)
+    pointers = channels(images_dir, name)
+    wanted = version or STABLE
+    chosen = wanted if wanted in have else next(iter(pointers.get(wanted, [])[-1:]), "")
+    if not chosen and not version and have:
+        chosen = have[-1]
+    if not chosen:
+        all_names = names(images_dir)
+        there = ", ".join(f"{n}@{v}" for n in all_names for v in versions(images_dir, n)) or "none"
         raise UsageError(
-            f"there is no image {spec} in {images_dir} (there: {have}): "
-            f"make it with pxed image build minimal --name {name}, or choose another"
+            f"there is no image {spec} in {images_dir} (there: {there}): make it with "
+            f"pxed image build minimal --name {name} or pxed image add, or choose another"
         )
-    image = load(images_dir / name / (version or have_versions[-1]))
+    image = load(images_dir / name / chosen)
     if class_name and image.class_name != class_name:
         raise UsageError(f"image {image} is for class {image.class_name}, not {class_name}")
     return image
 
 
-def _versions(directory: Path) -> list[str]:
-    """Complete versions of one image, oldest first."""
-    if not directory.is_dir():
-        return []
-    found = [p.name for p in directory.iterdir() if (p / "manifest.json").is_file()]
-    return sorted((v for v in found if _WORD.fullmatch(v)), key=natural)
+def _only(images_dir: Path, class_name: str) -> str:
+    fitting = [n for n in names(images_dir) if find(images_dir, n, "").class_name == class_name]
+    if len(fitting) != 1:
+        have = f"there are {', '.join(fitting)}" if fitting else "there is none"
+        raise UsageError(
+            f"{images_dir}: no image is chosen for class {class_name} and {have}: "
+            f'set image = "NAME" under [class.{class_name}], '
+            "or make one: pxed image build minimal"
+        )
+    return fitting[0]

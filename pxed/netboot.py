@@ -8,11 +8,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from pxed import images, scripts
+from pxed import images
 from pxed.clients import Clients, State
 from pxed.config import Config
 from pxed.conflicts import Conflicts
@@ -35,6 +35,7 @@ from pxed.net.rival import find_rivals
 from pxed.net.tftp import TftpServer
 from pxed.store import Store
 from pxed.tftp.files import Files
+from pxed.tftp.session import File
 from pxed.tftp.trees import Trees
 from pxed.why import Scene
 
@@ -47,7 +48,7 @@ LOOK = 1.5  # seconds that a start in mode auto or all waits for another DHCP se
 class NetBoot:
     """Between ``start`` and ``close``; ``start`` raises PxedError and leaves nothing behind.
 
-    ``root_path`` gives the AoE address that a class boots from, ``image_of`` the image that a
+    ``scripts`` are the iPXE scripts that TFTP serves by name, ``image_of`` gives the image that a
     machine of a class would boot now. After ``start``: ``mode``,
     ``leases``, ``policy``, ``dhcp``, ``tftp``, ``http``.
     """
@@ -61,7 +62,7 @@ class NetBoot:
         *,
         plan: PlanFor,
         image_of: Callable[[Mac, str], images.Image],
-        root_path: Callable[[str], str],
+        scripts: Mapping[str, bytes],
         emit: Callable[[Event], None],
     ) -> None:
         self.config = config
@@ -72,7 +73,7 @@ class NetBoot:
         self._plan = plan
         self._image_of = image_of
         self._timers: dict[Mac, asyncio.TimerHandle] = {}
-        self._root_path = root_path
+        self._scripts = scripts
         self._emit = emit
         self._stack = contextlib.AsyncExitStack()
 
@@ -154,10 +155,7 @@ class NetBoot:
                 f"[tftp] root = {root}: no such directory: install Debian's package ipxe, "
                 "or name the directory with iPXE's files"
             )
-        virtual = {
-            f"{name}.ipxe": scripts.san(self._root_path(name)) for name in self.config.classes
-        }
-        return Files(root, virtual=virtual)
+        return Files(root, virtual=self._scripts)
 
     # The mode
 
@@ -194,6 +192,10 @@ class NetBoot:
         """The URL of our HTTP service; it follows the server's address."""
         port = self.config.http.port
         return f"http://{self.policy.settings.server}{'' if port == 80 else f':{port}'}"
+
+    def open_file(self, name: str) -> File:
+        """What TFTP would serve under this name to a machine without an address; TftpError."""
+        return self._trees.open(name, "")
 
     def scene(self) -> Scene:
         """What explains a boot that stopped, beside the machine itself."""

@@ -16,6 +16,11 @@ def san(root_path: str) -> bytes:
     return f"#!ipxe\nsanboot {root_path}\n".encode()
 
 
+def local() -> bytes:
+    """Go on to the machine's own disk: the firmware's next boot entry."""
+    return b"#!ipxe\nexit\n"
+
+
 def kernel(base: str, kernel: Kernel, shelf: int) -> bytes:
     """Load kernel and initrd from below the URL ``base``; the root comes over AoE.
 

@@ -1,30 +1,43 @@
-"""What survives a restart: clients and leases, in SQLite. No other module knows SQL.
+"""What survives a restart: clients, leases and events, in SQLite. No other module knows SQL.
 
 A commit is in the kernel's hands when it returns, so kill -9 loses nothing; WAL with
 synchronous=NORMAL keeps commits off the disk's latency, so the event loop is not held up.
 """
 
+import contextlib
 import json
+import logging
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from pxed.clients import Client, Stage, State, Step
 from pxed.dhcp.leases import Lease
 from pxed.dhcp.leases import State as LeaseState
 from pxed.errors import HostError, UsageError
+from pxed.eventlog import Entry
 from pxed.mac import Mac
 
-SCHEMA = 1
+log = logging.getLogger("pxed.store")
 
-_CREATE = """
+# What leads from each schema to the next; a new database goes through all of them.
+_MIGRATIONS = (
+    """
 CREATE TABLE client (mac TEXT PRIMARY KEY, state TEXT NOT NULL, last_seen REAL NOT NULL,
                      data TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE lease (ip TEXT PRIMARY KEY, mac TEXT NOT NULL, state TEXT NOT NULL,
                     expires REAL NOT NULL) WITHOUT ROWID;
-"""
+""",
+    """
+CREATE TABLE event (id INTEGER PRIMARY KEY, time REAL NOT NULL, data TEXT NOT NULL);
+CREATE INDEX event_time ON event (time);
+""",
+)
+SCHEMA = len(_MIGRATIONS)
+_PAGE = 200
 
 
 class Store:
@@ -38,32 +51,45 @@ class Store:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None)
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version > SCHEMA:
+                raise UsageError(
+                    f"{path}: written by a newer pxed (schema {version}, this one knows {SCHEMA}): "
+                    "upgrade pxed, or choose another state_dir"
+                )
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                self._db.executescript(f"BEGIN;{_CREATE}PRAGMA user_version={SCHEMA};COMMIT;")
+            self._db.execute("PRAGMA wal_autocheckpoint=0")  # it waits for the disk: checkpoint()
+            for number, step in enumerate(_MIGRATIONS[version:], version + 1):
+                self._db.executescript(f"BEGIN;{step}PRAGMA user_version={number};COMMIT;")
         except (OSError, sqlite3.Error) as error:
-            raise HostError(f"{path}: cannot open the database: {error}") from error
-        if version > SCHEMA:
-            raise UsageError(
-                f"{path}: written by a newer pxed (schema {version}, this one knows {SCHEMA}): "
-                "upgrade pxed, or choose another state_dir"
-            )
+            raise HostError(
+                f"{path}: cannot open the database: {error}: mend it with sqlite3 .recover, "
+                "or move it away (clients then count as new; their midlayers stay)"
+            ) from error
 
     def clients(self) -> list[Client]:
         """Every client that was saved."""
-        rows = self._db.execute("SELECT mac, state, last_seen, data FROM client")
-        return [_client(*row) for row in rows]
+        found = []
+        for row in self._read("SELECT mac, state, last_seen, data FROM client"):
+            try:
+                found.append(_client(*row))
+            except (ValueError, TypeError, KeyError) as error:
+                log.error("%s: the row of client %s is damaged: %r", self.path, row[0], error)
+        return found
 
     def save_clients(self, clients: Iterable[Client]) -> None:
         """Write these clients, all or none."""
         rows = [(c.mac, c.state.value, c.last_seen, _data(c)) for c in clients]
         self._write("INSERT OR REPLACE INTO client VALUES (?, ?, ?, ?)", rows)
 
+    def forget_clients(self, macs: Iterable[Mac]) -> None:
+        """Delete these clients, all or none."""
+        self._write("DELETE FROM client WHERE mac = ?", [(mac,) for mac in macs])
+
     def leases(self) -> list[Lease]:
         """Every lease that was saved."""
-        rows = self._db.execute("SELECT ip, mac, state, expires FROM lease")
+        rows = self._read("SELECT ip, mac, state, expires FROM lease")
         return [
             Lease(Mac(mac), IPv4Address(ip), LeaseState(state), expires)
             for ip, mac, state, expires in rows
@@ -73,6 +99,57 @@ class Store:
         """Write these leases, all or none; the address is the key."""
         rows = [(str(lease.ip), lease.mac, lease.state.value, lease.expires) for lease in leases]
         self._write("INSERT OR REPLACE INTO lease VALUES (?, ?, ?, ?)", rows)
+
+    def events(self, *, since: float = 0.0, before: int = 1 << 62) -> Iterator[Entry]:
+        """Entries of the event log from ``since`` on with an id below ``before``, oldest first.
+
+        They are read a page at a time, so whoever iterates can do other things in between.
+        """
+        ((first,),) = self._read("SELECT min(id) FROM event WHERE time >= ?", (since,))
+        after = before if first is None else int(first) - 1
+        while rows := self._read(
+            "SELECT id, time, data FROM event WHERE id > ? AND id < ? ORDER BY id LIMIT ?",
+            (after, before, _PAGE),
+        ):
+            after = rows[-1][0]
+            for number, at, data in rows:
+                yield {"id": number, "time": at} | json.loads(data)
+
+    def events_after(self, number: int) -> list[Entry]:
+        """Entries of the event log with an id above ``number``, oldest first."""
+        rows = self._read("SELECT id, time, data FROM event WHERE id > ? ORDER BY id", (number,))
+        return [{"id": row[0], "time": row[1]} | json.loads(row[2]) for row in rows]
+
+    def last_event(self) -> int:
+        """The highest id in the event log, 0 if it is empty."""
+        return int(next(iter(self._read("SELECT max(id) FROM event")))[0] or 0)
+
+    def save_events(self, entries: Sequence[Entry], keep: int) -> None:
+        """Append entries of the log, and drop all but the last ``keep``."""
+        rows = []
+        for entry in entries:
+            rest = {key: value for key, value in entry.items() if key not in ("id", "time")}
+            rows.append((entry["id"], entry["time"], json.dumps(rest, separators=(",", ":"))))
+        self._write("INSERT OR REPLACE INTO event VALUES (?, ?, ?)", rows)
+        if rows:
+            self._write("DELETE FROM event WHERE id <= ?", [(rows[-1][0] - keep,)])
+
+    def checkpoint(self) -> None:
+        """Bring what was written into the main file; for a thread: it waits for the disk.
+
+        Nothing is lost without it, but the write-ahead file grows. HostError.
+        """
+        try:
+            with contextlib.closing(sqlite3.connect(self.path)) as own:
+                own.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        except sqlite3.Error as error:
+            raise HostError(f"{self.path}: cannot write: {error}") from error
+
+    def _read(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise HostError(f"{self.path}: cannot read: {error}") from error
 
     def _write(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
         if not rows:
@@ -102,7 +179,8 @@ class Store:
 
 
 _PLAIN = ("class_name", "name", "firmware", "arch", "ip", "image", "boots", "boot_started",
-          "chainloaded", "degraded", "why")  # fmt: skip
+          "chainloaded", "degraded", "why", "note", "groups", "admission", "order", "once",
+          "fresh", "macs", "doing", "mode")  # fmt: skip
 
 
 def _data(client: Client) -> str:

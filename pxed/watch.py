@@ -5,7 +5,8 @@ this module looks at them a few times a second. The times in the events are the 
 """
 
 import os
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,8 @@ class Watch:
         self._target = target
         self._report_path = report_path
         self._rows: dict[int, tuple[Mac, int, int]] = {}
-        self._reports: list[int] = []
+        self._rows_of: dict[Mac, list[int]] = {}
+        self._reports = np.zeros(0, dtype=np.intp)
         size = len(target.stats)
         self._told = np.zeros((len(_FIRSTS), size), dtype=bool)
         self._heard = np.zeros(size, dtype=np.int64)
@@ -56,7 +58,11 @@ class Watch:
         for row, owner in self._rows.items():
             if old.get(row) != owner:
                 self._forget(row)
-        self._reports = [r for r, (_, _, slot) in self._rows.items() if slot == REPORT_SLOT]
+        reports = [r for r, (_, _, slot) in self._rows.items() if slot == REPORT_SLOT]
+        self._reports = np.array(reports, dtype=np.intp)
+        self._rows_of = defaultdict(list)
+        for row, (mac, _, _) in self._rows.items():
+            self._rows_of[mac].append(row)
         self._used = max(self._rows, default=-1) + 1
         self._mine = np.zeros(self._used, dtype=bool)
         self._mine[list(self._rows)] = True
@@ -64,12 +70,22 @@ class Watch:
     def begin_boot(self, mac: Mac) -> None:
         """Forget this client's last boot: its first frames will be told again."""
         stats = self._target.stats
-        for row, (owner, _, _) in self._rows.items():
-            if owner == mac:
-                for name, _kind in _FIRSTS:
-                    stats[name][row] = 0
-                self._forget(row)
+        for row in self._rows_of.get(mac, ()):
+            for name, _kind in _FIRSTS:
+                stats[name][row] = 0
+            self._forget(row)
         self._lines[mac] = 0
+
+    def silence(self, macs: Iterable[Mac], monotonic_ns: int) -> float:
+        """Seconds since any of these addresses was heard over AoE; infinite for never."""
+        last = self._target.stats["last_ns"]
+        heard = [int(last[row]) for mac in macs for row in self._rows_of.get(mac, ())]
+        newest = max(heard, default=0)
+        return (monotonic_ns - newest) / 1e9 if newest else float("inf")
+
+    def forget(self, mac: Mac) -> None:
+        """This client is no more."""
+        self._lines.pop(mac, None)
 
     def _forget(self, row: int) -> None:
         self._told[:, row] = False
@@ -99,11 +115,11 @@ class Watch:
         for row in np.flatnonzero(heard).tolist():
             self._heard[row] = last[row]
             events.append(Event(Kind.AOE_HEARD, self._rows[row][0], when(int(last[row]))))
-        for row in self._reports:
-            writes = stats["writes"][row]
-            if writes != self._writes[row]:
-                self._writes[row] = writes
-                events += self._read_report(self._rows[row][0], when(int(last[row])))
+        writes: npt.NDArray[np.uint64] = stats["writes"]
+        changed = writes[self._reports] != self._writes[self._reports]
+        for row in self._reports[changed].tolist():
+            self._writes[row] = writes[row]
+            events += self._read_report(self._rows[row][0], when(int(last[row])))
         events.sort(key=lambda event: event.time)
         return events
 

@@ -24,7 +24,7 @@ from pxed.net.packet import ETH_ARP, arp_probe, arp_sender, open_raw, udp_frame
 from pxed.net.udp import bind_udp
 
 _log = logging.getLogger("pxed.dhcp")
-_BATCH = 64
+_BATCH = 8  # messages in one turn of the loop: a room at once must not hold it up
 _IN_USE = "(another DHCP server runs on this machine): stop it, or serve another interface"
 _QUIET = (Kind.IGNORED, Kind.DISCOVER, Kind.REQUEST)
 _PROBES = 256

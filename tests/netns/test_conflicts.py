@@ -19,7 +19,7 @@ from pxed.net.link import look_up
 from pxed.net.thread import LoopThread
 from tests.conftest import Cable, requires
 from tests.netns.test_mode import dnsmasq, running, serve
-from tests.netns.test_serve_errors import GOOD, Serve
+from tests.netns.conftest import GOOD, Serve
 
 __all__ = ["serve"]  # the fixture
 pytestmark = pytest.mark.netns

@@ -15,7 +15,7 @@ from pxed.dhcp.codec import Message, Opt, decode
 from pxed.lab.netns import Namespace
 from tests.conftest import Cable, requires
 from tests.netns.test_mode import running
-from tests.netns.test_serve_errors import GOOD, Serve
+from tests.netns.conftest import GOOD, Serve
 
 pytestmark = pytest.mark.netns
 

@@ -173,3 +173,80 @@ def test_a_degraded_client_is_marked() -> None:
     feed(clients, 1.0, Kind.DISCOVER, firmware="ipxe", arch=0)
     feed(clients, 2.0, Kind.REPORT, step="degraded", uptime=1.0, text="no /config")
     assert only(clients).degraded
+
+
+def test_a_one_shot_order_is_used_up_when_the_client_reads_its_disk() -> None:
+    clients = Clients()
+    client = clients.add(MAC)
+    client.order, client.once = "diskless", "provision"
+    feed(clients, 1.0, Kind.DISCOVER, firmware="pxe", arch=7)
+    feed(clients, 1.1, Kind.OFFER, ip="10.77.0.50")
+    assert (client.ordered, client.once) == ("provision", "provision")
+    feed(clients, 2.0, Kind.AOE_READ, shelf=16, slot=2)
+    assert (client.doing, client.once) == ("provision", "")
+    assert client.ordered == "diskless"
+
+
+def test_an_order_given_during_a_boot_waits_for_the_next() -> None:
+    clients = Clients()
+    client = clients.add(MAC)
+    feed(clients, 1.0, Kind.DISCOVER, firmware="pxe", arch=7)
+    feed(clients, 1.1, Kind.OFFER, ip="10.77.0.50")
+    client.once = "provision"
+    assert client.ordered == ""
+    feed(clients, 2.0, Kind.AOE_READ, shelf=16, slot=0)
+    assert client.once == "provision"
+
+
+def test_a_boot_that_never_read_its_disk_leaves_the_order() -> None:
+    clients = Clients()
+    client = clients.add(MAC)
+    client.once = "provision"
+    feed(clients, 1.0, Kind.DISCOVER, firmware="pxe", arch=7)
+    feed(clients, 1.1, Kind.OFFER, ip="10.77.0.50")
+    clients.tick(500.0)
+    assert (client.state, client.once) == (State.FAILED, "provision")
+
+
+def test_a_client_that_was_sent_to_its_own_disk() -> None:
+    clients = Clients()
+    client = clients.add(MAC)
+    client.once = "local"
+    feed(clients, 1.0, Kind.DISCOVER, firmware="ipxe", arch=7)
+    feed(clients, 1.1, Kind.OFFER, ip="10.77.0.50")
+    feed(clients, 1.2, Kind.TFTP_DONE, file="local.ipxe")
+    assert (client.state, client.once) == (State.LOCAL, "")
+    assert clients.tick(1000.0) == []
+    feed(clients, 2000.0, Kind.DISCOVER, firmware="ipxe", arch=7)
+    assert (client.boots, client.doing) == (2, "")
+
+
+def test_several_addresses_are_one_client() -> None:
+    other = Mac("52:54:00:00:01:01")
+    clients = Clients()
+    client = clients.add(MAC)
+    clients.join(client, other)
+    clients.feed(Event(Kind.DISCOVER, other, 1.0, {"firmware": "pxe"}))
+    assert clients.get(other) is clients.get(MAC) is client
+    assert (len(clients), client.boots) == (1, 1)
+    assert Clients([client]).get(other) is client
+    clients.part(client, other)
+    assert clients.get(other) is None
+
+
+def test_a_forgotten_client_begins_again() -> None:
+    clients = Clients()
+    boot(clients, 100.0)
+    clients.forget(only(clients))
+    assert len(clients) == 0
+    assert clients.tick(1e9) == []
+    boot(clients, 200.0)
+    assert only(clients).boots == 1
+
+
+def test_a_tick_looks_only_at_those_that_time_can_change() -> None:
+    clients = Clients(Client(Mac(f"52:54:00:00:00:{n:02x}"), State.LOST) for n in range(100))
+    assert clients.booting == 0
+    feed(clients, 1.0, Kind.DISCOVER, firmware="pxe", arch=0)
+    feed(clients, 1.1, Kind.OFFER, ip="10.77.0.50")
+    assert clients.booting == 1

@@ -102,7 +102,7 @@ def test_a_follower_gets_what_comes_later() -> None:
 
         async def read() -> None:
             async for entry in log.read(follow=True):
-                got.append(json.dumps(entry))
+                got.append(json.dumps({"n": entry["n"]}))
                 if len(got) == 3:
                     return
 

@@ -15,7 +15,7 @@ from pxed.dhcp.leases import Lease
 from pxed.dhcp.leases import State as LeaseState
 from pxed.errors import HostError, UsageError
 from pxed.mac import Mac
-from pxed.store import Store
+from pxed.store import SCHEMA, Store
 
 MAC = Mac("52:54:00:00:00:01")
 
@@ -78,3 +78,88 @@ def test_a_damaged_database_is_a_clear_error(tmp_path: Path) -> None:
     path.write_bytes(b"rubbish" * 1000)
     with pytest.raises(HostError, match="cannot open the database"):
         Store(path)
+
+
+SCHEMA_1 = """
+CREATE TABLE client (mac TEXT PRIMARY KEY, state TEXT NOT NULL, last_seen REAL NOT NULL,
+                     data TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE lease (ip TEXT PRIMARY KEY, mac TEXT NOT NULL, state TEXT NOT NULL,
+                    expires REAL NOT NULL) WITHOUT ROWID;
+INSERT INTO client VALUES ('52:54:00:00:00:01', 'running', 9.0, '{"class_name":"x86",
+  "name":"seat-01","firmware":"pxe","arch":7,"ip":"10.77.0.50","image":"lab@1","boots":3,
+  "boot_started":5.0,"chainloaded":true,"degraded":false,"why":"","timeline":[[0,5.0,"pxe"]]}');
+INSERT INTO lease VALUES ('10.77.0.50', '52:54:00:00:00:01', 'bound', 100.0);
+PRAGMA user_version=1;
+"""
+
+
+def test_a_database_of_schema_1_is_migrated(tmp_path: Path) -> None:
+    path = tmp_path / "pxed.db"
+    db = sqlite3.connect(path)
+    db.executescript(SCHEMA_1)
+    db.close()
+    with Store(path) as store:
+        (client,) = store.clients()
+        assert (client.name, client.state, client.image) == ("seat-01", State.RUNNING, "lab@1")
+        assert (client.once, client.macs) == ("", [])
+        assert [lease.mac for lease in store.leases()] == [MAC]
+        store.save_events([{"id": 1, "time": 1.0, "kind": "boot"}], 10)
+    db = sqlite3.connect(path)
+    assert db.execute("PRAGMA user_version").fetchone()[0] == SCHEMA
+    db.close()
+
+
+def test_what_people_said_comes_back(tmp_path: Path) -> None:
+    client = Client(
+        MAC, note="by the window", groups=["a", "b"], admission="approved", order="local",
+        once="provision", fresh=True, macs=[Mac("52:54:00:00:01:01")], doing="provision",
+        mode="provision",
+    )  # fmt: skip
+    with Store(tmp_path / "pxed.db") as store:
+        store.save_clients([client])
+    with Store(tmp_path / "pxed.db") as store:
+        assert store.clients() == [client]
+
+
+def test_a_forgotten_client_is_gone(tmp_path: Path) -> None:
+    with Store(tmp_path / "pxed.db") as store:
+        store.save_clients([Client(MAC), Client(Mac("52:54:00:00:00:02"))])
+        store.forget_clients([MAC])
+        assert [client.mac for client in store.clients()] == ["52:54:00:00:00:02"]
+
+
+def test_a_damaged_row_costs_one_client(tmp_path: Path) -> None:
+    path = tmp_path / "pxed.db"
+    with Store(path) as store:
+        store.save_clients([Client(MAC), Client(Mac("52:54:00:00:00:02"))])
+    db = sqlite3.connect(path)
+    db.execute("UPDATE client SET data = '{' WHERE mac = ?", (MAC,))
+    db.commit()
+    db.close()
+    with Store(path) as store:
+        assert [client.mac for client in store.clients()] == ["52:54:00:00:00:02"]
+
+
+def test_events_come_back_and_are_bounded(tmp_path: Path) -> None:
+    with Store(tmp_path / "pxed.db") as store:
+        for start in range(1, 1001, 100):
+            entries = [
+                {"id": n, "time": float(n), "kind": "boot"} for n in range(start, start + 100)
+            ]
+            store.save_events(entries, 250)
+        assert store.last_event() == 1000
+        assert [entry["id"] for entry in store.events()] == list(range(751, 1001))
+        assert [entry["id"] for entry in store.events(since=990.0, before=995)] == [
+            *range(990, 995)
+        ]
+        assert list(store.events(since=2000.0)) == []
+
+
+def test_a_checkpoint_empties_the_write_ahead_file_for_reuse(tmp_path: Path) -> None:
+    wal = tmp_path / "pxed.db-wal"
+    with Store(tmp_path / "pxed.db") as store:
+        for n in range(300):
+            store.save_events([{"id": n + 1, "time": 1.0, "text": "x" * 4000}], 10)
+            if n % 10 == 9:
+                store.checkpoint()
+        assert wal.stat().st_size < 1 << 20

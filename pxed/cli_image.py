@@ -1,0 +1,312 @@
+"""``pxed image``: through the running server, or without one directly in the state directory."""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pxed import config as configuration
+from pxed.ask import NoServer
+from pxed.cli_base import json_option, server, show_json, state_directory, where
+from pxed.describe import absolute, describe, detail, finding_line, source_of
+from pxed.errors import HostError, UsageError
+from pxed.images import STABLE, Image
+from pxed.library import Library
+from pxed.offline import uses_without_server
+from pxed.table import amount, table
+
+
+@click.group()
+def image() -> None:
+    """Images: versions of what clients boot."""
+
+
+def _library(state_dir: Path | None, config_path: Path | None) -> Library:
+    state = state_directory(state_dir, config_path)
+    return Library(configuration.Config(interface="", state_dir=state).images_dir)
+
+
+@image.command("list")
+@json_option
+@where
+def image_list(as_json: bool, config_path: Path | None, state_dir: Path | None) -> None:
+    """All images, their channels, and who needs them."""
+    try:
+        found = server(state_dir, config_path).get("/v1/images")
+    except NoServer:
+        library = _library(state_dir, config_path)
+        good, bad = library.all()
+        found = {"images": [describe(library, each) for each in good], "damaged": bad}
+    if as_json:
+        show_json(found)
+        return
+    for text in found["damaged"]:
+        click.echo(f"damaged: {text}", err=True)
+    if not found["images"]:
+        click.echo("there is no image: pxed image build minimal, or pxed image add")
+        return
+    rows = [
+        [f"{i['name']}@{i['version']}", i["class"], i["released"], " ".join(i["devices"]),
+         amount(i["bytes"]) if i["bytes"] else "", " ".join(i["channels"]), i["used"]]
+        for i in found["images"]
+    ]  # fmt: skip
+    heads = ["IMAGE", "CLASS", "RELEASED", "DEVICES", "SIZE", "CHANNELS", "NEEDED"]
+    click.echo(table(heads, rows))
+
+
+@image.command("show")
+@click.argument("spec", metavar="NAME[@VERSION]")
+@json_option
+@where
+def image_show(spec: str, as_json: bool, config_path: Path | None, state_dir: Path | None) -> None:
+    """One image: its devices, files and digests."""
+    library = _library(state_dir, config_path)
+    found = library.find(spec)
+    try:
+        shown = server(state_dir, config_path).get(_where(found))
+    except NoServer:
+        shown = describe(library, found) | detail(found)
+    if as_json:
+        show_json(shown)
+        return
+    lines = [
+        ("image", f"{shown['name']}@{shown['version']}"), ("class", shown["class"]),
+        ("released", shown["released"]), ("channels", " ".join(shown["channels"])),
+        ("needed", shown["used"]), *shown["devices"].items(),
+    ]  # fmt: skip
+    click.echo(table(["", ""], [list(line) for line in lines if line[1]], header=False))
+    if shown["files"]:
+        rows = [[n, amount(f["size"]), f["sha256"]] for n, f in shown["files"].items()]
+        click.echo("\n" + table(["FILE", "SIZE", "SHA256"], rows))
+
+
+@image.command("add")
+@click.argument("directory", required=False, type=click.Path(path_type=Path))
+@click.option("--name", default="", help="Its name.  [default: the manifest's]")
+@click.option("--version", default="", help="[default: the manifest's, else today's date]")
+@click.option("--class", "class_name", default="", help="x86 or rpi.  [default: the manifest's]")
+@click.option("--released", default="", help="Date, YYYY-MM-DD.  [default: today]")
+@click.option("--boot", help="File or block device of the boot disk.")
+@click.option("--root", help="File or block device of the root file system.")
+@click.option("--tfm", help="File or block device of the maintenance system.")
+@click.option("--copy", is_flag=True, help="Copy block devices; else they are served in place.")
+@json_option
+@where
+def image_add(
+    directory: Path | None,
+    name: str,
+    version: str,
+    class_name: str,
+    released: str,
+    boot: str | None,
+    root: str | None,
+    tfm: str | None,
+    copy: bool,
+    as_json: bool,
+    config_path: Path | None,
+    state_dir: Path | None,
+) -> None:
+    """Add an image: a DIRECTORY with a manifest.json, or single devices.
+
+    Block devices are served where they are unless --copy is given.
+    """
+    given = {"boot": boot, "root": root, "tfm": tfm}
+    body = {
+        "directory": absolute(str(directory)) if directory else "",
+        "devices": {device: absolute(path) for device, path in given.items() if path},
+        "name": name, "version": version, "class": class_name, "released": released, "copy": copy,
+    }  # fmt: skip
+    with _Progress() as progress:
+        try:
+            last = progress.last_of(server(state_dir, config_path).follow("/v1/images", body))
+            added = last["image"]
+        except NoServer:
+            library = _library(state_dir, config_path)
+            library.directory.mkdir(parents=True, exist_ok=True)
+            added = describe(library, library.add(source_of(body), progress.report))
+    if as_json:
+        show_json(added)
+        return
+    which = f"{added['name']}@{added['version']}"
+    channels = " ".join(added["channels"])
+    click.echo(f"{which} is added" + (f" and is {added['name']}@{channels}" if channels else ""))
+    if not channels:
+        click.echo(f"let clients boot it: pxed image use {which}")
+
+
+@image.command("verify")
+@click.argument("spec", metavar="NAME[@VERSION]")
+@json_option
+@where
+def image_verify(
+    spec: str, as_json: bool, config_path: Path | None, state_dir: Path | None
+) -> None:
+    """Read a whole image and compare it with its digests."""
+    library = _library(state_dir, config_path)
+    found = library.find(spec)
+    with _Progress() as progress:
+        try:
+            asked = server(state_dir, config_path)
+            lines = asked.follow(f"{_where(found)}/verify", {})
+            findings = progress.last_of(lines)["findings"]
+        except NoServer:
+            findings = [finding_line(each) for each in library.verify(found, progress.report)]
+    if as_json:
+        show_json(findings)
+    else:
+        marks = {True: "ok", False: "BAD", None: "?"}
+        for each in findings:
+            click.echo(f"{marks[each['good']]:4} {each['file']}: {each['text']}")
+    if any(each["good"] is False for each in findings):
+        raise HostError(f"{found} is not what was added: add it again as another version")
+
+
+@image.command("use")
+@click.argument("spec", metavar="NAME@VERSION")
+@click.option("--channel", default=STABLE, show_default=True, help="Which pointer to move.")
+@json_option
+@where
+def image_use(
+    spec: str, channel: str, as_json: bool, config_path: Path | None, state_dir: Path | None
+) -> None:
+    """Let booting clients get this version; running ones keep theirs until they boot again."""
+    if "@" not in spec:
+        raise UsageError(f"{spec!r}: name the version too: {spec}@VERSION")
+    body = {"image": spec, "channel": channel}
+    try:
+        got = server(state_dir, config_path).post("/v1/images/use", body)
+    except NoServer:
+        chosen, before = _library(state_dir, config_path).use(spec, channel)
+        got = {"image": str(chosen), "before": before, "channel": channel}
+    _say_switched(got, as_json)
+
+
+@image.command("rollback")
+@click.argument("name")
+@click.option("--channel", default=STABLE, show_default=True, help="Which pointer to move.")
+@json_option
+@where
+def image_rollback(
+    name: str, channel: str, as_json: bool, config_path: Path | None, state_dir: Path | None
+) -> None:
+    """Go back to the version before."""
+    body = {"name": name, "channel": channel}
+    try:
+        got = server(state_dir, config_path).post("/v1/images/rollback", body)
+    except NoServer:
+        chosen, before = _library(state_dir, config_path).rollback(name, channel)
+        got = {"image": str(chosen), "before": before, "channel": channel}
+    _say_switched(got, as_json)
+
+
+def _say_switched(got: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        show_json(got)
+        return
+    name = got["image"].partition("@")[0]
+    was = f" (was {got['before']})" if got["before"] else ""
+    click.echo(f"{name}@{got['channel']} is now {got['image']}{was}")
+    if got.get("pinned"):
+        click.echo(f"{got['pinned']} running clients keep their version until they boot again")
+    if got["channel"] == STABLE and got.get("classes") == []:
+        click.echo("no class boots it by itself: see [class.x86] image in the configuration")
+
+
+@image.command("drop-channel")
+@click.argument("name")
+@click.argument("channel")
+@where
+def image_drop_channel(
+    name: str, channel: str, config_path: Path | None, state_dir: Path | None
+) -> None:
+    """Forget a channel of an image; its version stays."""
+    body = {"name": name, "channel": channel}
+    try:
+        server(state_dir, config_path).post("/v1/images/drop-channel", body)
+    except NoServer:
+        _library(state_dir, config_path).drop_channel(name, channel)
+    click.echo(f"{name} has no channel {channel} any more")
+
+
+@image.command("remove")
+@click.argument("spec", metavar="NAME@VERSION")
+@where
+def image_remove(spec: str, config_path: Path | None, state_dir: Path | None) -> None:
+    """Remove a version that nobody needs."""
+    if "@" not in spec:
+        raise UsageError(f"{spec!r}: name the version too: {spec}@VERSION")
+    library = _library(state_dir, config_path)
+    found = library.find(spec)
+    try:
+        server(state_dir, config_path).ask("DELETE", _where(found))
+    except NoServer:
+        library.remove(found, uses_without_server(library.directory.parent, config_path))
+    click.echo(f"{found} is removed")
+
+
+@image.group("build")
+def image_build() -> None:
+    """Build an image from Debian's packages."""
+
+
+@image_build.command("minimal")
+@click.option("--name", default="lab", show_default=True, help="Name of the image.")
+@click.option("--version", help="Its version.  [default: today's, YYYY.MM.DD]")
+@where
+def image_build_minimal(
+    name: str, version: str | None, config_path: Path | None, state_dir: Path | None
+) -> None:
+    """A busybox system on Debian's cloud kernel: what the demo boots."""
+    from pxed.client import minimal
+
+    library = _library(state_dir, config_path)
+    version = version or time.strftime("%Y.%m.%d")
+    target = library.directory / name / version
+    if target.exists():
+        raise UsageError(f"{target} exists already: choose another --version")
+
+    def progress(text: str) -> None:
+        click.echo(f"  {text}", err=True)
+
+    first = not (library.directory / name).exists()
+    minimal.build_minimal(target, name=name, version=version, progress=progress)
+    built = library.seal(library.find(f"{name}@{version}"))
+    if first:
+        library.use(str(built))
+    click.echo(f"image {built} is ready in {target}")
+
+
+def _where(found: Image) -> str:
+    return f"/v1/images/{found.name}/{found.version}"
+
+
+class _Progress:
+    """One line on standard error that says how far it is, on a terminal only."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+        self._last = 0.0
+
+    def report(self, what: str, done: int, total: int) -> None:
+        if self._shown and time.monotonic() - self._last > 0.1:
+            self._last = time.monotonic()
+            share = 100 * done // max(total, 1)
+            click.echo(f"\r\x1b[K{share:3d} %  {what}", err=True, nl=False)
+
+    def last_of(self, lines: Iterator[dict[str, Any]]) -> dict[str, Any]:
+        """Show the progress in ``lines``; the last of them."""
+        for line in lines:
+            if "progress" not in line:
+                return line
+            self.report(line["progress"], line["done"], line["total"])
+        raise HostError("the server ended before it was done")
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown and self._last:
+            click.echo("\r\x1b[K", err=True, nl=False)

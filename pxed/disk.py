@@ -1,0 +1,100 @@
+"""Files that appear whole or not at all, and copies that cost no more than their data."""
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+_FICLONE = 0x40049409  # linux/fs.h
+STEP = 8 << 20  # bytes copied or read between two calls of ``progress``
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes that were worked through since the last call."""
+
+
+def nothing(_count: int) -> None:
+    """The progress of those who do not ask."""
+
+
+def copy_data(source: int, target: int, size: int, progress: Progress = nothing) -> None:
+    """Make ``target`` (empty) equal to the first ``size`` bytes of ``source``, holes and all.
+
+    Shares the blocks where the file system can (FICLONE), else copies only data extents. OSError.
+    """
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(target, _FICLONE, source)
+        progress(size)
+        return
+    os.ftruncate(target, size)
+    at = 0
+    for begin, end in extents(source, size):
+        progress(begin - at)
+        while begin < end:
+            copied = _copy(source, target, min(end - begin, STEP), begin)
+            if copied == 0:
+                raise OSError(errno.EIO, "the source is shorter than its size")
+            begin += copied
+            progress(copied)
+        at = end
+    progress(size - at)
+
+
+def _copy(source: int, target: int, count: int, at: int) -> int:
+    try:
+        return os.copy_file_range(source, target, count, at, at)
+    except OSError as error:
+        # Another file system, or a block device: by hand, and zeros stay holes.
+        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+    data = os.pread(source, count, at)
+    if data.count(0) != len(data):
+        done = 0
+        while done < len(data):
+            done += os.pwrite(target, data[done:], at + done)
+    return len(data)
+
+
+def extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where data is among the first ``size`` bytes: (begin, end) in order; a device is all data."""
+    at = 0
+    while at < size:
+        try:
+            begin = os.lseek(fd, at, os.SEEK_DATA)
+            end = os.lseek(fd, begin, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole from here on
+                return
+            if error.errno != errno.EINVAL:
+                raise
+            begin, end = at, size
+        if begin >= size:
+            return
+        yield begin, min(end, size)
+        at = end
+
+
+def sync_directory(directory: Path) -> None:
+    """Names that were made or changed in ``directory`` are on the disk when this returns."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_whole(path: Path, text: str, mode: int = 0o644) -> None:
+    """Replace the small file ``path``: after a crash it is the old one or the new one. OSError."""
+    new = path.parent / f".new-{path.name}-{os.getpid()}"
+    try:
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        new.rename(path)
+        sync_directory(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            new.unlink()

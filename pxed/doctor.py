@@ -1,0 +1,265 @@
+"""``pxed doctor``: what stands in the way of the first client, and what to do about it.
+
+Looks at the machine, the segment and the configuration; where a server runs, sends a simulated
+client of each firmware through it (``pxed.probe``).
+"""
+
+import asyncio
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from pxed import images
+from pxed.ask import ControlClient, NoServer
+from pxed.cli_base import (
+    config_option,
+    json_option,
+    load_config,
+    said,
+    server,
+    show_json,
+    state_option,
+)
+from pxed.config import Config, with_state_dir
+from pxed.errors import PxedError, UsageError
+from pxed.table import amount
+
+OK, WARN, BROKEN = "ok", "warn", "BROKEN"
+_FDS_PER_CLIENT = 2
+_EXPECTED_CLIENTS = 200
+_RING_FRAMES = 8192  # of aoe_fast.Server
+_MAPS = Path("/proc/sys/vm/max_map_count")
+_FIRST_SANE_YEAR = 2025
+_BOOT_FILES = {"undionly.kpxe": "BIOS PCs", "snponly.efi": "UEFI PCs"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at; ``todo``: what to do about it."""
+
+    about: str
+    grade: str
+    text: str
+    todo: str = ""
+
+
+@click.command()
+@config_option
+@click.option("-i", "--interface", help="Network interface to serve; wins over the file's.")
+@state_option
+@json_option
+@said
+def doctor(
+    config_path: Path | None, interface: str | None, state_dir: Path | None, as_json: bool
+) -> None:
+    """Look for what would keep clients from booting. Exit status 1 if something is broken."""
+    asked = server(state_dir, config_path)
+    try:
+        status = asked.get("/v1/status")
+    except NoServer:
+        status = None
+    except PxedError:
+        status = None
+    if interface is None and status is not None:
+        interface = status["interface"]
+    config = load_config(config_path, interface)
+    if state_dir is not None:
+        config = with_state_dir(config, state_dir)
+    found: list[Finding] = []
+    for finding in _all(config, asked if status is not None else None):
+        found.append(finding)
+        if not as_json:
+            _say(finding)
+    if as_json:
+        show_json([asdict(finding) for finding in found])
+    if any(finding.grade == BROKEN for finding in found):
+        sys.exit(1)
+
+
+def _say(finding: Finding) -> None:
+    click.echo(f"{finding.grade:7} {finding.about}: {finding.text}")
+    if finding.todo:
+        click.echo(f"        -> {finding.todo}")
+
+
+def _all(config: Config, running: ControlClient | None) -> Iterator[Finding]:
+    checks: list[Callable[[Config], Iterator[Finding]]] = [
+        check_privileges, check_interface, check_boot_files, check_images, check_disk,
+        check_limits, check_clock, check_rivals,
+    ]  # fmt: skip
+    for check in checks:
+        try:
+            yield from check(config)
+        except PxedError as error:
+            yield Finding(check.__name__.removeprefix("check_"), BROKEN, str(error))
+    if running is None:
+        yield Finding(
+            "server", WARN, "no pxed runs here", "start it with pxed serve, then ask again"
+        )
+        return
+    yield Finding("server", OK, "it runs and answers")
+    for firmware in ("bios", "uefi", "ipxe"):
+        try:
+            yield simulated(running, firmware)
+        except PxedError as error:
+            yield Finding(f"{firmware} client", BROKEN, str(error))
+
+
+def check_privileges(_config: Config) -> Iterator[Finding]:
+    if os.geteuid() == 0:
+        yield Finding("privileges", OK, "root")
+    else:
+        yield Finding("privileges", BROKEN, "not root", "run it with sudo")
+
+
+def check_interface(config: Config) -> Iterator[Finding]:
+    from pxed.net.link import look_up
+
+    link = look_up(config.interface)
+    about = f"interface {link.name}"
+    if (Path("/sys/class/net") / link.name / "phy80211").exists():
+        yield Finding(about, BROKEN, "is wireless", "AoE needs a wire: serve a wired interface")
+    if not link.up:
+        yield Finding(about, BROKEN, "is down", f"ip link set {link.name} up")
+    elif not link.carrier:
+        yield Finding(about, BROKEN, "has no carrier", "plug the cable in, switch the switch on")
+    else:
+        yield Finding(about, OK, f"{link.mac}, up, has a carrier")
+    if link.addresses:
+        yield Finding("address", OK, ", ".join(str(each) for each in link.addresses))
+    else:
+        todo = f"ip addr add ADDRESS/24 dev {link.name}, or start its DHCP client"
+        yield Finding("address", BROKEN, f"{link.name} has no IPv4 address", todo)
+    if link.mtu < 1500:
+        todo = f"ip link set {link.name} mtu 1500"
+        yield Finding("MTU", WARN, f"{link.mtu}: fewer sectors fit a frame", todo)
+    else:
+        large = "; every switch and client on the way must take it too" if link.mtu > 1500 else ""
+        sectors = min((link.mtu - 36) // 512, 255)
+        yield Finding("MTU", OK, f"{link.mtu}: {sectors} sectors in a frame{large}")
+
+
+def check_boot_files(config: Config) -> Iterator[Finding]:
+    for name, whom in _BOOT_FILES.items():
+        path = config.tftp.root / name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            todo = "install Debian's package ipxe, or set [tftp] root"
+            yield Finding("boot file", BROKEN, f"{path}: {error.strerror}: {whom} need it", todo)
+            continue
+        version = _ipxe_version(data)
+        yield Finding("boot file", OK, f"{path}: {version}, {amount(len(data))}, for {whom}")
+
+
+def _ipxe_version(data: bytes) -> str:
+    """The version in an iPXE program: plain in BIOS ones (unless packed) and in EFI ones."""
+    at = data.find(b"iPXE/")
+    word = data[at + 5 : at + 37].split(b"\0")[0] if at >= 0 else b""
+    if word and word.isascii() and word.decode().isprintable():
+        return f"iPXE {word.decode()}"
+    return "packed, version unknown"
+
+
+def check_images(config: Config) -> Iterator[Finding]:
+    for name, each in config.classes.items():
+        try:
+            image = images.find(config.images_dir, each.image, name)
+        except UsageError as error:
+            yield Finding(f"image {name}", BROKEN, str(error))
+            continue
+        if each.mode == "provision" and "tfm" not in image.devices:
+            yield Finding(f"image {name}", BROKEN, f"{image} has no tfm device",
+                          'add one that has, or set mode = "diskless"')  # fmt: skip
+            continue
+        yield Finding(f"image {name}", OK, f"{image}: {', '.join(image.devices)}")
+
+
+def check_disk(config: Config) -> Iterator[Finding]:
+    place = next(p for p in (config.state_dir, *config.state_dir.parents) if p.exists())
+    free, size = shutil.disk_usage(place).free, config.midlayer.size
+    room = max(free - config.midlayer.keep_free, 0) // size
+    text = f"{amount(free)} free in {place}: {room} clients may fill their {amount(size)}"
+    if free < config.midlayer.keep_free:
+        todo = "free some space, or lower [midlayer] keep_free"
+        yield Finding("disk", BROKEN, f"{text}; no new midlayer will be made", todo)
+    elif room < _EXPECTED_CLIENTS // 10:
+        yield Finding("disk", WARN, text, "a larger disk, or a smaller [midlayer] size")
+    else:
+        yield Finding("disk", OK, text)
+
+
+def check_limits(config: Config) -> Iterator[Finding]:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    clients = (hard - 100) // _FDS_PER_CLIENT
+    text = f"{hard}: enough for {clients} clients"
+    if clients < _EXPECTED_CLIENTS:
+        yield Finding("open files", WARN, text, "raise the limit: ulimit -Hn, or LimitNOFILE=")
+    else:
+        yield Finding("open files", OK, text)
+    try:
+        maps = int(_MAPS.read_text())
+    except (OSError, ValueError):
+        maps = 65530
+    if maps // _FDS_PER_CLIENT < _EXPECTED_CLIENTS * 2:
+        yield Finding("mappings", WARN, f"{maps}", f"sysctl vm.max_map_count={65530}")
+    flight = config.aoe.bufcnt
+    storm = _RING_FRAMES * config.aoe.workers // flight
+    text = (
+        f"{_RING_FRAMES} frames x {config.aoe.workers}: {storm} clients may send {flight} at once"
+    )
+    if storm < 100:
+        yield Finding("ring", WARN, text, "lower [aoe] bufcnt, or raise [aoe] workers")
+    else:
+        yield Finding("ring", OK, text)
+
+
+def check_clock(_config: Config) -> Iterator[Finding]:
+    now = time.gmtime()
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S UTC", now)
+    if now.tm_year < _FIRST_SANE_YEAR:
+        yield Finding("clock", BROKEN, stamp, "set it: timedatectl set-ntp true")
+    else:
+        yield Finding("clock", OK, stamp)
+
+
+def check_rivals(config: Config) -> Iterator[Finding]:
+    from pxed.net.link import look_up
+    from pxed.net.rival import find_rivals
+
+    rivals = asyncio.run(find_rivals(look_up(config.interface)))
+    mode = config.dhcp.mode
+    for rival in rivals:
+        if rival.boots:
+            todo = "switch its network boot off: clients take whichever answers first"
+            yield Finding("other servers", BROKEN, str(rival), todo)
+        elif mode == "all":
+            todo = 'switch it off, or set [dhcp] mode = "pxe-only" or "proxy"'
+            yield Finding("other servers", BROKEN, str(rival), todo)
+        else:
+            todo = "keep our [dhcp] range out of its own" if mode == "pxe-only" else ""
+            yield Finding("other servers", OK, f"{rival}: goes with mode {mode}", todo)
+    if not rivals:
+        todo = (
+            'nobody else gives systems an address: set [dhcp] mode = "all"'
+            if mode == "proxy"
+            else ""
+        )
+        grade = BROKEN if mode == "proxy" else OK
+        yield Finding("other servers", grade, "no other DHCP server answers here", todo)
+
+
+def simulated(running: ControlClient, firmware: str) -> Finding:
+    """A simulated client of this firmware, through DHCP, TFTP and AoE of the running server."""
+    steps = running.post("/v1/doctor/simulate", {"firmware": firmware})["steps"]
+    text = "; ".join(f"{s['step']} {s['text']}".strip() for s in steps)
+    good = bool(steps) and all(s["good"] for s in steps)
+    todo = "" if good else "see pxed status and pxed event; the simulation skips cable and switch"
+    return Finding(f"{firmware} client (simulated)", OK if good else BROKEN, text, todo)

@@ -1,0 +1,54 @@
+"""What the routes need of the server, and nothing else."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, TypeVar
+
+from pxed.clients import Client, Clients
+from pxed.config import Class, Config
+from pxed.dhcp.policy import Policy
+from pxed.events import Event
+from pxed.exports import Exports
+from pxed.images import Image
+from pxed.library import Library
+from pxed.midlayers import Midlayers
+from pxed.net.link import Link
+from pxed.probe import Probe
+from pxed.store import Store
+from pxed.watch import Watch
+
+T = TypeVar("T")
+
+
+class Core(Protocol):
+    """The running server as the routes see it; ``pxed.app.App`` is one."""
+
+    config: Config
+    reread: Callable[[], Config] | None
+    link: Link
+    images: dict[str, Image]
+    clients: Clients
+    library: Library
+    midlayers: Midlayers
+    exports: Exports
+
+    @property
+    def policy(self) -> Policy: ...
+
+    store: Store
+    watch: Watch
+
+    def emit(self, event: Event) -> None: ...
+
+    async def saved(self, changed: Iterable[Client]) -> None: ...
+
+    def in_use(self, client: Client) -> bool: ...
+
+    def show_again(self, client: Client) -> None: ...
+
+    def use_images(self, classes: Mapping[str, Class] | None = None) -> dict[str, Image]: ...
+
+    def probe(self) -> Probe: ...
+
+    def uses(self, image: Image) -> str: ...
+
+    async def blocking(self, call: Callable[..., T], *args: Any) -> T: ...

@@ -1,0 +1,236 @@
+"""The library of images: added whole or not at all, switched, rolled back, never pulled away."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pxed import images
+from pxed.errors import HostError, UsageError
+from pxed.images import Image
+from pxed.library import Library, Source
+
+
+def free(_image: Image) -> str:
+    return ""
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Library:
+    return Library(tmp_path / "images")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A directory as a vendor would send it: two devices, one sparse, and a tree beside them."""
+    directory = tmp_path / "source"
+    (directory / "boot").mkdir(parents=True)
+    (directory / "boot.img").write_bytes(b"boot" * 4096)
+    with (directory / "root.img").open("wb") as file:
+        file.truncate(64 << 20)
+        file.seek(32 << 20)
+        file.write(b"root" * 1024)
+    (directory / "boot" / "config.txt").write_text("arm_64bit=1\n")
+    manifest(directory)
+    return directory
+
+
+def manifest(directory: Path, **changes: Any) -> None:
+    said = {"name": "lab", "version": "1", "class": "x86",
+            "devices": {"boot": "boot.img", "root": "root.img"}}  # fmt: skip
+    (directory / "manifest.json").write_text(json.dumps(said | changes))
+
+
+def add(library: Library, source: Path, version: str = "1", **more: Any) -> Image:
+    return library.add(Source(source, version=version, **more))
+
+
+def test_an_added_image_is_whole_and_has_digests(library: Library, source: Path) -> None:
+    image = add(library, source, released="2026-11-23")
+    assert str(image) == "lab@1"
+    assert image.released == "2026-11-23"
+    assert set(image.files) == {"boot.img", "root.img", "boot/config.txt"}
+    assert all(finding.good for finding in library.verify(image))
+
+
+def test_a_sparse_device_stays_sparse(library: Library, source: Path) -> None:
+    assert add(library, source).devices["root"].stat().st_blocks * 512 < 1 << 20
+
+
+def test_progress_reaches_its_end(library: Library, source: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    library.add(Source(source), lambda _what, done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1] > 0
+    assert seen == sorted(seen)
+
+
+def test_a_changed_byte_is_found(library: Library, source: Path) -> None:
+    image = add(library, source)
+    image.devices["boot"].chmod(0o644)
+    with image.devices["boot"].open("r+b") as file:
+        file.write(b"B")
+    assert [f.file for f in library.verify(image) if f.good is False] == ["boot.img"]
+
+
+def test_a_file_that_is_gone_is_found(library: Library, source: Path) -> None:
+    image = add(library, source)
+    (image.directory / "boot" / "config.txt").unlink()
+    assert [f.file for f in library.verify(image) if not f.good] == ["boot/config.txt"]
+
+
+def test_a_source_that_does_not_fit_its_own_digests_is_refused(
+    library: Library, source: Path
+) -> None:
+    manifest(source, files={"boot.img": {"size": 16384, "sha256": "0" * 64}})
+    with pytest.raises(UsageError, match="sha256"):
+        add(library, source)
+    assert library.all() == ([], [])
+    assert not (library.directory / "lab").exists()
+
+
+def test_an_image_never_changes(library: Library, source: Path) -> None:
+    add(library, source)
+    with pytest.raises(UsageError, match="never changes"):
+        add(library, source)
+
+
+@pytest.mark.parametrize("name", ["../x", "", "a b", "x" * 65, "stable", "canary"])
+def test_a_bad_version_is_refused(library: Library, source: Path, name: str) -> None:
+    manifest(source, version=name or "?")
+    with pytest.raises(UsageError):
+        add(library, source, name)
+
+
+def test_single_devices_make_an_image(library: Library, source: Path) -> None:
+    devices = {"boot": source / "boot.img", "root": source / "root.img"}
+    image = library.add(Source(None, devices, "pc", "7"))
+    assert image.devices["root"].read_bytes()[32 << 20 :][:4] == b"root"
+    with pytest.raises(UsageError, match="--root"):
+        library.add(Source(None, {"boot": source / "boot.img"}, "pc", "8"))
+
+
+def test_the_first_version_is_stable_and_later_ones_wait(library: Library, source: Path) -> None:
+    add(library, source, "1")
+    add(library, source, "2")
+    assert str(library.find("lab")) == "lab@1"
+    assert str(library.find("lab@stable")) == "lab@1"
+
+
+def test_use_and_rollback(library: Library, source: Path) -> None:
+    for version in ("1", "2", "3"):
+        add(library, source, version)
+    assert library.use("lab@3")[1] == "1"
+    assert str(library.find("lab")) == "lab@3"
+    assert library.use("lab@3")[1] == "3"  # twice is once
+    image, left = library.rollback("lab")
+    assert (str(image), left) == ("lab@1", "3")
+    with pytest.raises(UsageError, match="no version before"):
+        library.rollback("lab")
+
+
+def test_a_canary_channel_is_its_own_pointer(library: Library, source: Path) -> None:
+    add(library, source, "1")
+    add(library, source, "2")
+    library.use("lab@2", "canary")
+    assert (str(library.find("lab@canary")), str(library.find("lab"))) == ("lab@2", "lab@1")
+    with pytest.raises(UsageError, match="canary"):
+        library.remove(library.find("lab@2"), free)
+    library.drop_channel("lab", "canary")
+    library.remove(library.find("lab@2"), free)
+    assert images.versions(library.directory, "lab") == ["1"]
+
+
+def test_what_is_in_use_stays(library: Library, source: Path) -> None:
+    add(library, source, "1")
+    add(library, source, "2")
+    with pytest.raises(UsageError, match="seat-01 runs it"):
+        library.remove(library.find("lab@2"), lambda _: "seat-01 runs it")
+    with pytest.raises(UsageError, match="stable"):
+        library.remove(library.find("lab@1"), free)
+
+
+def test_rollback_skips_what_was_removed(library: Library, source: Path) -> None:
+    for version in ("1", "2", "3"):
+        add(library, source, version)
+        library.use(f"lab@{version}")
+    library.remove(library.find("lab@2"), free)
+    assert str(library.rollback("lab")[0]) == "lab@1"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"stable": 1}', '{"../x": []}'])
+def test_damaged_channels_are_a_clear_error(library: Library, source: Path, text: str) -> None:
+    add(library, source)
+    (library.directory / "lab" / "channels.json").write_text(text)
+    with pytest.raises(UsageError, match=r"channels\.json"):
+        library.find("lab")
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from pxed import library
+from pxed.disk import copy_data
+def slow(*args):
+    print("copying", flush=True)
+    time.sleep(60)
+library.disk.copy_data = slow
+library.Library(Path(sys.argv[1])).add(library.Source(Path(sys.argv[2]), version="9"))
+"""
+
+
+def test_a_killed_add_leaves_nothing_to_see_and_the_next_one_cleans(
+    library: Library, source: Path
+) -> None:
+    killed = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(library.directory), str(source)], stdout=subprocess.PIPE
+    )
+    assert killed.stdout is not None
+    assert killed.stdout.readline() == b"copying\n"
+    assert library.clean() == []  # it is still at work
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    killed.stdout.close()
+    assert library.all() == ([], [])
+    assert len(library.clean()) == 1
+    assert str(add(library, source)) == "lab@1"
+
+
+def test_old_leftovers_of_a_build_are_cleaned(library: Library) -> None:
+    old, young = library.directory / "lab" / ".new-old", library.directory / "lab" / ".new-young"
+    old.mkdir(parents=True)
+    young.mkdir()
+    os.utime(old, (time.time() - 2 * 86400,) * 2)
+    assert library.clean() == [old]
+
+
+def test_a_full_disk_is_a_clear_error(
+    library: Library, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pxed.disk.copy_data", full)
+    with pytest.raises(HostError, match="No space left"):
+        add(library, source)
+    assert not (library.directory / "lab").exists()
+
+
+def test_links_that_lead_out_are_refused(library: Library, source: Path) -> None:
+    (source / "passwd").symlink_to("/etc/passwd")
+    with pytest.raises(UsageError, match="plain files"):
+        add(library, source)
+
+
+def test_an_image_without_digests_can_be_sealed(library: Library, source: Path) -> None:
+    (library.directory / "lab").mkdir(parents=True)
+    source.rename(library.directory / "lab" / "1")
+    image = library.find("lab")
+    assert {finding.good for finding in library.verify(image)} == {None}
+    sealed = library.seal(image)
+    assert {finding.good for finding in library.verify(sealed)} == {True}
