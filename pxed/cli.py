@@ -246,14 +246,57 @@ def image_build_minimal(
     from pxed.client import minimal
 
     version = version or time.strftime("%Y.%m.%d")
-    images = configuration.Config(
-        interface="", state_dir=_state_dir(state_dir, config_path)
-    ).images_dir
-    target = images / name / version
-    if target.exists():
-        raise UsageError(f"{target} exists already: choose another --version")
+    target = _new_image(name, version, _state_dir(state_dir, config_path))
     minimal.build_minimal(target, name=name, version=version, progress=_progress)
     click.echo(f"image {name}@{version} is ready in {target}")
+
+
+@image_build.command("debian")
+@click.option("--release", default="bookworm", show_default=True, help="Debian's code name.")
+@click.option("-p", "--package", "packages", multiple=True, help="One more package; repeatable.")
+@click.option(
+    "--script",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Program to run in the new root, as root, when the packages are there.",
+)
+@click.option("--user", default="", help="An account without a password, with sudo.")
+@click.option("--locale", default="C.UTF-8", show_default=True)
+@click.option("--kernel", default="linux-image-amd64", show_default=True, help="Kernel package.")
+@click.option("--mirror", help="Debian mirror, such as one day's snapshot.  [default: Debian's]")
+@click.option("--cmdline", default="", help="Added to the kernel command line.")
+@click.option("--compression", type=click.Choice(["zstd", "lz4"]), default="zstd",
+              show_default=True)  # fmt: skip
+@click.option("--refresh", is_flag=True, help="Fetch today's packages again.")
+@click.option("--name", default="debian", show_default=True, help="Name of the image.")
+@click.option("--version", help="Its version.  [default: today's, YYYY.MM.DD]")
+@config_option
+@state_option
+@said
+def image_build_debian(
+    name: str,
+    version: str | None,
+    script: Path | None,
+    config_path: Path | None,
+    state_dir: Path | None,
+    **options: Any,
+) -> None:
+    """A Debian system with systemd. Needs root and mmdebstrap."""
+    from pxed.client import debian
+
+    version = version or time.strftime("%Y.%m.%d")
+    target = _new_image(name, version, _state_dir(state_dir, config_path))
+    own = script.read_bytes() if script else b""
+    debian.build_debian(
+        target, name=name, version=version, script=own, progress=_progress, **options
+    )
+    click.echo(f"image {name}@{version} is ready in {target}")
+
+
+def _new_image(name: str, version: str, state_dir: Path) -> Path:
+    target = configuration.Config(interface="", state_dir=state_dir).images_dir / name / version
+    if target.exists():
+        raise UsageError(f"{target} exists already: choose another --version")
+    return target
 
 
 def _progress(text: str) -> None:
