@@ -65,7 +65,7 @@ def unified_image(destination: Path, *, vmlinuz: Path, initrd: Path, cmdline: st
     with tempfile.TemporaryDirectory(prefix="pxed-uki-", dir=destination.parent) as name:
         text = Path(name) / "cmdline"
         text.write_text(cmdline)
-        argv = ["objcopy"]
+        argv = ["objcopy", "--preserve-dates"]  # the stub's, also inside the program
         address = _image_end(_STUB.read_bytes())
         for section, path in ((".cmdline", text), (".initrd", initrd), (".linux", vmlinuz)):
             argv += ["--add-section", f"{section}={path}"]
@@ -103,8 +103,8 @@ def _partition(disk: Path, content: int) -> None:
     )
     _tool(
         [
-            "mkfs.fat", "-F", "16", "-s", str(_CLUSTER // 512), "-n", "PXED", "-i", "70786564",
-            "-h", str(_START // 512), "--offset", str(_START // 512),
+            "mkfs.fat", "--invariant", "-F", "16", "-s", str(_CLUSTER // 512), "-n", "PXED",
+            "-i", "70786564", "-h", str(_START // 512), "--offset", str(_START // 512),
             str(disk), str(room // 1024),
         ],
         package="dosfstools",

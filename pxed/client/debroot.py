@@ -18,9 +18,9 @@ from pxed.client.initramfs import script
 from pxed.client.kernel import cache_dir
 from pxed.errors import HostError
 
+_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
 _ALONE = (
-    "setpriv", "--pdeathsig", "KILL", "--",
-    "unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--",
+    *_WITH_US, "unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--",
 )  # fmt: skip
 _KEPT = 4  # package sets in the cache
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -152,7 +152,7 @@ def run_alone(
     with (
         log.open("ab") as out,
         subprocess.Popen(
-            ["timeout", "--kill-after=10", str(timeout), *_ALONE, *argv],
+            [*_WITH_US, "timeout", "--kill-after=10", str(timeout), *_ALONE, *argv],
             env={**base, **passed, **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
