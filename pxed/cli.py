@@ -266,6 +266,8 @@ def image_build_minimal(
 @click.option("--cmdline", default="", help="Added to the kernel command line.")
 @click.option("--compression", type=click.Choice(["zstd", "lz4"]), default="zstd",
               show_default=True)  # fmt: skip
+@click.option("--initramfs", type=click.Choice(["initramfs-tools", "dracut"]),
+              default="initramfs-tools", show_default=True)  # fmt: skip
 @click.option("--refresh", is_flag=True, help="Fetch today's packages again.")
 @click.option("--name", default="debian", show_default=True, help="Name of the image.")
 @click.option("--version", help="Its version.  [default: today's, YYYY.MM.DD]")

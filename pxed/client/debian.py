@@ -20,6 +20,9 @@ COMPRESSIONS = {
     "zstd": ("-comp", "zstd", "-Xcompression-level", "15"),
     "lz4": ("-comp", "lz4", "-Xhc"),
 }
+INITRAMFS = {"initramfs-tools": (), "dracut": ("dracut-core",)}
+"""What makes the initramfs, and the packages for it that are not in every image."""
+
 CMDLINE = (
     "boot=pxed aoe.aoe_deadsecs=0 pxed.shelf={shelf} console=tty0 console=ttyS0 quiet loglevel=3 "
     "random.trust_cpu=on cryptomgr.notests"
@@ -44,6 +47,7 @@ def build_debian(
     shelf: int = 16,
     cmdline: str = "",
     compression: str = "zstd",
+    initramfs: str = "initramfs-tools",
     refresh: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Manifest:
@@ -55,14 +59,18 @@ def build_debian(
     far as ``mirror`` still offers the same. Appears whole or not at all. UsageError for an argument
     that cannot be, HostError if something is missing or fails: it then names the log.
     """
-    _check(release, packages, user, locale, kernel, mirror, compression)
+    _check(release, packages, user, locale, kernel, mirror)
+    if compression not in COMPRESSIONS:
+        raise UsageError(f"{compression!r}: compression is one of {', '.join(COMPRESSIONS)}")
+    if initramfs not in INITRAMFS:
+        raise UsageError(f"{initramfs!r}: initramfs is one of {', '.join(INITRAMFS)}")
     if os.geteuid() != 0:
         raise HostError("a Debian image is built as root: sudo pxed image build debian")
     if shutil.which("mmdebstrap") is None:
         raise HostError("mmdebstrap is missing: apt install mmdebstrap")
     manifest = Manifest(name, version, "x86")
     epoch = _epoch()
-    more = [kernel]
+    more = [kernel, *INITRAMFS[initramfs]]
     more += ["sudo"] if user else []
     more += ["locales"] if locale not in ("C", "C.UTF-8", "POSIX") else []
     recipe = Recipe(
@@ -77,9 +85,15 @@ def build_debian(
         unpack(archive, root, log)
         progress("making it a network client")
         finish(
-            root, log, image=f"{name}@{version}", account=user, locale=locale, own=script,
+            root,
+            log,
+            image=f"{name}@{version}",
+            initramfs=initramfs,
+            account=user,
+            locale=locale,
+            own=script,
             epoch=epoch,
-        )  # fmt: skip
+        )
         progress("making the boot disk")
         for file in ("vmlinuz", "initrd"):
             shutil.copyfile(root / "boot" / file, work / file)
@@ -119,7 +133,6 @@ def _check(
     locale: str,
     kernel: str,
     mirror: str | None,
-    compression: str,
 ) -> None:
     for word in (release, kernel, *packages):
         if not _PLAIN.fullmatch(word):
@@ -130,8 +143,6 @@ def _check(
         raise UsageError(f"{locale!r} is no locale: write it like de_DE.UTF-8")
     if mirror is not None and not re.fullmatch(r"(https?|file|copy):/\S+", mirror):
         raise UsageError(f"{mirror!r} is no mirror: write a URL like {MIRROR}")
-    if compression not in COMPRESSIONS:
-        raise UsageError(f"{compression!r}: compression is one of {', '.join(COMPRESSIONS)}")
 
 
 def _epoch() -> int:

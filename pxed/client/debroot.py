@@ -35,7 +35,12 @@ FILES = (
     ("initramfs-tools/hook", "usr/share/initramfs-tools/hooks/pxed", 0o755),
     ("initramfs-tools/boot-script", "usr/share/initramfs-tools/scripts/pxed", 0o644),
     ("initramfs-tools/conf-hook", "usr/share/initramfs-tools/conf-hooks.d/pxed", 0o644),
+    ("dracut/module-setup.sh", "usr/lib/dracut/modules.d/90pxed/module-setup.sh", 0o755),
+    ("dracut/parse.sh", "usr/lib/dracut/modules.d/90pxed/parse.sh", 0o755),
+    ("dracut/mount.sh", "usr/lib/dracut/modules.d/90pxed/mount.sh", 0o755),
     ("functions.sh", "usr/share/pxed/functions.sh", 0o644),
+    ("keep.sh", "usr/share/pxed/keep.sh", 0o644),
+    ("modules", "usr/share/pxed/modules", 0o644),
     ("report.sh", "usr/sbin/pxed-report", 0o755),
     ("system/pxed-running.service", "usr/lib/systemd/system/pxed-running.service", 0o644),
     ("system/ssh.conf", "usr/lib/systemd/system/ssh.service.d/pxed.conf", 0o644),
@@ -108,7 +113,15 @@ def unpack(archive: Path, root: Path, log: Path) -> None:
 
 
 def finish(
-    root: Path, log: Path, *, image: str, account: str, locale: str, own: bytes, epoch: int
+    root: Path,
+    log: Path,
+    *,
+    image: str,
+    initramfs: str,
+    account: str,
+    locale: str,
+    own: bytes,
+    epoch: int,
 ) -> None:
     """Run finish.sh in ``root`` with the host's network, and ``own`` from within it."""
     inside = root.parent / "inside"
@@ -125,8 +138,8 @@ def finish(
     (root / "usr/sbin/policy-rc.d").write_text("#!/bin/sh\nexit 101\n")
     (root / "usr/sbin/policy-rc.d").chmod(0o755)
     env = {
-        "IMAGE": image, "ACCOUNT": account, "LOCALE": locale, "SOURCE_DATE_EPOCH": str(epoch),
-        "INITRD": "No", "HOME": "/root",
+        "IMAGE": image, "INITRAMFS": initramfs, "ACCOUNT": account, "LOCALE": locale,
+        "SOURCE_DATE_EPOCH": str(epoch), "INITRD": "No", "HOME": "/root",
     }  # fmt: skip
     run_alone(["sh", "-c", enter, "enter", str(root), str(inside)], log, env=env, timeout=3600)
     shutil.rmtree(inside)

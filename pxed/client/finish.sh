@@ -3,7 +3,7 @@
 # packages are there: the account, the locale, the services, the operator's own script, the initramfs;
 # then all goes that belongs to one machine or to one moment.
 set -eu
-: "${IMAGE:?}" "${ACCOUNT=}" "${LOCALE=}"
+: "${IMAGE:?}" "${INITRAMFS:?}" "${ACCOUNT=}" "${LOCALE=}"
 
 echo "$IMAGE" > /etc/pxed-image
 : > /etc/fstab
@@ -24,11 +24,20 @@ if [ -s /tmp/script ]; then
     /tmp/script
 fi
 
-# Only what the hook of pxed asks for, not every driver for every disk: it is loaded at each boot.
-mkdir -p /etc/initramfs-tools/conf.d
-printf 'MODULES=list\nRESUME=none\n' > /etc/initramfs-tools/conf.d/pxed
+# Only what pxed's own part asks for, not every driver for every disk: it is loaded at each boot.
 release=$(ls /lib/modules)
-mkinitramfs -o /boot/initrd "$release"
+case $INITRAMFS in
+initramfs-tools)
+    mkdir -p /etc/initramfs-tools/conf.d
+    printf 'MODULES=list\nRESUME=none\n' > /etc/initramfs-tools/conf.d/pxed
+    mkinitramfs -o /boot/initrd "$release"
+    ;;
+dracut)
+    dracut --quiet --reproducible --zstd --no-hostonly --kver "$release" --modules \
+        "base systemd systemd-initrd dracut-systemd udev-rules pxed" /boot/initrd
+    chmod 644 /boot/initrd
+    ;;
+esac
 mv "/boot/vmlinuz-$release" /boot/vmlinuz
 ls -l /boot
 

@@ -20,6 +20,7 @@ from tests.conftest import requires
 CLIENT = Path(str(resources.files("pxed.client")))
 SHELL_FILES = [
     *sorted(CLIENT.glob("*.sh")),
+    *sorted(CLIENT.glob("dracut/*.sh")),
     CLIENT / "initramfs-tools/hook",
     CLIENT / "initramfs-tools/boot-script",
 ]
@@ -35,6 +36,7 @@ SHELL_FILES = [
         ({"locale": "de_DE; rm"}, "no locale"),
         ({"mirror": "ftp.debian.org"}, "no mirror"),
         ({"compression": "gzip"}, "zstd, lz4"),
+        ({"initramfs": "mkinitcpio"}, "initramfs-tools, dracut"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_done(
