@@ -98,7 +98,7 @@ def build_debian(
         for file in ("vmlinuz", "initrd"):
             shutil.copyfile(root / "boot" / file, work / file)
             os.utime(work / file, (epoch, epoch))
-        (root / "boot/initrd").unlink()
+            (root / "boot" / file).unlink()
         build_bootdisk(
             work / "boot.img",
             vmlinuz=work / "vmlinuz",

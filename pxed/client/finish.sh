@@ -7,6 +7,7 @@ set -eu
 
 echo "$IMAGE" > /etc/pxed-image
 : > /etc/fstab
+mkdir -p /config
 if [ -n "$LOCALE" ] && [ "$LOCALE" != C.UTF-8 ]; then
     echo "$LOCALE ${LOCALE##*.}" > /etc/locale.gen
     locale-gen
@@ -38,7 +39,7 @@ dracut)
     chmod 644 /boot/initrd
     ;;
 esac
-mv "/boot/vmlinuz-$release" /boot/vmlinuz
+ln "/boot/vmlinuz-$release" /boot/vmlinuz
 ls -l /boot
 
 apt-get clean

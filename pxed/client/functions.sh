@@ -212,7 +212,8 @@ mount_root() {
     fi
     cd "$1" || fail "the root is gone"
     mkdir -p config proc sys dev run
-    [ -n "$why" ] || mount -o move /config config
+    # Not a move: where systemd runs already, mounts are shared and cannot be moved.
+    [ -n "$why" ] || { mount -o bind /config config && umount /config; }
     wait
     echo "report=$report_disk lines=$lines" > /run/pxed/client
 }

@@ -25,7 +25,7 @@ printf 'auto ens3\\niface ens3 inet static\\n address 10.9.9.9/24\\n' >> /etc/ne
 """
 
 
-def build(directory: Path) -> Path:
+def build(directory: Path, initramfs: str = "initramfs-tools") -> Path:
     build_debian(
         directory,
         name="lab",
@@ -34,6 +34,7 @@ def build(directory: Path) -> Path:
         packages=("ifupdown",),
         script=SCRIPT,
         user="student",
+        initramfs=initramfs,
     )
     return directory
 
@@ -147,6 +148,23 @@ def test_another_machine_is_another_machine(room: Room, seat: Client, firmware: 
     assert other.shell("cat /etc/hostname") == "seat-52-54-00-00-00-02\n"
     assert "mine" not in other.shell("ls /home/student")
     assert "own-tool" not in other.shell("ls /usr/bin")
+
+
+def test_dracut_starts_it_alike(debian_image: Path, tmp_path: Path) -> None:
+    assert debian_image.is_dir()
+    with Lab() as lab:
+        room = Room(lab, build(tmp_path / "dracut", "dracut"))
+        client = lab.add_client(memory=1024)
+        power_on(client)
+        assert eventually(lambda: "running" in room.stages(client))
+        assert {"root mounted", "/config mounted"} <= set(room.stages(client))
+        mounts = client.shell("cat /proc/mounts")
+        assert "upperdir=/config/layers/lab@1/upper" in mounts
+        assert "/dev/etherd/e16.3 /config ext4 rw" in mounts
+        assert "0 loaded units listed" in client.shell("systemctl --failed --no-pager --plain")
+        assert "05-pxed-ens3" in client.shell("ls /run/systemd/network")
+        client.send("systemctl poweroff\n")
+        assert eventually(lambda: not client.running, 120), client.console()[-1000:]
 
 
 def test_the_same_input_of_the_same_day_gives_the_same_bytes(

@@ -19,8 +19,11 @@ installkernel() {
 install() {
     inst_simple /usr/share/pxed/functions.sh /functions.sh
     inst_simple /usr/share/pxed/keep.sh /keep.sh
-    inst_multiple dd md5sum sed tr sleep mkdir mount cat reboot
+    inst_multiple dd md5sum sed tr sleep mkdir mount umount cat reboot
     inst_multiple -o e2fsck
+    # The cards' names, which cannot change any more once they are up.
+    inst_rules 75-net-description.rules 80-net-setup-link.rules
+    inst_multiple -o /usr/lib/systemd/network/99-default.link
     # $moddir is set by dracut
     # shellcheck disable=SC2154
     inst_hook cmdline 20 "$moddir/parse.sh"
