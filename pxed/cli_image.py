@@ -1,5 +1,6 @@
 """``pxed image``: through the running server, or without one directly in the state directory."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -262,21 +263,70 @@ def image_build_minimal(
     """A busybox system on Debian's cloud kernel: what the demo boots."""
     from pxed.client import minimal
 
-    library = _library(state_dir, config_path)
     version = version or time.strftime("%Y.%m.%d")
+    with _new_image(name, version, state_dir, config_path) as target:
+        minimal.build_minimal(target, name=name, version=version, progress=_said)
+
+
+@image_build.command("debian")
+@click.option("--release", default="bookworm", show_default=True, help="Debian's code name.")
+@click.option("-p", "--package", "packages", multiple=True, help="One more package; repeatable.")
+@click.option(
+    "--script",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Program to run in the new root, as root, when the packages are there.",
+)
+@click.option("--user", default="", help="An account without a password, with sudo.")
+@click.option("--locale", default="C.UTF-8", show_default=True)
+@click.option("--kernel", default="linux-image-amd64", show_default=True, help="Kernel package.")
+@click.option("--mirror", help="Debian mirror, such as one day's snapshot.  [default: Debian's]")
+@click.option("--cmdline", default="", help="Added to the kernel command line.")
+@click.option("--compression", type=click.Choice(["zstd", "lz4"]), default="zstd",
+              show_default=True)  # fmt: skip
+@click.option("--initramfs", type=click.Choice(["initramfs-tools", "dracut"]),
+              default="initramfs-tools", show_default=True)  # fmt: skip
+@click.option("--refresh", is_flag=True, help="Fetch today's packages again.")
+@click.option("--name", default="debian", show_default=True, help="Name of the image.")
+@click.option("--version", help="Its version.  [default: today's, YYYY.MM.DD]")
+@where
+def image_build_debian(
+    name: str,
+    version: str | None,
+    script: Path | None,
+    config_path: Path | None,
+    state_dir: Path | None,
+    **options: Any,
+) -> None:
+    """A Debian system with systemd. Needs root and mmdebstrap."""
+    from pxed.client import debian
+
+    version = version or time.strftime("%Y.%m.%d")
+    own = script.read_bytes() if script else b""
+    with _new_image(name, version, state_dir, config_path) as target:
+        debian.build_debian(
+            target, name=name, version=version, script=own, progress=_said, **options
+        )
+
+
+@contextlib.contextmanager
+def _new_image(
+    name: str, version: str, state_dir: Path | None, config_path: Path | None
+) -> Iterator[Path]:
+    """Where the block builds an image: sealed then, and used if it is the first of its name."""
+    library = _library(state_dir, config_path)
     target = library.directory / name / version
     if target.exists():
         raise UsageError(f"{target} exists already: choose another --version")
-
-    def progress(text: str) -> None:
-        click.echo(f"  {text}", err=True)
-
     first = not (library.directory / name).exists()
-    minimal.build_minimal(target, name=name, version=version, progress=progress)
+    yield target
     built = library.seal(library.find(f"{name}@{version}"))
     if first:
         library.use(str(built))
     click.echo(f"image {built} is ready in {target}")
+
+
+def _said(text: str) -> None:
+    click.echo(f"  {text}", err=True)
 
 
 def _where(found: Image) -> str:

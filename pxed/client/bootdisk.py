@@ -13,18 +13,26 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from pxed.client.imagedir import dated
 from pxed.errors import HostError
 
 _GPTMBR = Path("/usr/lib/SYSLINUX/gptmbr.bin")
 _STUB = Path("/usr/lib/systemd/boot/efi/linuxx64.efi.stub")
 _START = 1 << 20  # of the partition, in bytes
 _TAIL = 1 << 20  # room for the second GPT
+_DISK_ID = "70786564-0000-4000-8000-000000000000"  # every boot disk is the same one to a client
+_PART_ID = "70786564-0000-4000-8000-000000000001"
 _CLUSTER = 8192
 _FAT16_LEAST = 4200 * _CLUSTER  # with fewer clusters a FAT is a FAT12, which firmware may refuse
 
 
-def build_bootdisk(destination: Path, *, vmlinuz: Path, initrd: Path, cmdline: str) -> None:
-    """Write the disk; its size is a multiple of 1 MiB. HostError if a program is missing."""
+def build_bootdisk(
+    destination: Path, *, vmlinuz: Path, initrd: Path, cmdline: str, epoch: int | None = None
+) -> None:
+    """Write the disk; its size is a multiple of 1 MiB. HostError if a program is missing.
+
+    With ``epoch``, a date in seconds since 1970, the same files give the same bytes.
+    """
     for needed, package in ((_GPTMBR, "syslinux-common"), (_STUB, "systemd-boot-efi")):
         if not needed.is_file():
             raise HostError(f"{needed} is missing: apt install {package}")
@@ -44,8 +52,11 @@ def build_bootdisk(destination: Path, *, vmlinuz: Path, initrd: Path, cmdline: s
             "EFI/BOOT/BOOTX64.EFI": unified,
         }
         disk = work / "disk"
+        if epoch is not None:
+            for path in (config, unified):
+                os.utime(path, (epoch, epoch))
         _partition(disk, content=sum(path.stat().st_size for path in files.values()))
-        _fill(disk, files)
+        _fill(disk, files, epoch)
         disk.replace(destination)
 
 
@@ -54,7 +65,7 @@ def unified_image(destination: Path, *, vmlinuz: Path, initrd: Path, cmdline: st
     with tempfile.TemporaryDirectory(prefix="pxed-uki-", dir=destination.parent) as name:
         text = Path(name) / "cmdline"
         text.write_text(cmdline)
-        argv = ["objcopy"]
+        argv = ["objcopy", "--preserve-dates"]  # the stub's, also inside the program
         address = _image_end(_STUB.read_bytes())
         for section, path in ((".cmdline", text), (".initrd", initrd), (".linux", vmlinuz)):
             argv += ["--add-section", f"{section}={path}"]
@@ -86,14 +97,14 @@ def _partition(disk: Path, content: int) -> None:
     _tool(
         ["sfdisk", "-q", "--no-reread", "--no-tell-kernel", str(disk)],
         package="fdisk",
-        stdin="label: gpt\n"
-        f"start={_START // 512}, size={room // 512}, type=uefi, name=boot, "
+        stdin=f"label: gpt\nlabel-id: {_DISK_ID}\n"
+        f"start={_START // 512}, size={room // 512}, type=uefi, name=boot, uuid={_PART_ID}, "
         'attrs="LegacyBIOSBootable"\n',
     )
     _tool(
         [
-            "mkfs.fat", "-F", "16", "-s", str(_CLUSTER // 512), "-n", "PXED", "-i", "70786564",
-            "-h", str(_START // 512), "--offset", str(_START // 512),
+            "mkfs.fat", "--invariant", "-F", "16", "-s", str(_CLUSTER // 512), "-n", "PXED",
+            "-i", "70786564", "-h", str(_START // 512), "--offset", str(_START // 512),
             str(disk), str(room // 1024),
         ],
         package="dosfstools",
@@ -102,24 +113,30 @@ def _partition(disk: Path, content: int) -> None:
         out.write(_GPTMBR.read_bytes()[:440])
 
 
-def _fill(disk: Path, files: dict[str, Path]) -> None:
+def _fill(disk: Path, files: dict[str, Path], epoch: int | None) -> None:
     target = f"{disk}@@{_START}"
     folders: dict[str, None] = {}
     for name in files:
         parts = name.split("/")[:-1]
         folders.update(dict.fromkeys("/".join(parts[: n + 1]) for n in range(len(parts))))
     if folders:
-        _tool(["mmd", "-i", target, *(f"::/{folder}" for folder in folders)], package="mtools")
+        _tool(
+            ["mmd", "-i", target, *(f"::/{folder}" for folder in folders)],
+            package="mtools",
+            epoch=epoch,
+        )
     for name, path in files.items():
-        _tool(["mcopy", "-i", target, "-m", str(path), f"::/{name}"], package="mtools")
-    _tool(["syslinux", "--install", "--offset", str(_START), str(disk)], package="syslinux")
+        argv = ["mcopy", "-i", target, "-m", str(path), f"::/{name}"]
+        _tool(argv, package="mtools", epoch=epoch)
+    install = ["syslinux", "--install", "--offset", str(_START), str(disk)]
+    _tool(install, package="syslinux", epoch=epoch)
 
 
 def _align(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def _tool(argv: Sequence[str], *, package: str, stdin: str = "") -> None:
+def _tool(argv: Sequence[str], *, package: str, stdin: str = "", epoch: int | None = None) -> None:
     try:
         subprocess.run(
             argv,
@@ -128,7 +145,7 @@ def _tool(argv: Sequence[str], *, package: str, stdin: str = "") -> None:
             capture_output=True,
             text=True,
             timeout=60,
-            env={**os.environ, "MTOOLS_SKIP_CHECK": "1", "LC_ALL": "C"},
+            env={**dated(epoch), "MTOOLS_SKIP_CHECK": "1", "LC_ALL": "C", "TZ": "UTC"},
         )
     except FileNotFoundError:
         raise HostError(f"{argv[0]} is missing: apt install {package}") from None

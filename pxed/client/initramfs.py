@@ -29,6 +29,7 @@ def build_initramfs(
     # The kernel itself calls this when a file system type is missing.
     archive.symlink("sbin/modprobe", "../bin/busybox")
     archive.file("init", script("init.sh"), 0o755)
+    archive.file("functions.sh", script("functions.sh"))
     _add_modules(archive, kernel, kernel.closure([*drivers, *MODULES]))
     destination.write_bytes(_zstd(bytes(archive), level))
 

@@ -1,20 +1,16 @@
 """Builds the minimal lab image: a boot disk, a busybox root and their manifest."""
 
-import json
-import os
-import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 
 from pxed.client.bootdisk import build_bootdisk
+from pxed.client.imagedir import Manifest, image_directory, squash
 from pxed.client.initramfs import DRIVERS, build_initramfs, busybox, script
 from pxed.client.kernel import DEFAULT_PACKAGE, fetch_kernel
-from pxed.errors import HostError, UsageError
 
 # aoe_deadsecs=0: a client outlives any outage of its server. The last three save half a second of
 # 2.5 in a client without KVM: no self-tests of ciphers, no code patching for a single processor.
@@ -22,28 +18,6 @@ CMDLINE = (
     "aoe.aoe_deadsecs=0 pxed.shelf={shelf} console=tty0 console=ttyS0 quiet loglevel=3 "
     "random.trust_cpu=on nowatchdog mitigations=off cryptomgr.notests noreplace-smp"
 )
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_DEVICES = {"boot": "boot.img", "root": "root.squashfs"}
-_KERNEL = {"vmlinuz": "vmlinuz", "initrd": "initrd"}
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What manifest.json says: the image's name, version, class, device files and kernel."""
-
-    name: str
-    version: str
-    machine_class: str
-    cmdline: str
-    devices: dict[str, str] = field(default_factory=lambda: dict(_DEVICES))
-
-    def to_json(self) -> str:
-        """The text of manifest.json."""
-        said = asdict(self)
-        said["class"] = said.pop("machine_class")
-        said["kernel"] = {**_KERNEL, "cmdline": said.pop("cmdline")}
-        order = ("name", "version", "class", "devices", "kernel")
-        return json.dumps({key: said[key] for key in order}, indent=1) + "\n"
 
 
 def build_minimal(
@@ -65,20 +39,10 @@ def build_minimal(
     name that cannot be a directory's or a destination in use; HostError if a program is missing.
     """
     version = version or date.today().strftime("%Y.%m.%d")
-    for word in (name, version):
-        if not _NAME.fullmatch(word):
-            raise UsageError(f"{word!r}: a name or version is letters, digits, '.', '_' and '-'")
-    if "\n" in cmdline:
-        raise UsageError("a kernel command line is one line")
-    if destination.exists() and any(destination.iterdir()):
-        raise UsageError(f"{destination} is not empty: choose another version")
     words = f"{CMDLINE.format(shelf=shelf)} {cmdline}".strip()
     manifest = Manifest(name, version, "x86", words)
-    kernel = fetch_kernel(package, progress=progress)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=destination.parent) as work_name:
-        work = Path(work_name) / "image"
-        work.mkdir()
+    with image_directory(destination, manifest) as work:
+        kernel = fetch_kernel(package, progress=progress)
         progress("packing the initramfs")
         shutil.copyfile(kernel.vmlinuz, work / "vmlinuz")
         build_initramfs(kernel, work / "initrd", drivers=DRIVERS)
@@ -91,10 +55,6 @@ def build_minimal(
         )
         progress("making the root file system")
         _build_root(work / "root.squashfs", f"{name}@{version}", files or {})
-        (work / "manifest.json").write_text(manifest.to_json())
-        if destination.exists():
-            destination.rmdir()
-        work.rename(destination)
     progress(f"built {name}@{version}")
     return manifest
 
@@ -127,7 +87,7 @@ def _build_root(destination: Path, image: str, files: dict[str, bytes]) -> None:
             target = root / inside.lstrip("/")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
-        _squash(root, destination)
+        squash(root, destination, "-comp", "lz4", "-Xhc", "-all-root", "-no-xattrs")
 
 
 def _applets(program: Path) -> list[str]:
@@ -136,19 +96,3 @@ def _applets(program: Path) -> list[str]:
         [str(program), "--list"], check=True, capture_output=True, text=True, timeout=10
     )
     return listed.stdout.split()
-
-
-def _squash(root: Path, destination: Path) -> None:
-    argv = [
-        "mksquashfs", str(root), str(destination), "-comp", "lz4", "-Xhc", "-b", "128K",
-        "-all-root", "-noappend", "-no-progress", "-no-xattrs", "-quiet",
-    ]  # fmt: skip
-    try:
-        subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60)
-    except FileNotFoundError:
-        raise HostError("mksquashfs is missing: apt install squashfs-tools") from None
-    except subprocess.CalledProcessError as error:
-        raise HostError(f"mksquashfs failed: {error.stderr.strip()}") from None
-    spare = -destination.stat().st_size % 4096
-    if spare:
-        os.truncate(destination, destination.stat().st_size + spare)

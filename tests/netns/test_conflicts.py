@@ -18,8 +18,8 @@ from pxed.net.conflicts import ConflictWatch
 from pxed.net.link import look_up
 from pxed.net.thread import LoopThread
 from tests.conftest import Cable, requires
-from tests.netns.test_mode import dnsmasq, running, serve
 from tests.netns.conftest import GOOD, Serve
+from tests.netns.test_mode import dnsmasq, running, serve
 
 __all__ = ["serve"]  # the fixture
 pytestmark = pytest.mark.netns

@@ -14,8 +14,8 @@ import pytest
 from pxed.dhcp.codec import Message, Opt, decode
 from pxed.lab.netns import Namespace
 from tests.conftest import Cable, requires
-from tests.netns.test_mode import running
 from tests.netns.conftest import GOOD, Serve
+from tests.netns.test_mode import running
 
 pytestmark = pytest.mark.netns
 

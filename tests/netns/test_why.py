@@ -18,8 +18,8 @@ from pxed.lab.lab import Lab
 from pxed.lab.netns import Namespace
 from pxed.mac import Mac
 from tests.conftest import Cable, requires
-from tests.netns.test_mode import dnsmasq, running, serve
 from tests.netns.conftest import GOOD, Serve
+from tests.netns.test_mode import dnsmasq, running, serve
 
 __all__ = ["serve"]  # the fixture
 pytestmark = pytest.mark.netns

@@ -1,0 +1,165 @@
+"""Builds a Debian image: packages, our boot support, a compressed root and a boot disk."""
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pxed.client.bootdisk import build_bootdisk
+from pxed.client.debroot import Recipe, fetch_packages, finish, unpack
+from pxed.client.imagedir import Manifest, image_directory, squash
+from pxed.client.kernel import cache_dir
+from pxed.errors import HostError, UsageError
+
+MIRROR = "http://deb.debian.org/debian"
+SECURITY = "http://security.debian.org/debian-security"
+KERNEL = "linux-image-amd64"
+COMPRESSIONS = {
+    "zstd": ("-comp", "zstd", "-Xcompression-level", "15"),
+    "lz4": ("-comp", "lz4", "-Xhc"),
+}
+INITRAMFS = {"initramfs-tools": (), "dracut": ("dracut-core",)}
+"""What makes the initramfs, and the packages for it that are not in every image."""
+
+CMDLINE = (
+    "boot=pxed aoe.aoe_deadsecs=0 pxed.shelf={shelf} console=tty0 console=ttyS0 quiet loglevel=3 "
+    "random.trust_cpu=on cryptomgr.notests"
+)
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_:=~*?/-]*")
+_ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+_LOCALE = re.compile(r"[A-Za-z_]+(\.[A-Za-z0-9-]+)?(@[a-z]+)?")
+
+
+def build_debian(
+    destination: Path,
+    *,
+    name: str,
+    version: str,
+    release: str = "bookworm",
+    packages: Sequence[str] = (),
+    script: bytes = b"",
+    user: str = "",
+    locale: str = "C.UTF-8",
+    kernel: str = KERNEL,
+    mirror: str | None = None,
+    shelf: int = 16,
+    cmdline: str = "",
+    compression: str = "zstd",
+    initramfs: str = "initramfs-tools",
+    refresh: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Manifest:
+    """Write the image into the directory ``destination``, which must not be there or be empty.
+
+    ``script`` runs in the root when all packages are there; ``user`` is an account without a
+    password, with sudo. Packages of one day are fetched once, unless ``refresh``. With the same
+    arguments and the same SOURCE_DATE_EPOCH (default: today, 0:00 UTC) the same bytes come out, as
+    far as ``mirror`` still offers the same. Appears whole or not at all. UsageError for an argument
+    that cannot be, HostError if something is missing or fails: it then names the log.
+    """
+    _check(release, packages, user, locale, kernel, mirror)
+    if compression not in COMPRESSIONS:
+        raise UsageError(f"{compression!r}: compression is one of {', '.join(COMPRESSIONS)}")
+    if initramfs not in INITRAMFS:
+        raise UsageError(f"{initramfs!r}: initramfs is one of {', '.join(INITRAMFS)}")
+    if os.geteuid() != 0:
+        raise HostError("a Debian image is built as root: sudo pxed image build debian")
+    if shutil.which("mmdebstrap") is None:
+        raise HostError("mmdebstrap is missing: apt install mmdebstrap")
+    words = f"{CMDLINE.format(shelf=shelf)} {cmdline}".strip()
+    manifest = Manifest(name, version, "x86", words)
+    epoch = _epoch()
+    more = [kernel, *INITRAMFS[initramfs]]
+    more += ["sudo"] if user else []
+    more += ["locales"] if locale not in ("C", "C.UTF-8", "POSIX") else []
+    recipe = Recipe(
+        release, tuple(dict.fromkeys([*more, *packages])), sources(release, mirror), epoch
+    )
+    with image_directory(destination, manifest) as work:
+        log = _new_log(f"{name}@{version}")
+        progress(f"the log is {log}")
+        archive = fetch_packages(recipe, log, refresh=refresh, progress=progress)
+        progress("unpacking")
+        root = work.parent / "root"
+        unpack(archive, root, log)
+        progress("making it a network client")
+        finish(
+            root,
+            log,
+            image=f"{name}@{version}",
+            initramfs=initramfs,
+            account=user,
+            locale=locale,
+            own=script,
+            epoch=epoch,
+        )
+        progress("making the boot disk")
+        for file in ("vmlinuz", "initrd"):
+            shutil.copyfile(root / "boot" / file, work / file)
+            os.utime(work / file, (epoch, epoch))
+            (root / "boot" / file).unlink()
+        build_bootdisk(
+            work / "boot.img",
+            vmlinuz=work / "vmlinuz",
+            initrd=work / "initrd",
+            cmdline=words,
+            epoch=epoch,
+        )
+        progress("compressing the root file system")
+        options = COMPRESSIONS[compression]
+        squash(root, work / "root.squashfs", *options, epoch=epoch, timeout=3600)
+        shutil.copyfile(log, work / "build.log")
+    progress(f"built {name}@{version}")
+    return manifest
+
+
+def sources(release: str, mirror: str | None) -> tuple[str, ...]:
+    """Lines for sources.list: one mirror as it is, or Debian's own with updates and fixes."""
+    parts = "main non-free-firmware" if release not in ("bullseye", "buster") else "main"
+    if mirror is not None:
+        return (f"deb {mirror} {release} {parts}",)
+    lines = [f"deb {MIRROR} {release} {parts}"]
+    if release not in ("sid", "unstable", "testing"):
+        lines.append(f"deb {MIRROR} {release}-updates {parts}")
+        lines.append(f"deb {SECURITY} {release}-security {parts}")
+    return tuple(lines)
+
+
+def _check(
+    release: str,
+    packages: Sequence[str],
+    user: str,
+    locale: str,
+    kernel: str,
+    mirror: str | None,
+) -> None:
+    for word in (release, kernel, *packages):
+        if not _PLAIN.fullmatch(word):
+            raise UsageError(f"{word!r} is no name of a Debian release or package")
+    if user and not _ACCOUNT.fullmatch(user):
+        raise UsageError(f"{user!r} is no name of an account: lower-case letters, digits, - and _")
+    if not _LOCALE.fullmatch(locale):
+        raise UsageError(f"{locale!r} is no locale: write it like de_DE.UTF-8")
+    if mirror is not None and not re.fullmatch(r"(https?|file|copy):/\S+", mirror):
+        raise UsageError(f"{mirror!r} is no mirror: write a URL like {MIRROR}")
+
+
+def _epoch() -> int:
+    said = os.environ.get("SOURCE_DATE_EPOCH")
+    if said is None:
+        return int(time.time()) // 86400 * 86400
+    if not said.isdigit():
+        raise UsageError(f"SOURCE_DATE_EPOCH={said}: must be a number of seconds since 1970")
+    return int(said)
+
+
+def _new_log(image: str) -> Path:
+    log = cache_dir() / "debian" / f"{image}.log"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("")
+    except OSError as error:
+        raise HostError(f"{log} cannot be written: {error.strerror}: set PXED_CACHE") from None
+    return log

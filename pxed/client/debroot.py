@@ -1,0 +1,197 @@
+"""A Debian root file system from packages: fetched once into the cache, then made ours in a copy.
+
+Everything that mounts runs in mount and process namespaces of its own which end with this program,
+however it ends.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pxed.client.imagedir import workplace
+from pxed.client.initramfs import script
+from pxed.client.kernel import cache_dir
+from pxed.errors import HostError
+
+_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
+_ALONE = (
+    *_WITH_US, "unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--",
+)  # fmt: skip
+_KEPT = 4  # package sets in the cache
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+BASE = (
+    "systemd-sysv", "systemd-resolved", "libnss-myhostname", "udev", "kmod", "dbus",
+    "initramfs-tools", "busybox", "zstd", "e2fsprogs", "iproute2", "ca-certificates",
+)  # fmt: skip
+
+# What of ours goes into the root: file of this package, place, mode.
+FILES = (
+    ("initramfs-tools/hook", "usr/share/initramfs-tools/hooks/pxed", 0o755),
+    ("initramfs-tools/boot-script", "usr/share/initramfs-tools/scripts/pxed", 0o644),
+    ("initramfs-tools/conf-hook", "usr/share/initramfs-tools/conf-hooks.d/pxed", 0o644),
+    ("dracut/module-setup.sh", "usr/lib/dracut/modules.d/90pxed/module-setup.sh", 0o755),
+    ("dracut/parse.sh", "usr/lib/dracut/modules.d/90pxed/parse.sh", 0o755),
+    ("dracut/mount.sh", "usr/lib/dracut/modules.d/90pxed/mount.sh", 0o755),
+    ("functions.sh", "usr/share/pxed/functions.sh", 0o644),
+    ("keep.sh", "usr/share/pxed/keep.sh", 0o644),
+    ("modules", "usr/share/pxed/modules", 0o644),
+    ("report.sh", "usr/sbin/pxed-report", 0o755),
+    ("system/pxed-running.service", "usr/lib/systemd/system/pxed-running.service", 0o644),
+    ("system/ssh.conf", "usr/lib/systemd/system/ssh.service.d/pxed.conf", 0o644),
+)  # fmt: skip
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides which packages there are. ``epoch`` is the date, in seconds since 1970."""
+
+    release: str
+    packages: tuple[str, ...]
+    sources: tuple[str, ...]
+    epoch: int
+
+    def digest(self) -> str:
+        """The same for the same packages of the same day."""
+        said = {**asdict(self), "epoch": self.epoch // 86400, "base": BASE}
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def fetch_packages(recipe: Recipe, log: Path, *, refresh: bool, progress: Progress) -> Path:
+    """The tar archive of a root with the packages: from the cache, or made with mmdebstrap into it.
+
+    HostError if mmdebstrap fails; ``log`` then says why.
+    """
+    cache = cache_dir() / "debian"
+    kept = cache / f"{recipe.digest()}.tar.zst"
+    if kept.is_file() and not refresh:
+        progress("packages: from the cache")
+        kept.touch()
+        return kept
+    with workplace(cache) as work:
+        fresh = work / kept.name
+        argv = [
+            "mmdebstrap", "--mode=root", "--variant=minbase",
+            f"--include={','.join((*BASE, *recipe.packages))}",
+            recipe.release, str(fresh), *recipe.sources,
+        ]  # fmt: skip
+        # The initramfs is made once, at the end.
+        env = {"INITRD": "No", "TMPDIR": str(work), "SOURCE_DATE_EPOCH": str(recipe.epoch)}
+        run_alone(argv, log, env=env, progress=_steps(progress), timeout=3600)
+        fresh.replace(kept)
+    for old in sorted(cache.glob("*.tar.zst"), key=lambda p: p.stat().st_mtime)[:-_KEPT]:
+        old.unlink(missing_ok=True)
+    return kept
+
+
+def unpack(archive: Path, root: Path, log: Path) -> None:
+    """The archive's content in the new directory ``root``, and our own files."""
+    root.mkdir()
+    argv = [
+        "tar",
+        "-C",
+        str(root),
+        "--zstd",
+        "--xattrs",
+        "--xattrs-include=*",
+        "-xpf",
+        str(archive),
+    ]
+    run_alone([*argv, "--numeric-owner"], log, timeout=600)
+    for name, place, mode in FILES:
+        target = root / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(script(name))
+        target.chmod(mode)
+
+
+def finish(
+    root: Path,
+    log: Path,
+    *,
+    image: str,
+    initramfs: str,
+    account: str,
+    locale: str,
+    own: bytes,
+    epoch: int,
+) -> None:
+    """Run finish.sh in ``root`` with the host's network, and ``own`` from within it."""
+    inside = root.parent / "inside"
+    inside.mkdir()
+    (inside / "finish").write_bytes(script("finish.sh"))
+    (inside / "script").write_bytes(own)
+    enter = (
+        'mount --bind /dev "$1/dev" && mount -t proc proc "$1/proc" && '
+        'mount -t sysfs sysfs "$1/sys" && mount -t tmpfs run "$1/run" && '
+        'mount --bind "$2" "$1/tmp" && mkdir -p "$1/run/systemd/resolve" && '
+        'cp /etc/resolv.conf "$1/run/systemd/resolve/stub-resolv.conf" && '
+        'exec chroot "$1" /bin/sh /tmp/finish'
+    )
+    (root / "usr/sbin/policy-rc.d").write_text("#!/bin/sh\nexit 101\n")
+    (root / "usr/sbin/policy-rc.d").chmod(0o755)
+    env = {
+        "IMAGE": image, "INITRAMFS": initramfs, "ACCOUNT": account, "LOCALE": locale,
+        "SOURCE_DATE_EPOCH": str(epoch), "INITRD": "No", "HOME": "/root",
+    }  # fmt: skip
+    run_alone(["sh", "-c", enter, "enter", str(root), str(inside)], log, env=env, timeout=3600)
+    shutil.rmtree(inside)
+
+
+def run_alone(
+    argv: Sequence[str],
+    log: Path,
+    *,
+    env: dict[str, str] | None = None,
+    progress: Progress = lambda _: None,
+    timeout: float,
+) -> None:
+    """Run a program in namespaces of its own; what it says goes to ``log`` and ``progress``.
+
+    HostError with its last words if it fails or is missing.
+    """
+    if shutil.which(argv[0]) is None:
+        raise HostError(f"{argv[0]} is missing: apt install {argv[0]}")
+    base = {"PATH": _PATH, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+    passed = {k: v for k, v in os.environ.items() if k.lower().endswith("_proxy")}
+    last = ""
+    with (
+        log.open("ab") as out,
+        subprocess.Popen(
+            [*_WITH_US, "timeout", "--kill-after=10", str(timeout), *_ALONE, *argv],
+            env={**base, **passed, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            for raw in process.stdout:
+                out.write(raw)
+                out.flush()
+                line = raw.decode(errors="replace").strip()
+                last = line or last
+                progress(line)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        raise HostError(f"{argv[0]} failed ({last[:200] or process.returncode}): see {log}")
+
+
+def _steps(progress: Progress) -> Progress:
+    """mmdebstrap's own announcements, of all that it says."""
+
+    def show(line: str) -> None:
+        if line.startswith("I: ") and line.endswith("..."):
+            progress(f"packages: {line[3:-3]}")
+
+    return show

@@ -1,0 +1,31 @@
+#!/bin/bash
+# Dracut's module of the diskless client: dracut --add pxed. Same behaviour and same kernel command
+# line (boot=pxed ...) as the boot script of initramfs-tools.
+
+check() {
+    require_binaries dd md5sum mount || return 1
+    return 255 # only where it is asked for
+}
+
+depends() {
+    echo base
+}
+
+installkernel() {
+    # shellcheck disable=SC2046 # one module a word
+    hostonly='' instmods $(sed '/^#/d' /usr/share/pxed/modules)
+}
+
+install() {
+    inst_simple /usr/share/pxed/functions.sh /functions.sh
+    inst_simple /usr/share/pxed/keep.sh /keep.sh
+    inst_multiple dd md5sum sed tr sleep mkdir mount umount cat reboot
+    inst_multiple -o e2fsck
+    # The cards' names, which cannot change any more once they are up.
+    inst_rules 75-net-description.rules 80-net-setup-link.rules
+    inst_multiple -o /usr/lib/systemd/network/99-default.link
+    # $moddir is set by dracut
+    # shellcheck disable=SC2154
+    inst_hook cmdline 20 "$moddir/parse.sh"
+    inst_hook mount 10 "$moddir/mount.sh"
+}

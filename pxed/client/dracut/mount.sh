@@ -1,0 +1,27 @@
+#!/bin/sh
+# Dracut reads this at its mount hook, in a shell where its own variables and functions live: ours stay
+# in a subshell.
+pxed_mount() (
+    # What functions.sh knows from busybox.
+    usleep() { sleep "0.$(printf %06d "$1")"; }
+    cttyhack() { "$@"; }
+
+    # shellcheck source=../functions.sh
+    . /functions.sh
+    # shellcheck source=../keep.sh
+    . /keep.sh
+    parameters
+    udevadm settle --timeout=10
+    modprobe -a -q aoe overlay squashfs erofs ext4 &
+    link_up
+    find_root
+    wait # for the modules
+    mount_lower
+    mount_root "$NEWROOT"
+    cd / || fail "the initramfs has no root directory"
+    keep_link
+    first_start "$NEWROOT"
+)
+if [ "$root" = pxed ] && ! ismounted "$NEWROOT"; then
+    pxed_mount
+fi

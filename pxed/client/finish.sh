@@ -1,0 +1,52 @@
+#!/bin/sh
+# Runs in the new root of `pxed image build debian`, as root and with the host's network, after the
+# packages are there: the account, the locale, the services, the operator's own script, the initramfs;
+# then all goes that belongs to one machine or to one moment.
+set -eu
+: "${IMAGE:?}" "${INITRAMFS:?}" "${ACCOUNT=}" "${LOCALE=}"
+
+echo "$IMAGE" > /etc/pxed-image
+: > /etc/fstab
+mkdir -p /config
+if [ -n "$LOCALE" ] && [ "$LOCALE" != C.UTF-8 ]; then
+    echo "$LOCALE ${LOCALE##*.}" > /etc/locale.gen
+    locale-gen
+fi
+echo "LANG=${LOCALE:-C.UTF-8}" > /etc/default/locale
+if [ -n "$ACCOUNT" ]; then
+    useradd --create-home --shell /bin/bash --groups sudo,audio,video,plugdev "$ACCOUNT"
+    passwd --quiet --delete "$ACCOUNT"
+fi
+systemctl --quiet enable pxed-running.service systemd-networkd.service
+# Nothing here waits for a network: the root has been on it from the beginning.
+systemctl --quiet disable systemd-networkd-wait-online.service
+if [ -s /tmp/script ]; then
+    chmod 755 /tmp/script
+    /tmp/script
+fi
+
+# Only what pxed's own part asks for, not every driver for every disk: it is loaded at each boot.
+release=$(ls /lib/modules)
+case $INITRAMFS in
+initramfs-tools)
+    mkdir -p /etc/initramfs-tools/conf.d
+    printf 'MODULES=list\nRESUME=none\n' > /etc/initramfs-tools/conf.d/pxed
+    mkinitramfs -o /boot/initrd "$release"
+    ;;
+dracut)
+    dracut --quiet --reproducible --zstd --no-hostonly --kver "$release" --modules \
+        "base systemd systemd-initrd dracut-systemd udev-rules pxed" /boot/initrd
+    chmod 644 /boot/initrd
+    ;;
+esac
+ln "/boot/vmlinuz-$release" /boot/vmlinuz
+ls -l /boot
+
+apt-get clean
+rm -rf /var/lib/apt/lists/* /var/log/journal/* /boot/initrd.img-* /root/.cache
+rm -f /etc/hostname /etc/ssh/ssh_host_* /var/lib/systemd/random-seed /var/lib/dbus/machine-id \
+    /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- /etc/subuid- /etc/subgid- \
+    /var/lib/dpkg/*-old /var/cache/ldconfig/aux-cache /var/cache/debconf/*-old \
+    /var/log/dpkg.log /var/log/alternatives.log /var/log/bootstrap.log /var/log/apt/* \
+    /usr/sbin/policy-rc.d
+: > /etc/machine-id

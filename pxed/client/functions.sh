@@ -1,0 +1,219 @@
+# shellcheck shell=sh
+# What every start of a diskless client does, in functions: init.sh (the minimal image) and the boot
+# script of initramfs-tools read this file and say only what differs. Needs busybox's commands.
+# Command line: pxed.shelf=16 pxed.root=eS.L pxed.config=eS.L pxed.report=eS.L pxed.mtu=BYTES
+# pxed.wait=SECS (root) pxed.config_wait=SECS pxed.reboot=SECS (0: stay) pxed.shell (a shell after a
+# failure).
+
+# Long names for what the caller's own script could call the same.
+parameters() {
+    shelf=16 root_disk='' config_disk='' report_disk='' mtu='' root_wait=90 config_wait=15
+    reboot_after=30 shell_wanted=''
+    read -r cmdline < /proc/cmdline
+    for word in $cmdline; do
+        value=${word#*=}
+        case $word in
+        pxed.shelf=*) shelf=$value ;;
+        pxed.root=*) root_disk=$value ;;
+        pxed.config=*) config_disk=$value ;;
+        pxed.report=*) report_disk=$value ;;
+        pxed.mtu=*) mtu=$value ;;
+        pxed.wait=*) root_wait=$value ;;
+        pxed.config_wait=*) config_wait=$value ;;
+        pxed.reboot=*) reboot_after=$value ;;
+        pxed.shell) shell_wanted=1 ;;
+        esac
+    done
+    : "${root_disk:=e$shelf.1}" "${config_disk:=e$shelf.3}" "${report_disk:=e$shelf.4}"
+    read -r consoles < /sys/class/tty/console/active
+    lines=0 written=0 wired=''
+    mkdir -p /run/pxed
+}
+
+say() {
+    for tty in $consoles; do
+        echo "pxed: $*" > "/dev/$tty"
+    done
+}
+
+# uptime: hundredths of a second since the kernel started, in $now; no fork.
+uptime() {
+    read -r now rest < /proc/uptime
+    now=${now%.*}${now#*.}
+}
+
+# ready NAME: the AoE disk is there and has its size.
+ready() {
+    [ -b "/dev/etherd/$1" ] && read -r size < "/sys/block/etherd!$1/size" && [ "$size" -gt 0 ]
+}
+
+# step NAME TEXT: say it, keep it, and write it to the report device once that is there. Sector i
+# of the device is line i, so a line never waits for the one before.
+step() {
+    read -r seconds rest < /proc/uptime
+    say "$seconds $*"
+    word=$1
+    shift
+    eval "line$lines=\"\$word \$seconds \$*\""
+    lines=$((lines + 1))
+    flush
+}
+
+flush() {
+    [ "$written" -lt "$lines" ] && ready "$report_disk" || return 0
+    while [ "$written" -lt "$lines" ]; do
+        eval "text=\$line$written"
+        printf '%.500s\n' "$text" |
+            dd of="/dev/etherd/$report_disk" bs=512 seek="$written" conv=sync,notrunc \
+                oflag=direct 2> /dev/null &
+        written=$((written + 1))
+    done
+}
+
+# The driver makes its device nodes before it is ready: a write to one of them while the module still
+# starts is a NULL pointer in the kernel (seen in 6.1).
+listening() {
+    [ -r /sys/module/aoe/initstate ] && read -r state < /sys/module/aoe/initstate &&
+        [ "$state" = live ]
+}
+
+# discover UNTIL DISK...: ask the segment again and again, after 0.1 s, then less and less often,
+# until the disks are there; 1 at UNTIL.
+discover() {
+    until=$1 pause=10 asked=0
+    shift
+    while :; do
+        missing=
+        for disk; do
+            ready "$disk" || missing="$missing $disk"
+        done
+        [ -n "$missing" ] || return 0
+        uptime
+        [ "$now" -lt "$until" ] || return 1
+        if [ "$now" -ge "$asked" ] && listening; then
+            echo > /dev/etherd/discover
+            asked=$((now + pause))
+            [ "$pause" -ge 100 ] || pause=$((pause * 2))
+        fi
+        usleep 5000
+    done
+}
+
+fail() {
+    step failed "$*"
+    wait
+    say "this machine cannot start: $*"
+    [ -z "$shell_wanted" ] || setsid cttyhack sh
+    if [ "$reboot_after" -gt 0 ]; then
+        say "restarting in $reboot_after s"
+        sleep "$reboot_after"
+        reboot -f
+    fi
+    while :; do sleep 3600; done
+}
+
+# links: every wired card goes up; writing the flags is `ip link set up` without a fork.
+links() {
+    for path in /sys/class/net/*; do
+        [ -e "$path/device" ] && [ ! -e "$path/phy80211" ] || continue
+        case "$wired " in *" ${path##*/} "*) continue ;; esac
+        [ -z "$mtu" ] || echo "$mtu" > "$path/mtu"
+        echo 0x1003 > "$path/flags"
+        wired="$wired ${path##*/}"
+    done
+}
+
+carrier() {
+    for nic in $wired; do
+        read -r up < "/sys/class/net/$nic/carrier" && [ "$up" = 1 ] && return 0
+    done 2> /dev/null
+    return 1
+}
+
+# link_up: until a card has a carrier. Cards may come late (USB), and spanning tree takes its time.
+link_up() {
+    uptime
+    begun=$now
+    links
+    until carrier; do
+        uptime
+        [ -n "$wired" ] || [ "$now" -lt $((begun + 1000)) ] ||
+            fail "no wired network card that this image has a driver for"
+        [ "$now" -lt $((begun + 6000)) ] || fail "no carrier within 60 s on$wired: is the cable in?"
+        usleep 20000
+        links
+    done
+    read -r release < /proc/sys/kernel/osrelease
+    step kernel "$release on$wired"
+}
+
+find_root() {
+    uptime
+    discover $((now + root_wait * 100)) "$root_disk" || fail "no answer from AoE disk $root_disk \
+within $root_wait s on$wired: is the server on this segment?"
+}
+
+# mount_lower: the shared root at /lower, read-only; which image it is, in $generation: what it says
+# itself, or else a sum over its super block. The file systems' modules must be loaded by now.
+mount_lower() {
+    mkdir -p /lower
+    mount -r -t squashfs "/dev/etherd/$root_disk" /lower 2> /dev/null ||
+        mount -r -t erofs "/dev/etherd/$root_disk" /lower 2> /dev/null ||
+        mount -r -t ext4 -o noload "/dev/etherd/$root_disk" /lower 2> /dev/null ||
+        fail "disk $root_disk holds no squashfs, erofs or ext4"
+    generation=
+    [ -r /lower/etc/pxed-image ] && read -r generation < /lower/etc/pxed-image
+    if [ -z "$generation" ]; then
+        generation=$(dd if="/dev/etherd/$root_disk" bs=2048 count=1 2> /dev/null | md5sum)
+        generation=${generation%% *}
+    fi
+    step root "$root_disk $generation"
+}
+
+# check_config: repairs what can be repaired without a question; no harm where there is no e2fsck.
+check_config() {
+    command -v e2fsck > /dev/null || return 0
+    e2fsck -p "/dev/etherd/$config_disk" > /dev/null 2>&1
+    [ $? -lt 4 ]
+}
+
+# overlay LAYER DIR: LAYER over the shared root, with nothing that a later kernel could resent.
+overlay() {
+    mount -t overlay -o "lowerdir=/lower,upperdir=$1/upper,workdir=$1/work,\
+index=off,metacopy=off,redirect_dir=off,xino=off" root "$2"
+}
+
+# mount_root DIR: the private layer over the shared root. There is one pair of directories for each
+# image: an upper never meets another lower. In memory if the disk cannot be had, and marked so.
+mount_root() {
+    why='' layer="/config/layers/$generation"
+    uptime
+    if ! discover $((now + config_wait * 100)) "$config_disk"; then
+        why="no answer from AoE disk $config_disk within $config_wait s"
+    elif mkdir -p /config && ! check_config; then
+        why="$config_disk holds no ext4 file system that can be repaired"
+    elif ! mount -t ext4 -o noatime "/dev/etherd/$config_disk" /config 2> /dev/null; then
+        why="$config_disk holds no ext4 file system that mounts"
+    elif ! mkdir -p "$layer/upper" "$layer/work"; then
+        why="cannot write to $config_disk"
+    elif ! overlay "$layer" "$1"; then
+        why="overlayfs refuses the layer on $config_disk"
+    fi
+    if [ -n "$why" ]; then
+        layer=/run/pxed/ram
+        mkdir -p "$layer"
+        mount -t tmpfs -o mode=755 layer "$layer"
+        mkdir -p "$layer/upper" "$layer/work"
+        echo "$why" > /run/pxed/degraded
+        overlay "$layer" "$1" || fail "overlayfs refuses even a layer in memory"
+        step degraded "changes will be lost, $why"
+    else
+        step config "$config_disk"
+    fi
+    cd "$1" || fail "the root is gone"
+    mkdir -p config proc sys dev run
+    # Not a move: where systemd runs already, mounts are shared and cannot be moved.
+    [ -n "$why" ] || { mount -o bind /config config && umount /config; }
+    wait
+    echo "report=$report_disk lines=$lines" > /run/pxed/client
+}

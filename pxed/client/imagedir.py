@@ -1,0 +1,125 @@
+"""An image directory in the making: checked, built beside its place, there whole or not at all."""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from pxed.errors import HostError, UsageError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_DEVICES = {"boot": "boot.img", "root": "root.squashfs"}
+_KERNEL = {"vmlinuz": "vmlinuz", "initrd": "initrd"}
+_NEW = ".new-"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What manifest.json says: the image's name, version, class, device files and kernel."""
+
+    name: str
+    version: str
+    machine_class: str
+    cmdline: str
+    devices: dict[str, str] = field(default_factory=lambda: dict(_DEVICES))
+
+    def to_json(self) -> str:
+        """The text of manifest.json."""
+        said = asdict(self)
+        said["class"] = said.pop("machine_class")
+        said["kernel"] = {**_KERNEL, "cmdline": said.pop("cmdline")}
+        order = ("name", "version", "class", "devices", "kernel")
+        return json.dumps({key: said[key] for key in order}, indent=1) + "\n"
+
+
+@contextlib.contextmanager
+def image_directory(destination: Path, manifest: Manifest) -> Iterator[Path]:
+    """A directory to build in; ``destination`` once the block ends well, and gone if it does not.
+
+    UsageError for a name that cannot be a directory's, a command line of several lines, or a
+    destination in use.
+    """
+    for word in (manifest.name, manifest.version):
+        if not _NAME.fullmatch(word):
+            raise UsageError(f"{word!r}: a name or version is letters, digits, '.', '_' and '-'")
+    if "\n" in manifest.cmdline:
+        raise UsageError("a kernel command line is one line")
+    if destination.exists() and any(destination.iterdir()):
+        raise UsageError(f"{destination} is not empty: choose another version")
+    with workplace(destination.parent) as work:
+        fresh = work / "image"
+        fresh.mkdir()
+        yield fresh
+        (fresh / "manifest.json").write_text(manifest.to_json())
+        if destination.exists():
+            destination.rmdir()
+        fresh.rename(destination)
+
+
+@contextlib.contextmanager
+def workplace(parent: Path) -> Iterator[Path]:
+    """A temporary directory in ``parent``; those that killed programs left there go first.
+
+    Whoever works in one holds a lock on it, so that a directory without a lock is nobody's.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    with _locked(parent):
+        for old in parent.glob(f"{_NEW}*"):
+            with contextlib.suppress(OSError), _locked(old, wait=False):
+                shutil.rmtree(old, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(prefix=_NEW, dir=parent))
+        hold = contextlib.ExitStack()
+        hold.enter_context(_locked(work))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        hold.close()
+
+
+@contextlib.contextmanager
+def _locked(directory: Path, *, wait: bool = True) -> Iterator[None]:
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(handle)
+
+
+def dated(epoch: int | None) -> dict[str, str]:
+    """An environment for programs that write ``epoch`` where they would write the time."""
+    return {**os.environ, **({} if epoch is None else {"SOURCE_DATE_EPOCH": str(epoch)})}
+
+
+def squash(
+    root: Path, destination: Path, *options: str, epoch: int | None = None, timeout: float = 60
+) -> None:
+    """``root`` as one squashfs; its size is a multiple of 4 KiB. ``options`` go to mksquashfs.
+
+    Nothing in it is younger than ``epoch``.
+    """
+    argv: Sequence[str] = [
+        "mksquashfs", str(root), str(destination), "-b", "128K", "-noappend", "-no-progress",
+        "-quiet", *options,
+    ]  # fmt: skip
+    try:
+        subprocess.run(
+            argv, check=True, capture_output=True, text=True, timeout=timeout, env=dated(epoch)
+        )
+    except FileNotFoundError:
+        raise HostError("mksquashfs is missing: apt install squashfs-tools") from None
+    except subprocess.TimeoutExpired:
+        raise HostError(f"mksquashfs took longer than {timeout:.0f} s: is the disk full?") from None
+    except subprocess.CalledProcessError as error:
+        raise HostError(f"mksquashfs failed: {error.stderr.strip()}") from None
+    spare = -destination.stat().st_size % 4096
+    if spare:
+        os.truncate(destination, destination.stat().st_size + spare)

@@ -1,0 +1,52 @@
+# shellcheck shell=sh
+# What a full system needs besides its root, said by the boot scripts of initramfs-tools and dracut
+# after functions.sh has done its work.
+
+# keep_link: what manages networks in the system must not take down a card that carries the root.
+# Said in /run, so that the same root started from a disk knows nothing of it. systemd-networkd gives
+# the card its address and keeps it up, NetworkManager keeps its hands off, ifupdown takes nothing
+# down at shutdown, and /config stays until the last moment, for the root lies on it.
+keep_link() {
+    mkdir -p /run/systemd/network /run/NetworkManager/conf.d /run/systemd/system/config.mount.d \
+        /run/systemd/system/networking.service.d
+    printf '[Service]\nExecStop=\n' > /run/systemd/system/networking.service.d/pxed.conf
+    printf '[Unit]\nDefaultDependencies=no\n' > /run/systemd/system/config.mount.d/pxed.conf
+    for nic in $wired; do
+        read -r mac < "/sys/class/net/$nic/address" || continue
+        cat > "/run/systemd/network/05-pxed-$nic.network" << END
+[Match]
+MACAddress=$mac
+[Link]
+ActivationPolicy=always-up
+RequiredForOnline=no-carrier:routable
+[Network]
+DHCP=yes
+KeepConfiguration=yes
+IgnoreCarrierLoss=yes
+[DHCPv4]
+ClientIdentifier=mac
+END
+        cat > "/run/NetworkManager/conf.d/05-pxed-$nic.conf" << END
+[device-pxed-$nic]
+match-device=mac:$mac
+managed=0
+END
+    done
+}
+
+# first_start DIR: a machine that has no name of its own yet gets one from its card's address, and its
+# machine-id is kept where the next version of the image finds it again.
+first_start() {
+    for nic in $wired; do
+        [ ! -s "$1/etc/hostname" ] && read -r mac < "/sys/class/net/$nic/address" || continue
+        echo "$mac" | sed 's/:/-/g; s/^/seat-/' > "$1/etc/hostname"
+    done
+    if [ ! -s "$1/etc/machine-id" ] && [ ! -e /run/pxed/degraded ]; then
+        kept=$1/config/identity/machine-id
+        if [ ! -s "$kept" ]; then
+            mkdir -p "${kept%/*}"
+            tr -d - < /proc/sys/kernel/random/uuid > "$kept"
+        fi
+        cat "$kept" > "$1/etc/machine-id"
+    fi
+}
