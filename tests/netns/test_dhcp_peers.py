@@ -79,12 +79,13 @@ def test_dhclient_as_firmware(cable: Cable, tmp_path: Path) -> None:
 def test_dhcpcd(cable: Cable, tmp_path: Path) -> None:
     requires("dhcpcd")
     (tmp_path / "conf").write_text("duid\nnoarp\nnoipv6rs\nnoipv4ll\n")
+    options = f"-f {tmp_path}/conf -c /bin/true"
+    apart = "mount -t tmpfs none /var/lib/dhcpcd && mount -t tmpfs none /run &&"
     with serving(cable.srv, Mode.ALL) as (_, events):
         said = cable.cli.run(
             # Its lease and pid files have fixed places: in a mount namespace they go with it.
             ["unshare", "--mount", "sh", "-c",
-             "mount -t tmpfs none /var/lib/dhcpcd && mount -t tmpfs none /run && "
-             f"exec dhcpcd --oneshot --nobackground -4 -f {tmp_path}/conf -c /bin/true -t 8 eth0"],
+             f"{apart} exec dhcpcd --oneshot --nobackground -4 {options} -t 8 eth0"],
             check=False, timeout=20,
         )  # fmt: skip
     assert Kind.ACK in [event.kind for event in events], said.stderr
