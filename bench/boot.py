@@ -1,0 +1,268 @@
+"""TFTP and DHCP beside dnsmasq and tftpd-hpa, in one run: rates, medians and ratios.
+
+    python -m bench boot [--rounds 3] [--quick] [--json]
+
+Each server runs alone in a namespace at the end of a veth cable, the whole ``pxed serve`` among
+them, and the same clients ask it: curl, atftp (for windows) and Kea's perfdhcp. The rounds go from
+server to server, so that a slow minute of this machine hits all of them. Needs root, curl, atftp,
+dnsmasq, tftpd-hpa and perfdhcp (packages atftp, dnsmasq-base, tftpd-hpa, kea-admin).
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pxed.errors import PxedError
+from pxed.lab.netns import Namespace, veth
+
+SERVER, CLIENT = "10.77.0.1", "10.77.0.2"
+POOL = ("10.77.64.1", "10.77.127.254")
+SERVERS = ("pxed", "dnsmasq", "tftpd-hpa")
+NEEDED = ("curl", "atftp", "dnsmasq", "in.tftpd", "perfdhcp")
+
+
+@dataclass(frozen=True)
+class Load:
+    """``clients`` that load a file of ``size`` bytes each at once."""
+
+    name: str
+    clients: int
+    blksize: int
+    size: int
+    window: int = 1
+
+
+LOADS = (
+    Load("1 client, 512", 1, 512, 8 << 20),
+    Load("1 client, 1468", 1, 1468, 16 << 20),
+    Load("50 clients, 1468", 50, 1468, 2 << 20),
+    Load("200 clients, 1468", 200, 1468, 1 << 20),
+    Load("1 client, 1468, window 16", 1, 1468, 64 << 20, 16),
+)
+RATES = (200, 2000)
+
+
+class Bench:
+    """A cable with a server's end and a clients' end; a context manager."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="bench-boot-"))
+        self.srv, self.cli = Namespace("srv"), Namespace("cli")
+        veth(self.srv, "eth0", self.cli, "eth0")
+        self.srv.ip(f"addr add {SERVER}/16 dev eth0")
+        # Every client has its own address, as in a room: a server may limit what one address gets.
+        self.addresses = [f"10.77.2.{n}" for n in range(1, 1 + max(x.clients for x in LOADS))]
+        self.cli.ip(*(f"addr add {ip}/16 dev eth0" for ip in (CLIENT, *self.addresses)))
+        self.files = self.folder / "files"
+        self.files.mkdir()
+        for size in {load.size for load in LOADS}:
+            (self.files / f"{size}").write_bytes(os.urandom(1 << 20) * (size >> 20))
+
+    def __enter__(self) -> "Bench":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.srv.close()
+        self.cli.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def serving(self, name: str) -> Iterator[None]:
+        """One server, until the end of the block."""
+        with (self.folder / f"{name}.log").open("wb") as log:
+            process = self.srv.popen(self._argv(name), stdout=log, stderr=log)
+            try:
+                self._wait(name, process)
+                yield
+            finally:
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(5)
+                process.kill()
+                process.wait()
+
+    def _argv(self, name: str) -> list[str]:
+        if name == "tftpd-hpa":
+            return ["in.tftpd", "-L", "-s", "-a", f"{SERVER}:69", "-u", "root", str(self.files)]
+        if name == "dnsmasq":
+            (self.folder / "leases").unlink(missing_ok=True)
+            return [
+                "dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--port=0", "--user=root",
+                "--interface=eth0", "--no-ping", "--dhcp-authoritative", "--dhcp-lease-max=20000",
+                f"--dhcp-range={POOL[0]},{POOL[1]},10m", f"--dhcp-leasefile={self.folder}/leases",
+                "--enable-tftp", f"--tftp-root={self.files}", "--tftp-max=1000",
+            ]  # fmt: skip
+        state = self.folder / "state"
+        shutil.rmtree(state, ignore_errors=True)
+        image = state / "images/lab/1"
+        image.mkdir(parents=True)
+        for device in ("boot", "root"):
+            (image / device).write_bytes(bytes(8192))
+        said = {"name": "lab", "version": "1", "class": "x86"}
+        devices = {"boot": "boot", "root": "root"}
+        (image / "manifest.json").write_text(json.dumps({**said, "devices": devices}))
+        config = self.folder / "pxed.toml"
+        config.write_text(
+            f'interface = "eth0"\nstate_dir = "{state}"\n[tftp]\nroot = "{self.files}"\n'
+            f'[dhcp]\nmode = "all"\nforce = true\nrange = "{POOL[0]}-{POOL[1]}"\n'
+        )
+        return [sys.executable, "-m", "pxed", "serve", "-c", str(config)]
+
+    def _wait(self, name: str, process: "subprocess.Popen[Any]") -> None:
+        """Until it answers a TFTP request."""
+        until = time.monotonic() + 20
+        with self.cli.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            udp.settimeout(0.2)
+            while True:
+                if process.poll() is not None or time.monotonic() > until:
+                    said = (self.folder / f"{name}.log").read_text(errors="replace")
+                    raise SystemExit(f"{name} does not start: {said[-500:]}")
+                with contextlib.suppress(OSError):
+                    udp.sendto(b"\0\1nothing\0octet\0", (SERVER, 69))
+                    if udp.recv(1024):
+                        return
+
+    def load(self, load: Load) -> float:
+        """MB/s of all clients together; SystemExit if a file did not come whole."""
+        file = f"{load.size}"
+        def own(ip: str) -> list[str]:
+            return [] if load.window > 1 else ["--interface", ip]
+
+        if load.window > 1:
+            argv = ["atftp", "--option", f"blksize {load.blksize}", "--option",
+                    f"windowsize {load.window}", "-g", "-r", file, "-l", "/dev/null",
+                    SERVER]  # fmt: skip
+        else:
+            argv = ["curl", "-s", "--tftp-blksize", str(load.blksize), "-o", "/dev/null",
+                    "-w", "%{size_download}\n", f"tftp://{SERVER}/{file}"]  # fmt: skip
+        began = time.monotonic()
+        running = [
+            self.cli.popen([*argv, *own(ip)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            for ip in self.addresses[: load.clients]
+        ]
+        said = [process.communicate(timeout=300)[0] for process in running]
+        took = time.monotonic() - began
+        whole = load.window > 1 or all(int(text or 0) == load.size for text in said)
+        if not whole or any(process.returncode for process in running):
+            raise SystemExit(f"{load.name}: a client did not get its file")
+        return load.clients * load.size / took / 1e6
+
+    def exchanges(self, rate: int, seconds: int) -> dict[str, float]:
+        """perfdhcp's four-way exchanges: how many of ``rate`` in a second, delays, losses."""
+        done = self.cli.run(
+            ["perfdhcp", "-4", "-l", "eth0", "-r", str(rate), "-R", "4000", "-p", str(seconds),
+             "-b", "mac=02:00:00:00:00:00", SERVER],
+            check=False, timeout=60,
+        )  # fmt: skip
+        text = done.stdout
+        found = re.search(r"Rate: ([0-9.]+) 4-way", text)
+        if found is None:
+            raise SystemExit(f"perfdhcp: {(done.stderr or text)[-300:]}")
+        delays = [float(value) for value in re.findall(r"avg delay: ([0-9.]+)", text)]
+        worst = [float(value) for value in re.findall(r"max delay: ([0-9.]+)", text)]
+        drops = [int(value) for value in re.findall(r"drops: (\d+)", text)]
+        return {
+            "per_second": float(found[1]),
+            "offer_ms": delays[0] if delays else 0.0,
+            "ack_ms": delays[1] if len(delays) > 1 else 0.0,
+            "worst_ms": max(worst, default=0.0),
+            "lost": float(sum(drops)),
+        }
+
+    def avalanche(self, clients: int) -> float:
+        """Seconds until this many machines that all ask at once are bound."""
+        began = time.monotonic()
+        done = self.cli.run(
+            ["perfdhcp", "-4", "-l", "eth0", "--scenario", "avalanche", "-R", str(clients),
+             "-b", "mac=02:00:00:10:00:00", SERVER],
+            check=False, timeout=120,
+        )  # fmt: skip
+        found = re.search(r"[Ii]t took ([0-9.]+)", done.stdout + done.stderr)
+        return float(found[1]) if found else time.monotonic() - began
+
+
+def measure(rounds: int, loads: Sequence[Load], seconds: int) -> dict[str, dict[str, list[Any]]]:
+    """Every figure of every server, round by round."""
+    figures: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
+    with Bench() as bench:
+        for turn in range(rounds):
+            for name in SERVERS:
+                print(f"round {turn + 1} of {rounds}: {name}", file=sys.stderr)
+                with bench.serving(name):
+                    for load in loads:
+                        if load.window > 1 and name != "pxed":
+                            continue  # neither has windowsize (RFC 7440)
+                        figures[f"TFTP MB/s, {load.name}"][name].append(bench.load(load))
+                    if name == "tftpd-hpa":
+                        continue
+                    figures["DHCP s until 1000 at once are bound"][name].append(
+                        bench.avalanche(1000)
+                    )
+                    for rate in RATES:
+                        got = bench.exchanges(rate, seconds)
+                        for key, value in got.items():
+                            figures[f"DHCP at {rate}/s, {key}"][name].append(value)
+    return figures
+
+
+def report(figures: dict[str, dict[str, list[Any]]]) -> list[dict[str, Any]]:
+    """Medians, and ours against the best peer's (above 1 is more; for TFTP and per_second good)."""
+    rows: list[dict[str, Any]] = []
+    for what, by_server in figures.items():
+        medians = {name: round(statistics.median(v), 3) for name, v in by_server.items()}
+        peers = [value for name, value in medians.items() if name != "pxed" and value]
+        best = max(peers) if "TFTP" in what or "per_second" in what else min(peers, default=0)
+        ratio = round(medians["pxed"] / best, 2) if peers and best else None
+        rows.append({"what": what, "medians": medians, "ratio_to_best_peer": ratio,
+                     "rounds": dict(by_server)})  # fmt: skip
+    single = next(r for r in rows if r["what"].endswith("1 client, 1468"))
+    for row in rows:
+        if "window" in row["what"]:  # against what the peers do without one
+            best = max(v for name, v in single["medians"].items() if name != "pxed")
+            row["ratio_to_best_peer"] = round(row["medians"]["pxed"] / best, 2)
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The whole benchmark; exit status 2 if a program is missing."""
+    parser = argparse.ArgumentParser(prog="bench boot", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="short DHCP runs")
+    parser.add_argument("--json", action="store_true", help="every figure, as JSON")
+    options = parser.parse_args(argv)
+    missing = [name for name in NEEDED if shutil.which(name) is None]
+    if missing or os.geteuid() != 0:
+        print(f"bench boot: needs root and {', '.join(missing) or 'its programs'}", file=sys.stderr)
+        return 2
+    try:
+        rows = report(measure(options.rounds, LOADS, 2 if options.quick else 5))
+    except PxedError as error:
+        print(f"bench boot: {error}", file=sys.stderr)
+        return 1
+    if options.json:
+        print(json.dumps({"load": os.getloadavg(), "cpus": os.cpu_count(), "rows": rows}, indent=2))
+        return 0
+    print(f"{'':36} {'pxed':>10} {'dnsmasq':>10} {'tftpd-hpa':>10}  ours/best")
+    for row in rows:
+        values = [row["medians"].get(name) for name in SERVERS]
+        cells = " ".join(f"{'-' if v is None else f'{v:.3g}':>10}" for v in values)
+        print(f"{row['what']:36} {cells}  {row['ratio_to_best_peer'] or '-'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

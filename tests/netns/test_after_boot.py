@@ -1,0 +1,140 @@
+"""What happens around a boot: the temporary lease comes back, addresses are mapped to machines, and
+solicitations are answered to those that boot here and to nobody else."""
+
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aoe_fast.initiator import Initiator
+from pxed.control import ControlClient
+from pxed.dhcp.codec import Type
+from pxed.mac import Mac
+from tests.conftest import Cable
+from tests.netns.test_mode import dnsmasq, running, serve
+from tests.netns.test_serve_errors import GOOD, Serve
+from tests.netns.test_why import Firmware
+
+__all__ = ["serve"]  # the fixture
+pytestmark = pytest.mark.netns
+MAC = Mac("52:54:00:00:00:78")
+
+
+@pytest.fixture
+def seat(cable: Cable) -> Cable:
+    """The machine at the other end has its MAC, and no address yet."""
+    cable.cli.ip("link set eth0 down", f"link set eth0 address {MAC}", "link set eth0 up")
+    return cable
+
+
+def kinds(control: ControlClient) -> list[str]:
+    return [e["kind"] for e in control.follow("/v1/events") if e.get("mac") == MAC]
+
+
+def eventually(what: Callable[[], bool], seconds: float = 15) -> None:
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def take(seat: Cable) -> None:
+    firmware = Firmware(seat.cli, mac=MAC)
+    ((_, offer),) = firmware.offers(1).items()
+    firmware.take(offer)
+    firmware.close()
+
+
+def report(seat: Cable, text: bytes) -> None:
+    """A line in the report device, as the client's initramfs writes it."""
+    with seat.cli.inside(), Initiator("eth0") as initiator:
+        initiator.write(16, 4, 0, text.ljust(512, b"\0"))
+
+
+def test_a_machine_that_runs_gives_its_temporary_lease_back(serve: Serve, seat: Cable) -> None:
+    seat.cli.ip("addr flush dev eth0")
+    with running(serve, GOOD) as control:
+        take(seat)
+        eventually(lambda: "midlayer-ready" in kinds(control))
+        report(seat, b"running 2.0 lab")
+        eventually(lambda: control.get(f"/v1/clients/{MAC}")["state"] == "running")
+        assert "release" not in kinds(control)
+        eventually(lambda: "release" in kinds(control), 14)
+        time.sleep(0.5)
+        assert kinds(control).count("release") == 1
+
+
+def test_one_that_boots_again_meanwhile_keeps_it(serve: Serve, seat: Cable) -> None:
+    seat.cli.ip("addr flush dev eth0")
+    with running(serve, GOOD) as control:
+        take(seat)
+        eventually(lambda: "midlayer-ready" in kinds(control))
+        report(seat, b"running 2.0 lab")
+        eventually(lambda: control.get(f"/v1/clients/{MAC}")["state"] == "running")
+        take(seat)
+        time.sleep(11)
+        assert "release" not in kinds(control)
+
+
+def test_a_file_in_proxy_mode_is_known_to_be_this_machines(
+    serve: Serve, seat: Cable, tmp_path: Path
+) -> None:
+    """No lease of ours tells whose address it is: the kernel's neighbour table does."""
+    proxy = GOOD + '[dhcp]\nmode = "proxy"\n'
+    with running(serve, proxy) as control:
+        firmware = Firmware(seat.cli, 0, MAC)
+        firmware.send(Type.DISCOVER)
+        firmware.close()
+        seat.cli.ip("addr replace 10.77.0.110/24 dev eth0")
+        with seat.cli.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            udp.settimeout(5)
+            udp.sendto(b"\0\1undionly.kpxe\0octet\0", ("10.77.0.1", 69))
+            while len(data := udp.recvfrom(1024)) and len(data[0]) == 516:
+                udp.sendto(b"\0\4" + data[0][2:4], data[1])
+            udp.sendto(b"\0\4" + data[0][2:4], data[1])
+        eventually(lambda: "tftp-done" in kinds(control))
+        stages = [step["stage"] for step in control.get(f"/v1/clients/{MAC}")["timeline"]]
+    assert stages == ["DISCOVER", "OFFER", "boot file"]
+
+
+def solicit(seat: Cable) -> None:
+    """The kernel's own solicitation, as iPXE's: at link-up."""
+    seat.cli.run(["sysctl", "-qw", "net.ipv6.conf.eth0.accept_ra=2"])
+    seat.cli.ip("link set eth0 down", "link set eth0 up")
+
+
+def test_solicitations_before_the_first_discover(serve: Serve, seat: Cable) -> None:
+    """A machine that booted here before is answered before it asks; one that runs is not."""
+    seat.srv.run(["sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1"])
+    seat.cli.ip("addr flush dev eth0")
+    with running(serve, GOOD) as control:
+        solicit(seat)
+        time.sleep(3)
+        assert "router-advert" not in kinds(control)  # nobody knows it yet
+        take(seat)
+        solicit(seat)
+        eventually(lambda: "router-advert" in kinds(control))
+        eventually(lambda: "midlayer-ready" in kinds(control))
+        report(seat, b"running 2.0 lab")
+        eventually(lambda: control.get(f"/v1/clients/{MAC}")["state"] == "running")
+        before = kinds(control).count("router-advert")
+        solicit(seat)
+        time.sleep(3)
+        assert kinds(control).count("router-advert") == before
+        report(seat, b"")
+
+
+def test_auto_mode_follows_through(serve: Serve, seat: Cable, tmp_path: Path) -> None:
+    """Beside a real site server: its lease, and our boot information in the same exchange."""
+    seat.cli.ip("addr replace 10.77.0.2/24 dev eth0")
+    dnsmasq(seat, tmp_path, "--no-ping")
+    with running(serve, GOOD + '[dhcp]\nmode = "auto"\n') as control:
+        assert control.get("/v1/status")["dhcp"]["mode"] == "proxy"
+        firmware = Firmware(seat.cli, 0, MAC)
+        offers = {str(server): offer for server, offer in firmware.offers(2).items()}
+        firmware.close()
+    assert str(offers["10.77.0.2"].yiaddr).startswith("10.77.0.1")
+    assert str(offers["10.77.0.1"].yiaddr) == "0.0.0.0"
+    assert offers["10.77.0.1"].file == b"undionly.kpxe"

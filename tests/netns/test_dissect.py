@@ -1,0 +1,113 @@
+"""Every packet that we send, through tshark's dissectors: none malformed, no expert error."""
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pxed.dhcp.codec import Type
+from pxed.mac import Mac
+from tests.conftest import Cable, requires
+from tests.netns.test_mode import running, serve
+from tests.netns.test_rpi import DISCOVER_3, DISCOVER_4
+from tests.netns.test_serve_errors import GOOD, Serve
+from tests.netns.test_why import Firmware
+
+__all__ = ["serve"]  # the fixture
+pytestmark = pytest.mark.netns
+MAC = Mac("52:54:00:00:00:79")
+
+
+@contextmanager
+def recorded(cable: Cable, file: Path) -> Iterator[None]:
+    """What goes over the cable, into ``file``."""
+    requires("tshark", "tcpdump")
+    words = file.with_suffix(".log")
+    with words.open("wb") as log:
+        dump = cable.cli.popen(["tcpdump", "-i", "eth0", "-U", "-n", "-s0", "-w", str(file)],
+                               stdout=log, stderr=log)  # fmt: skip
+    until = time.monotonic() + 5
+    while b"listening" not in words.read_bytes():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    yield
+    time.sleep(0.3)
+    dump.terminate()
+    dump.wait()
+
+
+def tshark(file: Path, filters: str, *fields: str) -> list[str]:
+    """One line for each packet that passes ``filters``."""
+    wanted = [word for field in fields for word in ("-e", field)]
+    done = subprocess.run(
+        ["tshark", "-r", str(file), "-Y", filters, "-T", "fields", *wanted],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.splitlines()
+
+
+def blemishes(file: Path, own: str) -> list[str]:
+    """Our packets that the dissectors do not like: malformed, or an expert error."""
+    bad = f"eth.src == {own} && (_ws.malformed || _ws.expert.severity >= 8388608)"
+    return tshark(file, bad, "frame.number", "_ws.col.Protocol", "_ws.expert.message")
+
+
+def mac_of(cable: Cable) -> str:
+    said = cable.srv.run(["ip", "-o", "link", "show", "eth0"]).stdout.split()
+    return said[said.index("link/ether") + 1]
+
+
+def raw_udp(cable: Cable, data: bytes) -> None:
+    firmware = Firmware(cable.cli)
+    firmware._udp.sendto(data, ("255.255.255.255", 67))
+    firmware.close()
+
+
+@pytest.mark.parametrize("mode", ["pxe-only", "proxy", "all"])
+def test_every_packet(serve: Serve, tmp_path: Path, mode: str) -> None:
+    requires("tshark", "tcpdump", "curl", "udhcpc")
+    cable, file = serve.cable, tmp_path / "wire.pcap"
+    cable.cli.ip(f"link set eth0 address {MAC}")
+    config = GOOD + f'[dhcp]\nmode = "{mode}"\n[class.x86]\n[class.rpi]\nimage = "pi"\n'
+    image = serve.state / "images/pi/1"
+    (image / "firmware").mkdir(parents=True)
+    text = (serve.state / "images/lab/1/manifest.json").read_text()
+    for name in ("boot.img", "root.img"):
+        (image / name).write_bytes(bytes(8192))
+    text = text.replace('"lab"', '"pi"').replace('"x86"', '"rpi", "tree": "firmware"')
+    (image / "manifest.json").write_text(text)
+    with recorded(cable, file), running(serve, config):
+        for arch in (0, 6, 7, 9, 11, 16):
+            firmware = Firmware(cable.cli, arch, MAC)
+            offers = firmware.offers(1)
+            for offer in offers.values():
+                firmware.take(offer)
+            firmware.send(Type.DISCOVER, USER_CLASS=b"iPXE", IPXE=bytes.fromhex("120101130101"))
+            firmware.close()
+        for packet in (DISCOVER_3, DISCOVER_4):
+            raw_udp(cable, bytes.fromhex(packet))
+        time.sleep(2.5)  # a Pi 3 is answered late
+        cable.cli.ip("addr replace 10.77.0.2/24 dev eth0")
+        for size in ("512", "1432"):
+            cable.cli.run(["curl", "-s", "-m", "5", "-o", "/dev/null", "--tftp-blksize", size,
+                           "tftp://10.77.0.1/undionly.kpxe"], check=False)  # fmt: skip
+        cable.cli.run(["curl", "-s", "-m", "5", "-o", "/dev/null", "tftp://10.77.0.1/missing"],
+                      check=False)  # fmt: skip
+        cable.cli.run(["curl", "-s", "-m", "5", "-o", "/dev/null",
+                       "http://10.77.0.1/ipxe/snponly.efi"], check=False)  # fmt: skip
+        cable.cli.run(["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "1", "-T", "1",
+                       "-s", "/bin/true"], check=False)  # fmt: skip
+        cable.cli.run(["sysctl", "-qw", "net.ipv6.conf.eth0.accept_ra=2"])
+        cable.cli.ip("link set eth0 down", "link set eth0 up")
+        time.sleep(1.5)
+    own = mac_of(cable)
+    assert blemishes(file, own) == []
+    # It was all there to look at.
+    answers = tshark(file, f"eth.src == {own} && dhcp.type == 2", "dhcp.option.dhcp")
+    assert len(answers) >= 8
+    assert len(tshark(file, f"eth.src == {own} && tftp", "tftp.opcode")) > 40
+    assert len(tshark(file, f"eth.src == {own} && http.response", "http.response.code")) == 1
+    assert len(tshark(file, f"eth.src == {own} && aoe", "aoe.cmd")) >= 1
