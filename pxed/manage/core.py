@@ -9,6 +9,7 @@ from pxed.dhcp.policy import Policy
 from pxed.events import Event
 from pxed.exports import Exports
 from pxed.images import Image
+from pxed.keeper import Keeper
 from pxed.library import Library
 from pxed.midlayers import Midlayers
 from pxed.net.link import Link
@@ -31,6 +32,7 @@ class Core(Protocol):
     midlayers: Midlayers
     exports: Exports
     policy: Policy
+    keeper: Keeper
     store: Store
     watch: Watch
 

@@ -19,7 +19,7 @@ LAYERS = [
     ["control", "watch", "exports", "probe"],
     ["net"],
     ["client"],
-    ["offline"],
+    ["offline", "keeper"],
     ["store"],
     ["selector"],
     ["clients"],
