@@ -504,11 +504,11 @@ class App:
         return found
 
     def uses(self, image: images.Image) -> str:
-        """Who needs this image, in one line; empty for nobody."""
+        """Who needs this image, in one line; empty for nobody. Any thread may ask."""
         for name, each in self.images.items():
             if each.directory == image.directory:
                 return f"clients of class {name} boot it: pxed image use another version first"
-        for client in self.clients:
+        for client in list(self.clients):
             who = client.name or client.mac
             if client.image == str(image) and (self.in_use(client) or client.state is State.SEEN):
                 return (
