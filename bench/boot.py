@@ -139,6 +139,7 @@ class Bench:
     def load(self, load: Load) -> float:
         """MB/s of all clients together; SystemExit if a file did not come whole."""
         file = f"{load.size}"
+
         def own(ip: str) -> list[str]:
             return [] if load.window > 1 else ["--interface", ip]
 

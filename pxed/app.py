@@ -37,6 +37,7 @@ from pxed.events import Event, Kind
 from pxed.exports import Exports
 from pxed.http.site import program_url, script_url
 from pxed.images import SLOTS
+from pxed.keeper import Keeper
 from pxed.library import Library
 from pxed.mac import Mac
 from pxed.manage.config import reload_configuration
@@ -59,11 +60,6 @@ POLL_IDLE = 0.25
 TICK = 1.0
 REFRESH_SOON = 0.02
 QUIET = 1.0  # seconds of silence after which a machine that asks to boot is no longer running
-SAVE_SOON = 0.02  # what must survive a kill is in the kernel's hands after this
-LOG_SOON = 0.1
-SAVE_AT_ONCE = 50  # clients, in one turn of the loop
-HEARD_AT_ONCE = 50  # clients of which nothing is new but when they were heard
-EVENTS_AT_ONCE = 200
 CHECKPOINT = 10.0
 ALARM_AGAIN = 60.0
 HELPERS = 4  # threads for what people ask for: copies of images, checks, backups
@@ -88,10 +84,6 @@ class App:
         self.traces = Traces()
         self._stack = contextlib.AsyncExitStack()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._dirty: set[Mac] = set()
-        self._heard: set[Mac] = set()
-        self._saving: asyncio.TimerHandle | None = None
-        self._logging: asyncio.TimerHandle | None = None
         self._refreshing: asyncio.TimerHandle | None = None
         self._alarms: dict[str, float] = {}
         self._started = time.monotonic()
@@ -130,7 +122,11 @@ class App:
         last = self.store.last_event()
         self.events.restore(last, self.store.events_after(last - SHOWN_AGAIN))
         self.events.archive = lambda since, before: self.store.events(since=since, before=before)
-        self._stack.callback(self._save_all)
+        self.keeper = Keeper(
+            self.store, self.clients, self.events, config.events.keep,
+            lambda text: self.alarm("store", text),
+        )  # fmt: skip
+        self._stack.callback(self.keeper.close)
         self._start_aoe()
         await self._start_boot_protocols()
         self._preparers = ThreadPoolExecutor(PREPARERS, thread_name_prefix="midlayer")
@@ -171,8 +167,10 @@ class App:
         self.exports = Exports(self.target, shelves, config.midlayer.durability)
         self._stack.callback(self.exports.close)
         self.exports.show_to_all(self.images)
+        present, known = self.midlayers.present(), dict[str, images.Image]()
         for client in self.clients:
-            self._restore_view(client)
+            if client.mac in present or client.admission == "blocked":
+                self._restore_view(client, known)
         self.watch = Watch(self.target, self._report_path)
         self.watch.refresh()
         self.aoe = Server(
@@ -184,17 +182,22 @@ class App:
             raise HostError(str(error)) from error
         self._stack.callback(self.aoe.stop)
 
-    def _restore_view(self, client: Client) -> None:
-        """A client known from before must not notice the restart: the same view at once."""
+    def _restore_view(self, client: Client, known: dict[str, images.Image] | None = None) -> None:
+        """A client known from before must not notice the restart: the same view at once.
+
+        ``known``: images that were looked up before.
+        """
         if client.admission == "blocked" and not self.in_use(client):
             self.exports.hide(client.all_macs)
             return
         if client.state in (State.SEEN, State.LOCAL) or client.class_name not in self.images:
             return
         try:
-            image = self._pinned(client)
-            if image is not None and self.midlayers.exists(client.mac):
-                self._show(client, image)
+            image = (known or {}).get(client.image) or self._pinned(client)
+            if image is not None and (known is not None or self.midlayers.exists(client.mac)):
+                self._show(client, image, exists=known is not None)
+                if known is not None:
+                    known[str(image)] = image
         except PxedError as error:
             log.error("%s: its view cannot be restored: %s", client.mac, error)
 
@@ -222,7 +225,7 @@ class App:
 
     async def _start_boot_protocols(self) -> None:
         self.netboot = NetBoot(
-            self.config, self.link, self.clients, self.store,
+            self.config, self.link, self.clients, self.store.leases(), keep=self.keeper.leased,
             plan=self._plan, image_of=self._image_of, scripts=self._scripts(), emit=self.emit,
         )  # fmt: skip
         await self.netboot.start()
@@ -263,9 +266,8 @@ class App:
 
     async def stop(self) -> None:
         """Stop every service in reverse order, sync and save; stopping twice is fine."""
-        for timer in (self._saving, self._logging, self._refreshing):
-            if timer is not None:
-                timer.cancel()
+        if self._refreshing is not None:
+            self._refreshing.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -347,9 +349,7 @@ class App:
         for change in changes:
             self._act(change)
         if event.mac is not None and (client := self.clients.get(event.mac)) is not None:
-            (self._dirty if changes else self._heard).add(client.mac)
-            if changes:
-                self.save_soon()
+            (self.keeper.changed if changes else self.keeper.heard)(client)
             self.traces.add(event)
             self._look_into(client, event)
 
@@ -369,7 +369,7 @@ class App:
 
     def _act(self, change: Change) -> None:
         client = change.client
-        self._dirty.add(client.mac)
+        self.keeper.changed(client)
         if change.what is What.NEW_BOOT:
             override = self.config.clients.get(client.mac)
             client.name = (override.name if override else None) or client.name
@@ -399,9 +399,7 @@ class App:
 
     def _note(self, kind: str, mac: Mac | None, at: float, detail: Any) -> None:
         self.events.add({"time": at, "kind": kind, "mac": mac, **detail})
-        if self._logging is None:
-            loop = asyncio.get_running_loop()
-            self._logging = loop.call_later(LOG_SOON, self._save_events)
+        self.keeper.soon()
         level = logging.INFO if kind in _LOUD else logging.DEBUG
         if log.isEnabledFor(level):
             words = " ".join(f"{key}={value}" for key, value in detail.items() if value != "")
@@ -425,7 +423,7 @@ class App:
             client.image = str(image)
             self._show(client, image)
             self._refresh_soon()
-            self.save_soon()
+            self.keeper.changed(client)
         except (PxedError, KeyError) as error:
             self.emit(Event(Kind.MIDLAYER_FAILED, mac, time.time(), {"why": str(error)}))
             log.error("%s: cannot prepare its devices: %s", mac, error)
@@ -471,9 +469,9 @@ class App:
         client.fresh = False
         return made
 
-    def _show(self, client: Client, image: images.Image) -> None:
+    def _show(self, client: Client, image: images.Image, *, exists: bool = False) -> None:
         mac = client.mac
-        if not self.exports.has_private(mac) and self.midlayers.exists(mac):
+        if not self.exports.has_private(mac) and (exists or self.midlayers.exists(mac)):
             self.exports.open_private(
                 mac, self.midlayers.path(mac), self.midlayers.report_path(mac)
             )
@@ -505,11 +503,11 @@ class App:
         return found
 
     def uses(self, image: images.Image) -> str:
-        """Who needs this image, in one line; empty for nobody."""
+        """Who needs this image, in one line; empty for nobody. Any thread may ask."""
         for name, each in self.images.items():
             if each.directory == image.directory:
                 return f"clients of class {name} boot it: pxed image use another version first"
-        for client in self.clients:
+        for client in list(self.clients):
             who = client.name or client.mac
             if client.image == str(image) and (self.in_use(client) or client.state is State.SEEN):
                 return (
@@ -552,7 +550,7 @@ class App:
                 self._explain(client, now)
             for change in self.clients.tick(now):
                 self._act(change)
-            self._save()
+            self.keeper.soon()
             if time.monotonic() > checkpoint:
                 checkpoint = time.monotonic() + CHECKPOINT
                 await self._look_at_disk()
@@ -565,7 +563,7 @@ class App:
     async def _look_at_disk(self) -> None:
         """What would hold up the loop: bring the database up to date, see what room there is."""
         try:
-            await self.blocking(self.store.checkpoint)
+            await self.keeper.checkpoint()
             await self.blocking(self.midlayers.refuse_if_full)
         except NoRoom as error:
             self.alarm("no-room", str(error))
@@ -596,51 +594,7 @@ class App:
 
     async def saved(self, changed: Iterable[Client]) -> None:
         """A person changed these: they are in the kernel's hands when this returns."""
-        self._dirty |= {client.mac for client in changed}
-        while self._dirty:
-            before = len(self._dirty)
-            self._save()
-            if len(self._dirty) >= before:
-                raise HostError(f"{self.store.path}: cannot write: what was changed may be lost")
-            await asyncio.sleep(0)
-
-    def save_soon(self) -> None:
-        """What has changed is in the kernel's hands before anybody can notice."""
-        if self._saving is None:
-            self._saving = asyncio.get_running_loop().call_later(SAVE_SOON, self._save)
-
-    def _save(self) -> None:
-        """Save a bounded number of changed clients, so that the loop is free again soon."""
-        if self._saving is not None:
-            self._saving.cancel()
-            self._saving = None
-        macs = [self._dirty.pop() for _ in range(min(len(self._dirty), SAVE_AT_ONCE))]
-        macs += [self._heard.pop() for _ in range(min(len(self._heard), HEARD_AT_ONCE))]
-        dirty = [client for mac in macs if (client := self.clients.get(mac)) is not None]
-        try:
-            self.store.save_clients(dirty)
-        except HostError as error:
-            self._dirty |= {client.mac for client in dirty}
-            self.alarm("store", str(error))
-            return
-        if self._dirty:
-            self.save_soon()
-
-    def _save_events(self) -> None:
-        self._logging = None
-        batch = self.events.unsaved(EVENTS_AT_ONCE)
-        try:
-            self.store.save_events(batch, self.config.events.keep)
-        except HostError as error:
-            log.error("%s", error)
-        if len(batch) == EVENTS_AT_ONCE:
-            self._logging = asyncio.get_running_loop().call_later(LOG_SOON, self._save_events)
-
-    def _save_all(self) -> None:
-        self._dirty |= self._heard
-        with contextlib.suppress(HostError):
-            self.store.save_clients(c for mac in self._dirty if (c := self.clients.get(mac)))
-            self.store.save_events(self.events.unsaved(1 << 30), self.config.events.keep)
+        await self.keeper.saved(changed)
 
     # What the control socket shows
 
@@ -677,7 +631,11 @@ class App:
         }  # fmt: skip
 
     def client_list(self) -> list[Json]:
-        return [self._brief(c) for c in sorted(self.clients, key=lambda c: (c.name, c.mac))]
+        return [self.brief(c) for c in self.sorted_clients()]
+
+    def sorted_clients(self) -> list[Client]:
+        """All clients, by name and address; any thread may ask."""
+        return sorted(self.clients, key=lambda client: (client.name, client.mac))
 
     def client_show(self, mac: str) -> Json | None:
         client = self.clients.get(Mac(mac))
@@ -693,9 +651,10 @@ class App:
             for step in client.timeline
         ]
         hints = [e.detail.get("text") for e in self.traces.of(client.mac) if e.kind is Kind.HINT]
-        return self._brief(client) | {"timeline": timeline, "hints": hints}
+        return self.brief(client) | {"timeline": timeline, "hints": hints}
 
-    def _brief(self, client: Client) -> Json:
+    def brief(self, client: Client) -> Json:
+        """One client as lists show it."""
         return _brief(client) | {"waiting": not self.admits(client.mac, client)}
 
 

@@ -131,8 +131,13 @@ class Control:
     async def _status(self, _call: Call) -> Json:
         return self._served.status()
 
-    async def _clients(self, _call: Call) -> list[Json]:
-        return self._served.client_list()
+    async def _clients(self, _call: Call) -> web.Response:
+        def work() -> str:
+            # One by one: the encoder would hold up every other thread for all of them.
+            return f"[{','.join([json.dumps(each) for each in self._served.client_list()])}]"
+
+        text = await asyncio.get_running_loop().run_in_executor(None, work)
+        return web.json_response(text=text)
 
     async def _client(self, call: Call) -> Json:
         try:
@@ -171,7 +176,8 @@ def _status_of(error: PxedError) -> int:
 def _handler(route: Route | Stream) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def once(request: web.Request) -> web.StreamResponse:
         assert isinstance(route, Route)
-        return web.json_response(await route.answer(await _call(request)))
+        answer = await route.answer(await _call(request))
+        return answer if isinstance(answer, web.Response) else web.json_response(answer)
 
     async def stream(request: web.Request) -> web.StreamResponse:
         assert isinstance(route, Stream)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 _FICLONE = 0x40049409  # linux/fs.h
 STEP = 8 << 20  # bytes copied or read between two calls of ``progress``
+_HOLE = 64 << 10  # zeros of this length become a hole where holes cannot be asked for
+_ZEROS = bytes(_HOLE)
 
 Progress = Callable[[int], None]
 """Called with the number of bytes that were worked through since the last call."""
@@ -49,10 +51,13 @@ def _copy(source: int, target: int, count: int, at: int) -> int:
         if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
     data = os.pread(source, count, at)
-    if data.count(0) != len(data):
-        done = 0
-        while done < len(data):
-            done += os.pwrite(target, data[done:], at + done)
+    whole = memoryview(data)
+    for start in range(0, len(data), _HOLE):
+        piece = whole[start : start + _HOLE]
+        if piece != _ZEROS[: len(piece)]:
+            done = 0
+            while done < len(piece):
+                done += os.pwrite(target, piece[done:], at + start + done)
     return len(data)
 
 

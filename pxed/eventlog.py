@@ -38,6 +38,11 @@ class EventLog:
         self._entries.append(entry)
         self._news.set()
 
+    @property
+    def has_unsaved(self) -> bool:
+        """Whether ``unsaved`` would give out anything."""
+        return self._saved < self._count
+
     def unsaved(self, limit: int) -> list[Entry]:
         """The oldest entries that were not given out by this yet; those that fell out are lost."""
         first = self._count - len(self._entries) + 1

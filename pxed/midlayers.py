@@ -91,6 +91,16 @@ class Midlayers:
     def exists(self, mac: Mac) -> bool:
         return self.path(mac).exists() and self.report_path(mac).exists()
 
+    def present(self) -> set[Mac]:
+        """Everybody whose midlayer and report files are there; one look at the directory."""
+        names = {entry.name for entry in os.scandir(self.directory)}
+        found = set()
+        for name in names:
+            stem, _, suffix = name.partition(".")
+            if suffix == "ext4" and len(stem) == 12 and f"{stem}.report" in names:
+                found.add(Mac(":".join(stem[at : at + 2] for at in range(0, 12, 2))))
+        return found
+
     # For a boot
 
     def prepare(

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -33,7 +33,6 @@ from pxed.net.neighbours import Neighbours
 from pxed.net.ra import RouterAdvertiser
 from pxed.net.rival import find_rivals
 from pxed.net.tftp import TftpServer
-from pxed.store import Store
 from pxed.tftp.files import Files
 from pxed.tftp.session import File
 from pxed.tftp.trees import Trees
@@ -48,9 +47,10 @@ LOOK = 1.5  # seconds that a start in mode auto or all waits for another DHCP se
 class NetBoot:
     """Between ``start`` and ``close``; ``start`` raises PxedError and leaves nothing behind.
 
-    ``scripts`` are the iPXE scripts that TFTP serves by name, ``image_of`` gives the image that a
-    machine of a class would boot now. After ``start``: ``mode``,
-    ``leases``, ``policy``, ``dhcp``, ``tftp``, ``http``.
+    ``leases`` are those from before, and ``keep`` is told of each that changes. ``scripts`` are
+    the iPXE scripts that TFTP serves by name, ``image_of`` gives the image that a machine of a
+    class would boot now. After ``start``: ``mode``, ``leases``, ``policy``, ``dhcp``, ``tftp``,
+    ``http``.
     """
 
     def __init__(
@@ -58,8 +58,9 @@ class NetBoot:
         config: Config,
         link: Link,
         clients: Clients,
-        store: Store,
+        leases: Iterable[Lease],
         *,
+        keep: Callable[[Lease], None],
         plan: PlanFor,
         image_of: Callable[[Mac, str], images.Image],
         scripts: Mapping[str, bytes],
@@ -69,7 +70,8 @@ class NetBoot:
         self.link = link
         self.mode = Mode.PXE_ONLY
         self._clients = clients
-        self._store = store
+        self._known_leases = leases
+        self._keep = keep
         self._plan = plan
         self._image_of = image_of
         self._timers: dict[Mac, asyncio.TimerHandle] = {}
@@ -139,14 +141,8 @@ class NetBoot:
         else:
             first, last = carve(address.network, taken)
         leases = Leases(first, last, exclude=taken, on_change=self._keep)
-        leases.restore(self._store.leases(), time.time())
+        leases.restore(self._known_leases, time.time())
         return leases
-
-    def _keep(self, lease: Lease) -> None:
-        try:
-            self._store.save_leases([lease])
-        except HostError as error:
-            log.error("%s", error)
 
     def _files(self) -> Files:
         root = self.config.tftp.root

@@ -8,7 +8,9 @@ import contextlib
 import json
 import logging
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
@@ -39,18 +41,31 @@ CREATE INDEX event_time ON event (time);
 SCHEMA = len(_MIGRATIONS)
 _PAGE = 200
 
+Row = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows that are saved together, all or none."""
+
+    clients: list[Row]
+    leases: list[Row]
+    events: list[Row]
+
 
 class Store:
     """The database of one state directory; a context manager.
 
-    HostError if it cannot be opened or is damaged; UsageError if a newer pxed wrote it.
+    One thread may write while another reads. HostError if it cannot be opened or is damaged;
+    UsageError if a newer pxed wrote it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version > SCHEMA:
                 raise UsageError(
@@ -62,6 +77,8 @@ class Store:
             self._db.execute("PRAGMA wal_autocheckpoint=0")  # it waits for the disk: checkpoint()
             for number, step in enumerate(_MIGRATIONS[version:], version + 1):
                 self._db.executescript(f"BEGIN;{step}PRAGMA user_version={number};COMMIT;")
+            # Whoever reads must not wait for what a writer waits for.
+            self._reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.Error) as error:
             raise HostError(
                 f"{path}: cannot open the database: {error}: mend it with sqlite3 .recover, "
@@ -78,14 +95,37 @@ class Store:
                 log.error("%s: the row of client %s is damaged: %r", self.path, row[0], error)
         return found
 
+    def batch(
+        self, clients: Iterable[Client], leases: Iterable[Lease], events: Iterable[Entry]
+    ) -> Batch:
+        """The rows of all these; nothing is written yet."""
+        entries = []
+        for entry in events:
+            rest = {key: value for key, value in entry.items() if key not in ("id", "time")}
+            entries.append((entry["id"], entry["time"], json.dumps(rest, separators=(",", ":"))))
+        return Batch(
+            [(c.mac, c.state.value, c.last_seen, _data(c)) for c in clients],
+            [(str(lease.ip), lease.mac, lease.state.value, lease.expires) for lease in leases],
+            entries,
+        )
+
+    def save(self, batch: Batch, keep: int) -> None:
+        """Write a batch, and drop all but the last ``keep`` events."""
+        oldest = [(batch.events[-1][0] - keep,)] if batch.events else []
+        self._write(
+            ("INSERT OR REPLACE INTO client VALUES (?, ?, ?, ?)", batch.clients),
+            ("INSERT OR REPLACE INTO lease VALUES (?, ?, ?, ?)", batch.leases),
+            ("INSERT OR REPLACE INTO event VALUES (?, ?, ?)", batch.events),
+            ("DELETE FROM event WHERE id <= ?", oldest),
+        )
+
     def save_clients(self, clients: Iterable[Client]) -> None:
         """Write these clients, all or none."""
-        rows = [(c.mac, c.state.value, c.last_seen, _data(c)) for c in clients]
-        self._write("INSERT OR REPLACE INTO client VALUES (?, ?, ?, ?)", rows)
+        self.save(self.batch(clients, (), ()), 0)
 
     def forget_clients(self, macs: Iterable[Mac]) -> None:
         """Delete these clients, all or none."""
-        self._write("DELETE FROM client WHERE mac = ?", [(mac,) for mac in macs])
+        self._write(("DELETE FROM client WHERE mac = ?", [(mac,) for mac in macs]))
 
     def leases(self) -> list[Lease]:
         """Every lease that was saved."""
@@ -97,8 +137,7 @@ class Store:
 
     def save_leases(self, leases: Iterable[Lease]) -> None:
         """Write these leases, all or none; the address is the key."""
-        rows = [(str(lease.ip), lease.mac, lease.state.value, lease.expires) for lease in leases]
-        self._write("INSERT OR REPLACE INTO lease VALUES (?, ?, ?, ?)", rows)
+        self.save(self.batch((), leases, ()), 0)
 
     def events(self, *, since: float = 0.0, before: int = 1 << 62) -> Iterator[Entry]:
         """Entries of the event log from ``since`` on with an id below ``before``, oldest first.
@@ -124,15 +163,9 @@ class Store:
         """The highest id in the event log, 0 if it is empty."""
         return int(next(iter(self._read("SELECT max(id) FROM event")))[0] or 0)
 
-    def save_events(self, entries: Sequence[Entry], keep: int) -> None:
+    def save_events(self, entries: Iterable[Entry], keep: int) -> None:
         """Append entries of the log, and drop all but the last ``keep``."""
-        rows = []
-        for entry in entries:
-            rest = {key: value for key, value in entry.items() if key not in ("id", "time")}
-            rows.append((entry["id"], entry["time"], json.dumps(rest, separators=(",", ":"))))
-        self._write("INSERT OR REPLACE INTO event VALUES (?, ?, ?)", rows)
-        if rows:
-            self._write("DELETE FROM event WHERE id <= ?", [(rows[-1][0] - keep,)])
+        self.save(self.batch((), (), entries), keep)
 
     def checkpoint(self) -> None:
         """Bring what was written into the main file; for a thread: it waits for the disk.
@@ -147,23 +180,27 @@ class Store:
 
     def _read(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         try:
-            return self._db.execute(statement, values).fetchall()
+            return self._reader.execute(statement, values).fetchall()
         except sqlite3.Error as error:
             raise HostError(f"{self.path}: cannot read: {error}") from error
 
-    def _write(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
-        if not rows:
+    def _write(self, *statements: tuple[str, Sequence[Row]]) -> None:
+        if not any(rows for _, rows in statements):
             return
-        try:
-            self._db.execute("BEGIN")
-            self._db.executemany(statement, rows)
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise HostError(f"{self.path}: cannot write: {error}") from error
+        with self._lock:
+            try:
+                self._db.execute("BEGIN")
+                for statement, rows in statements:
+                    if rows:
+                        self._db.executemany(statement, rows)
+                self._db.execute("COMMIT")
+            except sqlite3.Error as error:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise HostError(f"{self.path}: cannot write: {error}") from error
 
     def close(self) -> None:
+        self._reader.close()
         self._db.close()
 
     def __enter__(self) -> "Store":

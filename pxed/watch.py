@@ -37,7 +37,8 @@ class Watch:
         self._target = target
         self._report_path = report_path
         self._rows: dict[int, tuple[Mac, int, int]] = {}
-        self._rows_of: dict[Mac, list[int]] = {}
+        self._rows_of: defaultdict[Mac, list[int]] = defaultdict(list)
+        self._keys: dict[int, tuple[bytes | None, int, int]] = {}  # as the target gives them
         self._reports = np.zeros(0, dtype=np.intp)
         size = len(target.stats)
         self._told = np.zeros((len(_FIRSTS), size), dtype=bool)
@@ -48,24 +49,49 @@ class Watch:
         self._mine = np.zeros(0, dtype=bool)
 
     def refresh(self) -> None:
-        """Look up again which row is whose: call it after views were changed."""
-        old = self._rows
-        self._rows = {
-            row: (mac_text(mac), shelf, slot)
-            for (mac, shelf, slot), row in self._target.rows().items()
-            if mac is not None
-        }
-        for row, owner in self._rows.items():
-            if old.get(row) != owner:
-                self._forget(row)
-        reports = [r for r, (_, _, slot) in self._rows.items() if slot == REPORT_SLOT]
-        self._reports = np.array(reports, dtype=np.intp)
-        self._rows_of = defaultdict(list)
-        for row, (mac, _, _) in self._rows.items():
-            self._rows_of[mac].append(row)
-        self._used = max(self._rows, default=-1) + 1
-        self._mine = np.zeros(self._used, dtype=bool)
-        self._mine[list(self._rows)] = True
+        """Look up again which row is whose: call it after views were changed.
+
+        Costs little for rows that are as they were: the target keeps their very keys.
+        """
+        rows = self._target.rows()
+        fresh = [(key, row) for key, row in rows.items() if self._keys.get(row) is not key]
+        added = sum(1 for _, row in fresh if row not in self._keys)
+        if len(self._keys) + added != len(rows):  # some are gone
+            still = set(rows.values())
+            for row in [row for row in self._keys if row not in still]:
+                self._disown(row)
+        mine = []
+        for key, row in fresh:
+            self._disown(row)
+            self._keys[row] = key
+            if key[0] is not None:
+                owner = (mac_text(key[0]), key[1], key[2])
+                self._rows[row] = owner
+                self._rows_of[owner[0]].append(row)
+                mine.append(row)
+        if mine:
+            self._own(mine)
+
+    def _own(self, rows: list[int]) -> None:
+        used = max(self._used, max(rows) + 1)
+        self._mine = np.pad(self._mine, (0, used - self._used))
+        self._used = used
+        self._mine[rows] = True
+        reports = [row for row in rows if self._rows[row][2] == REPORT_SLOT]
+        self._reports = np.union1d(self._reports, np.array(reports, dtype=np.intp))
+        self._told[:, rows] = False
+        self._writes[rows] = self._target.stats["writes"][rows]
+
+    def _disown(self, row: int) -> None:
+        self._keys.pop(row, None)
+        owner = self._rows.pop(row, None)
+        if owner is not None:
+            mine = self._rows_of[owner[0]]
+            mine.remove(row)
+            if not mine:
+                del self._rows_of[owner[0]]
+            self._mine[row] = False
+            self._reports = self._reports[self._reports != row]
 
     def begin_boot(self, mac: Mac) -> None:
         """Forget this client's last boot: its first frames will be told again."""

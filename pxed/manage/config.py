@@ -25,6 +25,7 @@ def reload_configuration(core: Core) -> list[Difference]:
     core.config = new
     core.midlayers.size = new.midlayer.size
     core.midlayers.keep_free = new.midlayer.keep_free
+    core.keeper.keep = new.events.keep
     core.exports.durability = new.midlayer.durability
     core.policy.settings = replace(
         core.policy.settings,

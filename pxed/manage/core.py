@@ -9,6 +9,7 @@ from pxed.dhcp.policy import Policy
 from pxed.events import Event
 from pxed.exports import Exports
 from pxed.images import Image
+from pxed.keeper import Keeper
 from pxed.library import Library
 from pxed.midlayers import Midlayers
 from pxed.net.link import Link
@@ -30,12 +31,12 @@ class Core(Protocol):
     library: Library
     midlayers: Midlayers
     exports: Exports
+    keeper: Keeper
+    store: Store
+    watch: Watch
 
     @property
     def policy(self) -> Policy: ...
-
-    store: Store
-    watch: Watch
 
     def emit(self, event: Event) -> None: ...
 

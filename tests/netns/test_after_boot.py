@@ -13,8 +13,8 @@ from pxed.control import ControlClient
 from pxed.dhcp.codec import Type
 from pxed.mac import Mac
 from tests.conftest import Cable
+from tests.netns.conftest import GOOD, Serve
 from tests.netns.test_mode import dnsmasq, running, serve
-from tests.netns.test_serve_errors import GOOD, Serve
 from tests.netns.test_why import Firmware
 
 __all__ = ["serve"]  # the fixture

@@ -11,9 +11,9 @@ import pytest
 from pxed.dhcp.codec import Type
 from pxed.mac import Mac
 from tests.conftest import Cable, requires
+from tests.netns.conftest import GOOD, Serve
 from tests.netns.test_mode import running, serve
 from tests.netns.test_rpi import DISCOVER_3, DISCOVER_4
-from tests.netns.test_serve_errors import GOOD, Serve
 from tests.netns.test_why import Firmware
 
 __all__ = ["serve"]  # the fixture

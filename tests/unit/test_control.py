@@ -125,3 +125,60 @@ def test_the_log_keeps_only_the_latest() -> None:
         return [entry["n"] async for entry in log.read(follow=False)]
 
     assert asyncio.run(read()) == [7, 8, 9]
+
+
+def test_errors_are_json_with_one_line(socket_path: Path) -> None:
+    asked = ControlClient(socket_path)
+    with pytest.raises(UsageError, match="Not Found"):
+        asked.get("/v1/nothing")
+    with pytest.raises(UsageError, match="Method Not Allowed"):
+        asked.post("/v1/status")
+    with pytest.raises(UsageError, match="since"):
+        list(asked.follow("/v1/events?since=yesterday"))
+
+
+def test_the_document_is_handed_out(socket_path: Path) -> None:
+    assert "/v1/status" in ControlClient(socket_path).get("/v1/openapi.json")["paths"]
+
+
+def test_a_group_may_be_let_in(tmp_path: Path) -> None:
+    async def both() -> tuple[int, str]:
+        path = tmp_path / "control.sock"
+        control = Control(Stand(), path, group="daemon")
+        await control.start()
+        gid = path.stat().st_gid
+        await control.close()
+        with pytest.raises(UsageError, match="no such group"):
+            await Control(Stand(), path, group="nobody-has-this").start()
+        return gid, path.parent.name
+
+    import grp
+
+    gid, _ = asyncio.run(both())
+    assert gid == grp.getgrnam("daemon").gr_gid
+
+
+def test_older_entries_come_out_of_the_archive() -> None:
+    async def read() -> list[int]:
+        log = EventLog(limit=5)
+        kept: list[dict[str, Any]] = []
+        log.archive = lambda since, before: (
+            e for e in kept if e["time"] >= since and e["id"] < before
+        )
+        for n in range(1, 21):
+            log.add({"time": float(n)})
+            kept += log.unsaved(10)
+        return [entry["id"] async for entry in log.read(follow=False, since=8.0)]
+
+    assert asyncio.run(read()) == list(range(8, 21))
+
+
+def test_each_entry_is_given_out_once_to_be_saved() -> None:
+    log = EventLog(limit=100)
+    log.restore(7, [{"id": 7, "time": 0.0}])
+    assert not log.has_unsaved
+    for n in range(30):
+        log.add({"time": float(n)})
+    assert [e["id"] for e in log.unsaved(20)] == list(range(8, 28))
+    assert [e["id"] for e in log.unsaved(20)] == list(range(28, 38))
+    assert log.unsaved(20) == []

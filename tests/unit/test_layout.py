@@ -19,7 +19,7 @@ LAYERS = [
     ["control", "watch", "exports", "netboot", "probe"],
     ["net"],
     ["client"],
-    ["offline"],
+    ["offline", "keeper"],
     ["store"],
     ["why"],
     ["selector"],

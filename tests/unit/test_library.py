@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pxed import images
 from pxed.errors import HostError, UsageError
 from pxed.images import Image
 from pxed.library import Library, Source
+from tests.conftest import requires
 
 
 def free(_image: Image) -> str:
@@ -234,3 +236,48 @@ def test_an_image_without_digests_can_be_sealed(library: Library, source: Path) 
     assert {finding.good for finding in library.verify(image)} == {None}
     sealed = library.seal(image)
     assert {finding.good for finding in library.verify(sealed)} == {True}
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """A loop device with a file system, and a directory to mount it on."""
+    requires("losetup", "mkfs.ext4", "mount")
+    backing, mountpoint = tmp_path / "disk", tmp_path / "mnt"
+    mountpoint.mkdir()
+    with backing.open("wb") as file:
+        file.truncate(16 << 20)
+    subprocess.run(["mkfs.ext4", "-q", backing], check=True)
+    done = subprocess.run(
+        ["losetup", "--show", "-f", backing], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        pytest.skip(f"no loop device here: {done.stderr.strip()}")
+    device = Path(done.stdout.strip())
+    yield device, mountpoint
+    subprocess.run(["umount", mountpoint], capture_output=True, check=False)
+    subprocess.run(["losetup", "-d", device], check=True)
+
+
+def test_a_block_device_is_served_in_place_or_copied(
+    library: Library, source: Path, disk: tuple[Path, Path]
+) -> None:
+    devices = {"boot": source / "boot.img", "root": disk[0]}
+    image = library.add(Source(None, devices, "pc", "1"))
+    assert image.devices["root"] == disk[0]
+    assert {f.file: f.good for f in library.verify(image)} == {"boot.img": True, "root": None}
+    copied = library.add(Source(None, devices, "pc", "2", copy=True))
+    assert copied.devices["root"].stat().st_size == 16 << 20
+    assert copied.devices["root"].stat().st_blocks * 512 < 8 << 20  # zeros are holes
+    assert copied.devices["root"].read_bytes() == disk[0].read_bytes()
+
+
+def test_a_block_device_that_is_mounted_read_write_is_refused(
+    library: Library, source: Path, disk: tuple[Path, Path]
+) -> None:
+    devices = {"boot": source / "boot.img", "root": disk[0]}
+    subprocess.run(["mount", disk[0], disk[1]], check=True)
+    with pytest.raises(UsageError, match="mounted read-write"):
+        library.add(Source(None, devices, "pc", "1"))
+    subprocess.run(["umount", disk[1]], check=True)
+    subprocess.run(["mount", "-o", "ro", disk[0], disk[1]], check=True)
+    assert str(library.add(Source(None, devices, "pc", "1"))) == "pc@1"

@@ -123,3 +123,23 @@ def test_replacing_a_view_does_not_tell_old_reads_again(bench: Bench) -> None:
 )
 def test_a_report_line_is_parsed_and_made_safe(raw: bytes, parsed: tuple[str, float, str]) -> None:
     assert parse_report(raw.ljust(SECTOR, b"\0")) == parsed
+
+
+def test_rows_that_go_and_come_are_followed(bench: Bench) -> None:
+    other = Mac("52:54:00:00:00:02")
+    for _ in range(3):
+        bench.target.set_view(mac_bytes(other), {(16, 4): bench.exports[1]})
+        bench.watch.refresh()
+        assert bench.watch.silence([other], time.monotonic_ns()) == float("inf")
+        bench.target.drop_view(mac_bytes(MAC))
+        bench.watch.refresh()
+        assert bench.kinds() == []
+        bench.target.set_view(
+            mac_bytes(MAC), {(16, 1): bench.exports[0], (16, 4): bench.exports[1]}
+        )
+        bench.watch.refresh()
+        bench.ata(1, 0x24, 0)
+        assert bench.kinds() == [Kind.AOE_READ]
+        assert bench.watch.silence([other, MAC], time.monotonic_ns()) < 60
+        bench.target.drop_view(mac_bytes(other))
+        bench.watch.refresh()

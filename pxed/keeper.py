@@ -1,0 +1,130 @@
+"""Brings what changes to the database without holding up the event loop.
+
+Changes are collected for a moment, turned into rows in the loop, a bounded number at a time, and
+written by one thread. What a person changed is in the kernel's hands before the answer goes out.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address
+
+from pxed.clients import Client, Clients
+from pxed.dhcp.leases import Lease
+from pxed.errors import HostError
+from pxed.eventlog import EventLog
+from pxed.mac import Mac
+from pxed.store import Batch, Store
+
+log = logging.getLogger("pxed.store")
+
+SOON = 0.02  # seconds that changes are collected for
+AT_ONCE = 50  # clients whose rows are made in one turn of the loop
+HEARD_AT_ONCE = 10  # those of which nothing is new but when they were heard
+EVENTS_AT_ONCE = 200
+
+
+class Keeper:
+    """Saves clients, leases and events; ``failed`` is told in one line when the disk refuses.
+
+    ``keep``: how many events the database holds.
+    """
+
+    def __init__(
+        self, store: Store, clients: Clients, events: EventLog, keep: int,
+        failed: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.keep = keep
+        self._store = store
+        self._clients = clients
+        self._events = events
+        self._failed = failed
+        self._dirty: set[Mac] = set()
+        self._heard: set[Mac] = set()
+        self._leases: dict[IPv4Address, Lease] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._timer: asyncio.TimerHandle | None = None
+        self._writing: asyncio.Future[None] | None = None
+
+    def changed(self, client: Client) -> None:
+        """Save this client before long."""
+        self._dirty.add(client.mac)
+        self.soon()
+
+    def heard(self, client: Client) -> None:
+        """Nothing is new of this client but the time: save it when there is time."""
+        self._heard.add(client.mac)
+
+    def leased(self, lease: Lease) -> None:
+        """Save this lease before long."""
+        self._leases[lease.ip] = lease
+        self.soon()
+
+    def soon(self) -> None:
+        """Save what is new, the events too, in a moment."""
+        if self._timer is None and self._writing is None:
+            self._timer = asyncio.get_running_loop().call_later(SOON, self._begin)
+
+    async def saved(self, changed: Iterable[Client]) -> None:
+        """Return when these are in the kernel's hands; HostError if the disk refuses."""
+        self._dirty |= {client.mac for client in changed}
+        while True:
+            if self._writing is None:
+                self._begin()
+            if self._writing is None:
+                return
+            await asyncio.shield(self._writing)
+            if not self._dirty:
+                return
+
+    async def checkpoint(self) -> None:
+        """Bring the database's main file up to date; HostError."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._store.checkpoint)
+
+    def close(self) -> None:
+        """Save everything that is left, here and now; closing twice is fine."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._thread.shutdown()
+        self._dirty |= self._heard
+        while batch := self._batch(1 << 30):
+            try:
+                self._store.save(batch, self.keep)
+            except HostError as error:
+                log.error("%s", error)
+
+    def _batch(self, limit: int) -> Batch | None:
+        macs = [self._dirty.pop() for _ in range(min(len(self._dirty), limit))]
+        spare = min(len(self._heard), max(limit * HEARD_AT_ONCE // AT_ONCE, 1))
+        macs += [self._heard.pop() for _ in range(spare)]
+        clients = [client for mac in macs if (client := self._clients.get(mac)) is not None]
+        leases = list(self._leases.values())
+        self._leases.clear()
+        events = self._events.unsaved(EVENTS_AT_ONCE)
+        if not (clients or leases or events):
+            return None
+        return self._store.batch(clients, leases, events)
+
+    def _begin(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        batch = self._batch(AT_ONCE)
+        if batch is not None:
+            loop = asyncio.get_running_loop()
+            self._writing = loop.run_in_executor(self._thread, self._store.save, batch, self.keep)
+            self._writing.add_done_callback(lambda done: self._written(done, batch))
+
+    def _written(self, done: "asyncio.Future[None]", batch: Batch) -> None:
+        self._writing = None
+        if done.cancelled():
+            return
+        if (error := done.exception()) is not None:
+            # Tried again with the next change; a full disk must not become a busy loop.
+            self._dirty |= {Mac(row[0]) for row in batch.clients}
+            self._failed(str(error))
+            return
+        if self._dirty or self._leases or self._events.has_unsaved:
+            self.soon()
