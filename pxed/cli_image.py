@@ -277,6 +277,8 @@ def image_build_minimal(
     if first:
         library.use(str(built))
     click.echo(f"image {built} is ready in {target}")
+    if library.channels_of(library.find(name)) and not library.channels_of(built):
+        click.echo(f"let clients boot it: pxed image use {built}")
 
 
 def _where(found: Image) -> str:
