@@ -187,7 +187,7 @@ class App:
 
         ``known``: images that were looked up before.
         """
-        if client.admission == "blocked" and not self.in_use(client):
+        if client.admission == "blocked" and not (client.image and self.in_use(client)):
             self.exports.hide(client.all_macs)
             return
         if client.state in (State.SEEN, State.LOCAL) or client.class_name not in self.images:

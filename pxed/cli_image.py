@@ -323,6 +323,8 @@ def _new_image(
     if first:
         library.use(str(built))
     click.echo(f"image {built} is ready in {target}")
+    if library.channels_of(library.find(name)) and not library.channels_of(built):
+        click.echo(f"let clients boot it: pxed image use {built}")
 
 
 def _said(text: str) -> None:

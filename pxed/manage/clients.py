@@ -91,6 +91,7 @@ class ManageClients:
         for client in chosen:
             client.admission = "blocked"
             if cut or not self._core.in_use(client):
+                client.image = ""  # pinned to nothing: a restart does not give it its disks back
                 self._core.exports.hide(client.all_macs)
         return await self._done(
             chosen, "", each=lambda c: "blocked from its next boot on"

@@ -232,6 +232,8 @@ def test_strangers_wait_for_approval(room: Room) -> None:
     room.pxed("client", "name", str(M1), "seat-01")
     assert room.boot(M1) == "aoe:e16.0"
     room.pxed("client", "block", "seat-01", "--now")
+    room.stop(signal.SIGKILL)
+    room.start('[clients]\nadmit = "approve"\n')
     with pytest.raises(Exception, match=r"16\.0"):
         room.read(M1, 0)
     assert room.discover(M1) == ""
