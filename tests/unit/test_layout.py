@@ -21,7 +21,7 @@ LAYERS = [
     ["clients", "conflicts"],
     ["dhcp", "tftp", "http"],
     ["scripts"],
-    ["midlayers", "images", "eventlog", "table"],
+    ["midlayers", "images", "eventlog", "table", "host"],
     ["bootable"],
     ["config"],
     ["events"],
