@@ -6,11 +6,9 @@ a new boot gets its midlayer and its view. Nothing else acts.
 
 import asyncio
 import contextlib
-import fcntl
 import gc
 import logging
 import os
-import resource
 import signal
 import time
 from collections import Counter
@@ -35,6 +33,7 @@ from pxed.errors import HostError, PxedError, UsageError
 from pxed.eventlog import EventLog
 from pxed.events import Event, Kind
 from pxed.exports import Exports
+from pxed.host import claim, raise_file_limit
 from pxed.http.site import program_url, script_url
 from pxed.images import SLOTS
 from pxed.keeper import Keeper
@@ -45,7 +44,7 @@ from pxed.manage.routes import routes
 from pxed.midlayers import Midlayers, NoRoom, Prepared
 from pxed.net.link import Link, look_up
 from pxed.net.link import Watch as LinkWatch
-from pxed.netboot import NetBoot
+from pxed.netboot import NetBoot, check
 from pxed.probe import DOCTOR, Probe
 from pxed.store import Store
 from pxed.watch import Watch, erase_report
@@ -101,16 +100,16 @@ class App:
 
     async def _start(self) -> None:
         config = self.config
-        _raise_file_limit()
+        raise_file_limit()
         self.link: Link = look_up(config.interface)
         self.images = {
             name: images.find(config.images_dir, each.image, name)
             for name, each in config.classes.items()
         }
-        self._refuse_what_cannot_work()
+        check(config, self.images)
         if os.geteuid() != 0:
             raise HostError("serving a network needs root: run it with sudo")
-        self._stack.callback(os.close, _claim(config.state_dir))
+        self._stack.callback(os.close, claim(config.state_dir))
         self.library = Library(config.images_dir)
         self.library.clean()
         self.midlayers = Midlayers(
@@ -139,26 +138,6 @@ class App:
         control = Control(self, config.control_socket, routes(self), config.control.group)
         await control.start()
         self._stack.push_async_callback(control.close)
-
-    def _refuse_what_cannot_work(self) -> None:
-        for name, each in self.config.classes.items():
-            where, image = f"[class.{name}]", self.images[name]
-            if each.mode == "provision" and "tfm" not in image.devices:
-                raise UsageError(f'{where} mode = "provision": image {image} has no tfm device')
-            if name == "rpi" and image.tree is None:
-                raise UsageError(
-                    f"{where} image {image} has no boot directory: name one in its manifest, "
-                    '"tree": "DIRECTORY"'
-                )
-            if each.boot == "kernel" and name != "x86":
-                raise UsageError(f'{where} boot = "kernel": is for class x86 only')
-            if each.boot == "kernel" and each.mode == "provision":
-                raise UsageError(f'{where} boot = "kernel": mode = "provision" boots by "san" only')
-            if each.boot == "kernel" and image.kernel is None:
-                raise UsageError(
-                    f'{where} boot = "kernel": image {image} names no kernel in its manifest: '
-                    'build it again, or use boot = "san"'
-                )
 
     def _start_aoe(self) -> None:
         config = self.config
@@ -687,34 +666,6 @@ def _brief(client: Client) -> Json:
 
 def _counts(counters: Any) -> dict[str, int]:
     return {str(name): int(value) for name, value in dict(counters).items()}
-
-
-def _raise_file_limit() -> None:
-    """Two descriptors for each client: take what the system allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _claim(state_dir: Path) -> int:
-    """A lock on the state directory, held until the descriptor is closed or the process ends.
-
-    HostError if another server holds it, or it cannot be made.
-    """
-    try:
-        state_dir.mkdir(parents=True, exist_ok=True)
-        fd = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise HostError(f"{state_dir}: {error.strerror}: choose another state_dir") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise HostError(
-            f"{state_dir}: another pxed serves this state directory: "
-            "stop it, or choose another state_dir"
-        ) from None
-    return fd
 
 
 def run(config: Config, reread: Callable[[], Config] | None = None) -> None:

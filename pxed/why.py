@@ -16,12 +16,12 @@ from pxed.events import Event, Kind
 from pxed.mac import Mac
 
 AT_ONCE = 2.0  # seconds: nothing can change this cause but somebody who acts
-NO_REQUEST = 12.0  # firmware takes an offer within 4 s, iPXE within 10
+NO_REQUEST = 15.0  # firmware takes an offer within 4 s, iPXE within 10
 NO_FILE = 12.0  # from the ACK to the first question for a file: less than one second
 STOPPED = 8.0  # after a transfer that failed: firmware tries again at once
 PROBED = 15.0
-NO_IPXE = 20.0  # from the last block to iPXE's DISCOVER: a few seconds
-NO_AOE = 20.0  # from iPXE's ACK to its first frame: a second
+NO_IPXE = 45.0  # from the last block to iPXE's DISCOVER: a few seconds, or a spanning tree's 30
+NO_AOE = 30.0  # from iPXE's ACK to its first frame: a second
 IPV6_WAIT = 16.0  # what iPXE waits in between where nobody advertises a router
 NO_KERNEL = 75.0  # from the kernel's last byte to its AoE driver; 60 s of it may be a carrier wait
 GAP = 8.0  # from iPXE's last block to its DISCOVER: more than this is a link that does not forward

@@ -80,6 +80,7 @@ class Leases:
         self._of_mac: dict[Mac, IPv4Address] = {}  # offered or bound; inverse of _active
         self._home: OrderedDict[Mac, IPv4Address] = OrderedDict()  # least recently used first
         self._home_at: dict[IPv4Address, Mac] = {}  # inverse of _home
+        self._both = 0  # addresses that are active and somebody's home
         self._ends: list[tuple[float, IPv4Address]] = []  # heap; stale entries are skipped
         self.set_range(first, last, exclude=exclude)
 
@@ -225,6 +226,7 @@ class Leases:
         if before is not None:
             self._drop(lease.ip)
         self._active[lease.ip] = lease
+        self._both += lease.ip in self._home_at
         if lease.state is not State.DECLINED:
             self._of_mac[lease.mac] = lease.ip
         heapq.heappush(self._ends, (lease.expires, lease.ip))
@@ -235,6 +237,7 @@ class Leases:
 
     def _drop(self, ip: IPv4Address) -> None:
         lease = self._active.pop(ip)
+        self._both -= ip in self._home_at
         if self._of_mac.get(lease.mac) == ip:
             del self._of_mac[lease.mac]
 
@@ -253,13 +256,16 @@ class Leases:
         former = self._home.pop(mac, None)
         if former is not None:
             del self._home_at[former]
+            self._both -= former in self._active
         self._home[mac] = ip
         self._home_at[ip] = mac
+        self._both += ip in self._active
 
     def _evict(self, ip: IPv4Address) -> None:
         mac = self._home_at.pop(ip, None)
         if mac is not None:
             del self._home[mac]
+            self._both -= ip in self._active
 
     def _pick(self, mac: Mac, wanted: IPv4Address | None) -> IPv4Address | None:
         home = self._home.get(mac)
@@ -272,7 +278,7 @@ class Leases:
                 return home
         if wanted is not None and wanted in self and self._untouched(wanted):
             return wanted
-        if len(self._active) + len(self._home_at) < self.size + self._overlap():
+        if len(self._active) + len(self._home_at) < self.size + self._both:
             start = zlib.crc32(mac_bytes(mac))
             span = int(self.last) - int(self.first) + 1
             for step in range(span):
@@ -283,10 +289,6 @@ class Leases:
 
     def _untouched(self, ip: IPv4Address) -> bool:
         return ip not in self._active and ip not in self._home_at
-
-    def _overlap(self) -> int:
-        """Addresses that are both active and somebody's home."""
-        return sum(1 for ip in self._active if ip in self._home_at)
 
     def _tell(self, lease: Lease) -> None:
         if self._on_change is not None:

@@ -17,6 +17,7 @@ from pxed.dhcp.classify import Firmware, Identity, identify
 from pxed.dhcp.codec import NOWHERE, Message, Op, Opt, Type, decode
 from pxed.dhcp.leases import HOLD, Lease, Leases, carve
 from pxed.dhcp.replies import Mode, Reply, Settings
+from pxed.dhcp.rival import LOOKING
 from pxed.events import Event, Kind
 from pxed.mac import Mac
 
@@ -116,7 +117,10 @@ class Policy:
             return case.ignored(why)
         match message.type:
             case Type.DISCOVER:
-                return self._discover(case)
+                outcome = self._discover(case)
+                if message.options.get(Opt.HOST_NAME) == LOOKING:
+                    return replace(outcome, events=(), probe=None)
+                return outcome
             case Type.REQUEST if self.settings.mode is not Mode.PROXY:
                 return self._request(case)
             case Type.DECLINE if self.settings.mode is not Mode.PROXY:

@@ -16,6 +16,9 @@ from pxed.dhcp.codec import (
 )
 from pxed.mac import Mac
 
+LOOKING = b"pxed-is-looking"
+"""Host name in our questions: another pxed answers, and takes nobody for a machine that boots."""
+
 _WANTED = bytes((Opt.SUBNET_MASK, Opt.ROUTER, Opt.DNS, Opt.TFTP_SERVER, Opt.BOOT_FILE))
 
 
@@ -63,7 +66,11 @@ def questions(mac: Mac, xid: int, own: IPv4Address | None = None) -> tuple[bytes
     three seconds the address that they are going to offer (dnsmasq, dhcpd): those answer the INFORM
     from our address ``own`` at once.
     """
-    system = {Opt.TYPE: bytes((Type.DISCOVER,)), Opt.PARAMETERS: _WANTED}
+    system = {
+        Opt.TYPE: bytes((Type.DISCOVER,)),
+        Opt.HOST_NAME: LOOKING,
+        Opt.PARAMETERS: _WANTED,
+    }
     firmware = {
         **system,
         Opt.VENDOR_CLASS: b"PXEClient:Arch:00007:UNDI:003016",

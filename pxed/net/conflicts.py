@@ -106,6 +106,9 @@ class ConflictWatch:
             except HostError as error:  # the link is down: there is a next time
                 self.counters["failed"] += 1
                 _log.debug("%s", error)
+            except Exception as error:  # a fault of ours must not end the watch
+                self.counters["failed"] += 1
+                _log.error("cannot look for rivals: %r", error)
             await asyncio.sleep(max(0.0, self._every - (time.monotonic() - began)))
 
     def _tell(self, events: list[Event]) -> None:

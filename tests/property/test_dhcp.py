@@ -193,6 +193,8 @@ class Pool(RuleBasedStateMachine):
 
     @invariant()
     def consistent(self) -> None:
+        both = sum(1 for ip in self.leases._active if ip in self.leases._home_at)
+        assert self.leases._both == both
         leases = self.leases
         assert len(leases._active) <= leases.size
         assert len(leases._home) == len(leases._home_at) <= leases.size

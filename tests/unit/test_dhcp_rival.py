@@ -46,3 +46,10 @@ def test_other_traffic_is_no_answer() -> None:
     question, _, _ = questions(OWN, 7, IP)
     assert answer(question, OWN, 7, THEIRS, IP) is None
     assert answer(b"rubbish", OWN, 7, THEIRS, IP) is None
+
+
+def test_another_pxed_answers_and_takes_us_for_no_machine() -> None:
+    leases = Leases(IPv4Address("10.77.0.50"), IPv4Address("10.77.0.59"))
+    server = Policy(Settings(Mode.ALL, IP, 24), leases, lambda *_: BootPlan("snponly.efi"))
+    outcomes = [server.handle(question, 0) for question in questions(OWN, 7)]
+    assert all(outcome.replies and not outcome.events for outcome in outcomes)

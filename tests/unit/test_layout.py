@@ -28,7 +28,7 @@ LAYERS = [
     ["describe"],
     ["library"],
     ["scripts"],
-    ["midlayers", "images", "eventlog", "table", "orders"],
+    ["midlayers", "images", "eventlog", "table", "orders", "host"],
     ["bootable"],
     ["ext4", "body", "ask"],
     ["reload"],
