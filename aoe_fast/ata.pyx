@@ -38,7 +38,13 @@ cdef void answer_ata(
     memcpy(ata.lba, request.lba, 6)
 
     if writes or opcode == ATA_READ or opcode == ATA_READ_EXT:
-        # The address is 28 or 48 bits wide as the E flag says; either opcode may carry either.
+        # The address is 48 bits wide if the flag or the opcode says so. Where the two disagree and
+        # 0xE leads, the one reading that lies on the disk counts; if both do, nobody guesses.
+        if has_device_bits(request, sector):
+            if sector < backing.sectors:
+                fail_ata(reply, ATA_ABRT)
+                return
+            sector &= 0x0FFFFFFF
         if count == 0 or count > batch.sectors:
             fail_ata(reply, ATA_ABRT)
         elif writes and (not backing.writable or size - sizeof(AtaHeader) < count * SECTOR):
