@@ -42,6 +42,7 @@ cdef struct Backing:
     void *map
     size_t map_bytes
     char serial[20]
+    uint8_t restored            # a state file has had its say
     # What clients may change over the wire, guarded by the lock; the counts are also read
     # without it, to skip an empty list.
     pthread_mutex_t lock

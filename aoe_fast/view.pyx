@@ -270,6 +270,11 @@ cdef class Views:
         with self.lock:
             return dict(self._rows)
 
+    def exports(self):
+        """Every Export that a view binds, once."""
+        with self.lock:
+            return list({id(e): e for held in self._held.values() for e in held.values()}.values())
+
     def stats(self):
         """Every row, zero-copy and writable: structured array of ROW."""
         return np.frombuffer(self.region, dtype=ROW)

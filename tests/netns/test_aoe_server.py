@@ -455,6 +455,20 @@ def test_aoecfg(cable: Cable, disk: Path) -> None:
         assert "seat-02" in aoecfg("fset", "seat-02")
 
 
+@pytest.mark.parametrize(("mtu", "payload"), [(1500, 1024), (9000, 8192)])
+def test_aoe_sancheck(cable: Cable, disk: Path, mtu: int, payload: int) -> None:
+    """It finds every device, one path to each, and the payload that the MTU has room for."""
+    requires("aoe-sancheck")
+    for side in (cable.srv, cable.cli):
+        side.ip(f"link set eth0 mtu {mtu}")
+    target = Target()
+    target.set_view(None, dict.fromkeys([(16, 3), (16, 4)], Export(disk)))
+    with serving(cable, target):
+        shown = cable.cli.run(["aoe-sancheck", "eth0"], timeout=60).stdout
+    rows = [line.split() for line in shown.splitlines() if line.startswith("e16.")]
+    assert rows == [[f"e16.{slot}", "1", str(payload), "eth0"] for slot in (3, 4)]
+
+
 def test_identify_over_the_wire(cable: Cable, peer: Peer, disk: Path) -> None:
     with serving(cable, target_of(disk)):
         reply = peer.ask(ata(IDENTIFY, src=peer.mac, dst=BROADCAST))
