@@ -22,6 +22,13 @@ cdef enum:
 
 # One row of Server.counters; the layout of server.COUNTERS.
 cdef struct Counters:
+    uint64_t cold               # reads that a fetch thread answered
+    uint64_t spread             # broadcast answers that were put off a little
+    uint64_t postponed          # requests beyond a client's queue depth, served after the others
+    uint64_t overrun            # requests lost because they were far beyond it
+    uint64_t repeats            # probable retransmissions
+    uint64_t announced          # config replies that nobody asked for
+    uint64_t reserved[2]
     uint64_t frames
     uint64_t replies
     uint64_t ignored

@@ -3,6 +3,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from .batch cimport Batch, Counters
+from .fetch cimport Fetches
 from .ring cimport Outbox, RingState
 from .syncer cimport Queue
 from .target cimport Target
@@ -17,15 +18,20 @@ cdef struct Worker:
     Reader *reader
     void **table
     Queue *queue
+    Fetches *fetches
     int64_t spin_ns
     int stop_fd
     uint32_t *stop
+
+
+cdef void worker_loop(Worker *worker) noexcept nogil
 
 
 cdef class Server:
     cdef readonly Target target
     cdef readonly tuple interfaces
     cdef readonly int workers
+    cdef readonly list ports
     cdef uint32_t ring_frames
     cdef uint32_t write_frames
     cdef int64_t spin_ns
@@ -34,10 +40,9 @@ cdef class Server:
     cdef Worker *_workers
     cdef int _total
     cdef Queue *_queue
-    cdef uint32_t _stop
-    cdef int _stop_fd
-    cdef list _rings
-    cdef list _threads
-    cdef object _syncer
-    cdef int _open(self) except -1
-    cdef void _release(self) noexcept
+    cdef Fetches *_fetches
+    cdef list _side_threads
+    cdef object _caretaker
+    cdef object _alarm
+    cdef int furnish(self, int number) except -1
+    cdef void _release(self)

@@ -36,6 +36,7 @@ cdef void backing_release(Backing *backing) noexcept nogil:
     if backing.fd >= 0:
         close(backing.fd)
     pthread_mutex_destroy(&backing.lock)
+    free(backing.resident)
     free(backing)
     aoe_count(&live, -1)
 
@@ -142,6 +143,12 @@ cdef class Export:
             reason = os.strerror(errno)
             free(backing)
             raise AoeError(f"{name}: cannot be mapped ({reason}): use a plain file or a disk")
+        # Nothing is known at first: the first read of each 64 KiB goes through a fetch thread.
+        backing.resident = <uint64_t *>calloc(sectors // 8192 + 1, sizeof(uint64_t))
+        if backing.resident == NULL:
+            munmap(backing.map, backing.map_bytes)
+            free(backing)
+            raise MemoryError()
         backing.data = <const uint8_t *>backing.map + skew
         backing.fd = descriptor
         backing.offset = first

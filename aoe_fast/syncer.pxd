@@ -1,6 +1,6 @@
 """The sync thread: durable acknowledgements by group commit, writeback every few seconds."""
 
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint64_t
 
 from .batch cimport Batch
 from .ring cimport Outbox
@@ -33,6 +33,8 @@ cdef struct Queue:
     Waiting *first
     Waiting **last
     Dirty *dirty
+    uint64_t taken              # acknowledgements handed over so far
+    uint64_t done               # sent so far
     int stop
 
 

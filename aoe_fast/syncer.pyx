@@ -95,6 +95,7 @@ cdef void defer(Queue *queue, Batch *batch, Outbox *outbox, int fd) noexcept nog
     cdef Waiting **last = &first
     cdef Waiting *node
     cdef Reply *reply
+    cdef uint64_t many = 0
     cdef uint32_t i
     for i in range(batch.count):
         reply = &batch.replies[i]
@@ -113,11 +114,13 @@ cdef void defer(Queue *queue, Batch *batch, Outbox *outbox, int fd) noexcept nog
         memcpy(node.head, reply.head, SHORTEST_REPLY)
         last[0] = node
         last = &node.next
+        many += 1
     if first == NULL:
         return
     pthread_mutex_lock(&queue.lock)
     queue.last[0] = first
     queue.last = last
+    queue.taken += many
     pthread_cond_signal(&queue.wake)
     pthread_mutex_unlock(&queue.lock)
 
@@ -126,6 +129,7 @@ cdef void sync_loop(Queue *queue, Batch *batch, Outbox *outbox) noexcept nogil:
     """Sync and acknowledge until told to stop, then what is left."""
     cdef int64_t next_writeback = monotonic() + <int64_t>WRITEBACK_SECONDS * 1000000000
     cdef uint64_t round = 0
+    cdef uint64_t taken
     cdef timespec until
     cdef Waiting *waiting
     cdef Dirty *dirty
@@ -148,15 +152,21 @@ cdef void sync_loop(Queue *queue, Batch *batch, Outbox *outbox) noexcept nogil:
         pthread_mutex_unlock(&queue.lock)
         if waiting != NULL:
             round = aoe_add64(&rounds, 1)
-            commit(waiting, round, batch, outbox)
+            taken = commit(waiting, round, batch, outbox)
+            pthread_mutex_lock(&queue.lock)
+            queue.done += taken
+            pthread_mutex_unlock(&queue.lock)
         write_back(dirty, batch.counters)
 
 
-cdef void commit(Waiting *waiting, uint64_t round, Batch *batch, Outbox *outbox) noexcept nogil:
-    """One sync for each export, then every acknowledgement; frees the list."""
+cdef uint64_t commit(
+    Waiting *waiting, uint64_t round, Batch *batch, Outbox *outbox
+) noexcept nogil:
+    """One sync for each export, then every acknowledgement; frees the list. How many."""
     cdef Waiting *node = waiting
     cdef Waiting *next
     cdef Reply *reply
+    cdef uint64_t many = 0
     while node != NULL:
         if node.backing.sync_round != round:
             node.backing.sync_round = round
@@ -184,6 +194,8 @@ cdef void commit(Waiting *waiting, uint64_t round, Batch *batch, Outbox *outbox)
             backing_release(waiting.backing)
             free(waiting)
             waiting = next
+            many += 1
+    return many
 
 
 cdef void write_back(Dirty *dirty, Counters *counters) noexcept nogil:

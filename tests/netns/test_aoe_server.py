@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import select
-import socket
 import subprocess
 import sys
 import textwrap
@@ -23,56 +22,17 @@ from tests.aoe_frames import (
     IDENTIFY,
     READ,
     UNC,
-    WRITE,
-    Reply,
     ata,
     config,
     frame,
 )
+from tests.aoe_peer import Peer, serving, total
 from tests.conftest import Cable, requires
 
 pytestmark = pytest.mark.netns
 
 ROOT = Path(__file__).parents[2]
 SECTORS = 2048
-
-
-class Peer:
-    """A raw AoE socket on ``eth0`` of the client's namespace."""
-
-    def __init__(self, cable: Cable, mac: bytes | None = None) -> None:
-        with cable.cli.inside():
-            self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        self.socket.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE
-        self.socket.bind(("eth0", 0x88A2))
-        self.socket.settimeout(3)
-        self.mac: bytes = mac or self.socket.getsockname()[4]
-
-    def send(self, request: bytes) -> None:
-        self.socket.send(request)
-
-    def receive(self, seconds: float = 3) -> Reply | None:
-        """The next reply to this peer, or None after ``seconds``."""
-        end = time.monotonic() + seconds
-        while select.select([self.socket], [], [], max(0, end - time.monotonic()))[0]:
-            with contextlib.suppress(OSError):  # ENETDOWN while the link is down
-                raw = self.socket.recv(10000)
-                if raw[14] & 8 and raw[:6] == self.mac:
-                    return Reply(raw)
-        return None
-
-    def ask(self, request: bytes) -> Reply:
-        self.send(request)
-        reply = self.receive()
-        assert reply is not None, "no reply"
-        return reply
-
-    def read(self, lba: int, count: int = 2, tag: int = 1) -> bytes:
-        return ata(READ, lba, count, src=self.mac, dst=BROADCAST, tag=tag)
-
-    def write(self, lba: int, data: bytes, tag: int = 1) -> bytes:
-        count = len(data) // 512
-        return ata(WRITE, lba, count, data=data, src=self.mac, dst=BROADCAST, tag=tag)
 
 
 @pytest.fixture
@@ -89,25 +49,10 @@ def peer(cable: Cable) -> Iterator[Peer]:
     peer.socket.close()
 
 
-@contextlib.contextmanager
-def serving(cable: Cable, target: Target, **options: Any) -> Iterator[Server]:
-    server = Server(target, ["eth0"], **options)
-    with cable.srv.inside():
-        server.start()
-    try:
-        yield server
-    finally:
-        server.stop()
-
-
 def target_of(path: Path, **options: Any) -> Target:
     target = Target()
     target.set_view(None, {(16, 3): Export(path, **options)})
     return target
-
-
-def total(server: Server, name: str) -> int:
-    return int(server.counters[name].sum())
 
 
 def test_reads_the_right_data(cable: Cable, peer: Peer, disk: Path) -> None:
@@ -409,6 +354,8 @@ HOT = {
     "batch": ["fail_ata", "put_data"],
     "ring": ["ring_peek", "ring_pop", "outbox_add", "outbox_send"],
     "server": ["worker_loop", "serve_batch"],
+    "residency": ["look_at"],
+    "fetch": ["hand_over", "fetch_loop", "serve"],
     "syncer": ["defer", "mark_dirty", "sync_loop", "commit"],
     "store": ["backing_write", "backing_sync", "backing_release"],
 }

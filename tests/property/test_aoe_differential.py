@@ -10,6 +10,7 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,10 @@ class World:
     """One target of each kind, with the same views of equal exports."""
 
     def __init__(self, rng: random.Random, where: Path) -> None:
-        flags = {"wire_config": rng.random() < 0.7, "wire_reserve": rng.random() < 0.7}
+        flags: dict[str, Any] = {
+            "wire_config": rng.random() < 0.7,
+            "wire_reserve": rng.random() < 0.7,
+        }
         bufcnt = rng.choice([2, 64, 65535])
         self.core = Target(bufcnt=bufcnt, **flags)
         self.reference = ReferenceTarget(bufcnt=bufcnt, **flags)

@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ def disk(tmp_path: Path) -> Path:
     return path
 
 
-def make(state: Path, *disks: Path, **options: int) -> tuple[Target, list[Export]]:
+def make(state: Path, *disks: Path, **options: Any) -> tuple[Target, list[Export]]:
     target = Target(state=state, wire_config=True, wire_reserve=True)
     exports = [Export(disk, **options) for disk in disks]
     target.set_view(None, {(16, slot): export for slot, export in enumerate(exports, 3)})
