@@ -4,8 +4,9 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from .clients cimport Client
 from .store cimport Backing
-from .view cimport MAX_BINDINGS, Table, View
+from .view cimport MAX_BINDINGS, Row, Table, View
 
 
 cdef extern from "atomics.h" nogil:
@@ -54,6 +55,10 @@ cdef struct Reply:
     uint64_t sector
     uint32_t head_size
     uint32_t size
+    uint8_t broadcast           # may be put off a little
+    Row *row
+    Client *client              # NULL: not to be counted when it leaves
+    int64_t arrived             # CLOCK_REALTIME
 
 
 cdef struct Batch:

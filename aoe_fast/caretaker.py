@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -15,9 +16,11 @@ from typing import TYPE_CHECKING
 
 from aoe_fast.linkwatch import EVERY, LinkWatch
 from aoe_fast.residency import scan
+from aoe_fast.throttle import Throttle, announcements
 from aoe_fast.wire import AoeError
 
 if TYPE_CHECKING:
+    from aoe_fast.port import Port
     from aoe_fast.server import Server
 
 _log = logging.getLogger("aoe_fast")
@@ -26,6 +29,8 @@ TICK_S = 1.0
 # 4 MiB each: at start, and then in each second. A word takes about 10 us.
 _FIRST_WORDS = 1024
 _WORDS = 128
+_ACTIVE_NS = 120 * 10**9
+"""A client that was heard of within two minutes counts: Linux asks every minute."""
 
 
 class Caretaker:
@@ -41,12 +46,21 @@ class Caretaker:
         self._wake = -1
         self._thread: threading.Thread | None = None
         self._drops = 0
+        self._lost: list[int] = []
+        self._throttles: list[Throttle] = []
+        self._postponed: dict[int, int] = {}
         self._words: dict[int, int] = {}
 
     def start(self) -> None:
         self._links = LinkWatch()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._drops = int(self._server.counters["drops"].sum())
+        server = self._server
+        self._drops = int(server.counters["drops"].sum())
+        self._lost = [int(lost) for lost in server.counters["drops"]]
+        self._throttles = [
+            Throttle(server.target.bufcnt, server.ring_frames, server.write_frames)
+            for _ in range(len(server.ports) * server.workers)
+        ]
         self.learn(_FIRST_WORDS)
         self._thread = threading.Thread(target=self._run, name="aoe-care", daemon=True)
         self._thread.start()
@@ -118,8 +132,53 @@ class Caretaker:
         if drops > self._drops:
             self.say(f"{drops - self._drops} frames lost: raise max_clients or ring_frames")
         self._drops = drops
+        self.throttle()
         self._server.target.save_state()
         self.learn(_WORDS)
+
+    def throttle(self) -> None:
+        """Fit every worker's advertised queue depth to its clients, and tell them if it fell.
+
+        One that asks for more than it was offered is reminded of it.
+        """
+        server = self._server
+        now = time.monotonic_ns()
+        for number, throttle in enumerate(self._throttles):
+            port = server.ports[number // server.workers]
+            rows = server.clients[number]
+            rows = rows[rows["last_ns"] > max(0, now - _ACTIVE_NS)]
+            writers = int((rows["last_write_ns"] > max(0, now - _ACTIVE_NS)).sum())
+            lost = int(server.counters["drops"][number])
+            fell = throttle.update(now / 1e9, len(rows), writers, lost - self._lost[number])
+            self._lost[number] = lost
+            port.advertise(number % server.workers, throttle.value)
+            if fell:
+                _log.info("%s: bufcnt %d for %d clients", port.interface, throttle.value, len(rows))
+            told = [
+                int(row["mac"])
+                for row in rows
+                if self._postponed.get(int(row["mac"]), 0) < int(row["postponed"]) or fell
+            ]
+            self._postponed |= {
+                int(row["mac"]): int(row["postponed"]) for row in rows if row["postponed"]
+            }
+            if told and port.opened:
+                self._announce(port, told, throttle.value)
+        if len(self._postponed) > 65536:
+            self._postponed.clear()
+
+    def _announce(self, port: "Port", macs: list[int], bufcnt: int) -> None:
+        """Send config replies that nobody asked for; on a link that is down they are lost."""
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as sender:
+            sent = 0
+            with contextlib.suppress(OSError, AoeError):
+                sender.bind((port.interface, 0))
+                for mac in (number.to_bytes(6, "big") for number in macs):
+                    view = self._server.target.view_of(mac)
+                    for frame in announcements(mac, port.mac, port.mtu, bufcnt, view):
+                        sender.send(frame)
+                        sent += 1
+            self._server.counters["announced"][-1] += sent
 
     def learn(self, budget: int) -> None:
         """Look at ``budget`` words of residency, all exports in turn; new ones as a whole."""

@@ -1,17 +1,22 @@
 """Side threads that bring in what is not in memory, and answer for it."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from .batch cimport Batch, Reply
+from .clients cimport Client
 from .ring cimport Outbox
 from .store cimport Backing, pthread_mutex_t
 from .syncer cimport pthread_cond_t
+from .view cimport Row
 
 
 # A read whose data must be fetched; holds the backing.
 cdef struct Fetch:
     Fetch *next
     Backing *backing
+    Row *row
+    Client *client
+    int64_t arrived
     uint64_t sector
     uint32_t size
     uint32_t head_size

@@ -10,6 +10,7 @@ from posix.types cimport off_t
 from posix.unistd cimport usleep
 
 from .batch cimport HEAD_BYTES, fail_ata
+from .observe cimport note_sent
 from .residency cimport CHUNK_BYTES, CHUNK_SECTORS_LOG2, look_at
 from .ring cimport outbox_add, outbox_send
 from .store cimport (
@@ -83,6 +84,9 @@ cdef bint hand_over(Fetches *fetches, const Reply *reply, int fd) noexcept nogil
     backing_hold(reply.image)
     node.next = NULL
     node.backing = reply.image
+    node.row = reply.row
+    node.client = reply.client
+    node.arrived = reply.arrived
     node.sector = reply.sector
     node.size = reply.size
     node.head_size = reply.head_size
@@ -132,12 +136,21 @@ cdef void serve(Fetch *node, Batch *batch, Outbox *outbox, uint8_t *scratch) noe
     reply.head_size = node.head_size
     reply.data = scratch
     reply.size = node.size
+    reply.row = node.row
+    reply.client = node.client
+    reply.arrived = node.arrived
+    batch.count = 1
     if backing_read(node.backing, node.sector, scratch, node.size) != 0:
         fail_ata(reply, ATA_UNC)
         batch.counters.ata_errors += 1
+        node.row.errors += 1
+        node.row.errors_unc += 1
+        if node.client != NULL:
+            node.client.errors_unc += 1
     batch.counters.cold += 1
     outbox_add(outbox, batch, 0)
     outbox_send(outbox, batch, node.fd)
+    note_sent(batch)
     # The first read of a chunk starts its reading, a later one finds it complete.
     readahead(
         node.backing.fd, <off_t>(node.backing.offset + chunk * CHUNK_BYTES), CHUNK_BYTES

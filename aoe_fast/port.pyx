@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from .batch cimport free_batch, new_batch
@@ -123,6 +123,12 @@ cdef class Port:
         cdef Worker *worker = &self.server._workers[self._first + number]
         with nogil:
             worker_loop(worker)
+
+    def advertise(self, int number, uint16_t bufcnt):
+        """Have worker ``number`` offer this queue depth from its next reply on."""
+        if self.opened:
+            # Two aligned bytes: a worker reads the old number or the new one.
+            self.server._workers[self._first + number].batch.buffers = bufcnt
 
     def halt(self):
         """Have the workers answer what has arrived and end; the rings go on receiving."""

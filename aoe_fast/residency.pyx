@@ -60,7 +60,7 @@ cdef void look_at(Backing *backing, uint64_t word) noexcept nogil:
 
 
 def scan(Export export not None, uint64_t first, uint64_t budget, bint learn):
-    """Look at ``budget`` words (4 MiB each) from ``first`` on; the word to go on with, or 0 at the end.
+    """Look at ``budget`` words (4 MiB each) from ``first`` on; where to go on, or 0 at the end.
 
     learn: also those of which nothing is known; else only what was known is checked again.
     """

@@ -2,9 +2,12 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from .backlog cimport Backlog
 from .batch cimport Batch, Counters
+from .clients cimport Clients
 from .fetch cimport Fetches
 from .ring cimport Outbox, RingState
+from .spread cimport Spread
 from .syncer cimport Queue
 from .target cimport Target
 from .view cimport Reader, Region
@@ -19,6 +22,10 @@ cdef struct Worker:
     void **table
     Queue *queue
     Fetches *fetches
+    Spread *spread
+    Clients *clients
+    Backlog *backlog
+    uint32_t patience           # requests a client may have waiting at once
     int64_t spin_ns
     int stop_fd
     uint32_t *stop
@@ -32,8 +39,9 @@ cdef class Server:
     cdef readonly tuple interfaces
     cdef readonly int workers
     cdef readonly list ports
-    cdef uint32_t ring_frames
-    cdef uint32_t write_frames
+    cdef readonly uint32_t ring_frames
+    cdef readonly uint32_t write_frames
+    cdef readonly uint32_t max_clients
     cdef int64_t spin_ns
     cdef Region region
     cdef object _counters
@@ -41,6 +49,9 @@ cdef class Server:
     cdef int _total
     cdef Queue *_queue
     cdef Fetches *_fetches
+    cdef Spread *_spread
+    cdef Region _tables
+    cdef object _clients
     cdef list _side_threads
     cdef object _caretaker
     cdef object _alarm

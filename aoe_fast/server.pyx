@@ -16,15 +16,20 @@ from libc.stdlib cimport calloc, free
 from .batch cimport BATCH_FRAMES, Reply, free_batch, monotonic, new_batch
 from .ring cimport (
     PAYLOADS, REQUESTS, free_outbox, new_outbox, outbox_add, outbox_send, ring_drops,
-    ring_peek, ring_pop, socket_error,
+    ring_arrival, ring_peek, ring_pop, socket_error,
 )
+from .backlog cimport BACKLOG_SHARE, Backlog, Postponed, next_postponed, postpone
+from .clients cimport CLIENTS, Client, Clients
 from .fetch cimport fetch_loop, free_fetches, hand_over, new_fetches, stop_fetches
+from .observe cimport is_greedy, note_frame, note_sent
 from .residency cimport is_resident
+from .spread cimport free_spread, new_spread, put_off, spread_loop, stop_spread
 from .syncer cimport defer, free_queue, mark_dirty, new_queue, stop_queue, sync_loop
 from .target cimport handle
 from .view cimport enter, leave
 
 from .caretaker import Caretaker
+from .observe import CLIENT
 from .wire import AoeError
 
 
@@ -61,6 +66,12 @@ cdef enum:
     DROPS_EVERY = 4096
     MAX_WORKERS = 64
     FETCHERS = 4
+
+
+# One worker's, and no other thread's to write.
+cdef struct Own:
+    Clients clients
+    Backlog backlog
 
 
 cdef void worker_loop(Worker *worker) noexcept nogil:
@@ -123,11 +134,15 @@ cdef bint serve_batch(Worker *worker) noexcept nogil:
     cdef int kind
     cdef const uint8_t *frame
     cdef Reply *reply
+    cdef uint32_t first
+    cdef int64_t arrived
     cdef bint deferred = False
+    cdef bint greedy = False
 
     if (
         ring_peek(worker.rings[REQUESTS], &size) == NULL
         and ring_peek(worker.rings[PAYLOADS], &size) == NULL
+        and worker.backlog.count == 0
     ):
         return False
     batch.table = enter(worker.reader, worker.table)
@@ -141,14 +156,27 @@ cdef bint serve_batch(Worker *worker) noexcept nogil:
             frame = ring_peek(worker.rings[kind], &size)
             if frame == NULL:
                 break
-            handle(batch, frame, size)
+            arrived = ring_arrival(worker.rings[kind])
+            if is_greedy(worker.clients, frame, arrived, worker.patience) and kind == REQUESTS:
+                put_last(worker, frame, size, arrived)
+                greedy = True
+            else:
+                first = batch.count
+                if handle(batch, frame, size):
+                    note_frame(worker.clients, batch, first, frame, size, arrived)
             ring_pop(worker.rings[kind])
             frames += 1
         limit = BATCH_FRAMES
+    if worker.backlog.count and not greedy:
+        serve_postponed(worker, frames)
     for i in range(batch.count):
         reply = &batch.replies[i]
         if reply.sync != NULL:
             deferred = True
+        elif reply.broadcast and put_off(
+            worker.spread, reply, batch.now_ns, worker.rings[REQUESTS].fd
+        ):
+            reply.client = NULL
         else:
             if reply.image != NULL:
                 if reply.size == 0:
@@ -156,15 +184,64 @@ cdef bint serve_batch(Worker *worker) noexcept nogil:
                 elif not is_resident(reply.image, reply.sector, reply.size):
                     # Not in memory: a fetch thread waits for the disk instead.
                     if hand_over(worker.fetches, reply, worker.rings[REQUESTS].fd):
+                        reply.client = NULL
                         continue
             outbox_add(worker.outbox, batch, i)
     if deferred:
         defer(worker.queue, batch, worker.outbox, worker.rings[REQUESTS].fd)
     if worker.outbox.count:
         outbox_send(worker.outbox, batch, worker.rings[REQUESTS].fd)
+        note_sent(batch)
     leave(worker.reader)
     worker.counters.batches += 1
     return True
+
+
+cdef void put_last(
+    Worker *worker, const uint8_t *frame, uint32_t size, int64_t arrived
+) noexcept nogil:
+    """Serve this request of a greedy client after the others', or never if it has thousands."""
+    if postpone(worker.backlog, frame, size, arrived):
+        worker.counters.postponed += 1
+    else:
+        worker.counters.overrun += 1
+
+
+cdef void serve_postponed(Worker *worker, uint32_t frames) noexcept nogil:
+    """Fill the batch up with what was put last, or with its small share of a full one."""
+    cdef Batch *batch = worker.batch
+    cdef uint32_t share = BACKLOG_SHARE
+    cdef const Postponed *late
+    cdef uint32_t first
+    if frames < BATCH_FRAMES - BACKLOG_SHARE:
+        share = BATCH_FRAMES - frames
+    while share and batch.count < BATCH_FRAMES:
+        late = next_postponed(worker.backlog)
+        if late == NULL:
+            return
+        first = batch.count
+        if handle(batch, late.frame, late.size):
+            note_frame(worker.clients, batch, first, late.frame, late.size, late.arrived)
+        share -= 1
+
+
+def ring_sizes(max_clients, bufcnt, workers):
+    """(ring_frames, write_frames) of each worker that lose nothing to ``max_clients``.
+
+    Each client may have ``bufcnt`` requests out, and the spread over workers by MAC is uneven:
+    half as much again for each. AoeError: more than 1 << 20 frames, or than 65536 for writes.
+    """
+    if not 1 <= max_clients <= 65536:
+        raise AoeError(f"max_clients {max_clients}: use 1 to 65536")
+    share = max_clients if workers == 1 else -(-3 * max_clients // (2 * workers))
+    frames = 1 << max(11, (share * bufcnt - 1).bit_length())
+    if frames > 1 << 20:
+        raise AoeError(
+            f"{max_clients} clients with {bufcnt} requests each need {frames} ring frames:"
+            f" {1 << 20} at most: lower bufcnt, or use more workers"
+        )
+    # Long frames: what does not fit 64 MiB at an MTU of 9000 is throttled by bufcnt instead.
+    return frames, min(frames, 4096)
 
 
 cdef class Server:
@@ -173,14 +250,15 @@ cdef class Server:
     workers: threads for each interface, clients spread over them by MAC. ring_frames: requests
     that each worker can hold unanswered, 128 bytes each; write_frames: the same for writes, a
     frame of the MTU's size each. spin_us: how long an idle worker looks before it sleeps; off on
-    a machine with one CPU. alarm: called with one line when frames are lost or an interface goes.
+    a machine with one CPU. max_clients: sizes the rings so that this many with full queues
+    lose nothing. alarm: called with one line when frames are lost or an interface goes.
     The interfaces' MTU and MAC are followed, and those that go and come back.
     AoeError: no such interface, no privilege, MTU too small.
     """
 
     def __cinit__(
         self, Target target not None, interfaces, *, int workers=1, ring_frames=8192,
-        write_frames=2048, spin_us=50, alarm=None,
+        write_frames=2048, spin_us=50, alarm=None, max_clients=None,
     ):
         if isinstance(interfaces, str):
             interfaces = (interfaces,)
@@ -196,14 +274,22 @@ cdef class Server:
                 raise AoeError(f"{name} {value}: use 64 to {1 << 20}")
         if not 0 <= spin_us <= 1000000:
             raise AoeError(f"spin_us {spin_us}: use 0 to 1000000")
+        if max_clients is not None:
+            ring_frames, write_frames = ring_sizes(max_clients, target.bufcnt, workers)
         self.ring_frames = ring_frames
         self.write_frames = write_frames
+        self.max_clients = max_clients or 0
         self.spin_ns = spin_us * 1000 if len(os.sched_getaffinity(0)) > 1 else 0
         self._total = workers * <int>len(self.interfaces)
         self._alarm = alarm
         self.ports = []
         self._side_threads = []
-        self.region = Region((self._total + 1 + FETCHERS) * sizeof(Counters))
+        self.region = Region((self._total + 2 + FETCHERS) * sizeof(Counters))
+        self._tables = Region(self._total * sizeof(Own))
+        self._clients = np.ndarray(
+            (self._total, CLIENTS), CLIENT, self._tables,
+            <size_t>&(<Own *>0).clients.rows, (sizeof(Own), sizeof(Client)),
+        )
         self._counters = np.frombuffer(self.region, dtype=COUNTERS)
         self._workers = <Worker *>calloc(<size_t>self._total, sizeof(Worker))
         if self._workers == NULL:
@@ -219,6 +305,11 @@ cdef class Server:
         return self._counters
 
     @property
+    def clients(self):
+        """Zero-copy array of observe.CLIENT, CLIENTS places for each worker; unused: requests 0."""
+        return self._clients
+
+    @property
     def running(self):
         """True between ``start`` and ``stop``."""
         return bool(self._side_threads)
@@ -232,6 +323,7 @@ cdef class Server:
         try:
             self._queue = new_queue()
             self._fetches = new_fetches()
+            self._spread = new_spread()
             for number in range(len(self.interfaces)):
                 port = Port(self, number)
                 self.ports.append(port)
@@ -242,7 +334,7 @@ cdef class Server:
             raise
         self._side_threads = [
             threading.Thread(target=self._run_side, args=(i,), name=f"aoe-side-{i}", daemon=True)
-            for i in range(1 + FETCHERS)
+            for i in range(2 + FETCHERS)
         ]
         for thread in self._side_threads:
             thread.start()
@@ -253,16 +345,21 @@ cdef class Server:
     cdef int furnish(self, int number) except -1:
         """Give a worker what it shares with the others; its port gives it the rest."""
         cdef Worker *worker = &self._workers[number]
+        cdef Own *table = <Own *>self._tables.start + number
         worker.counters = <Counters *>self.region.start + number
         worker.batch.counters = worker.counters
         worker.table = &self.target.views.table
         worker.queue = self._queue
         worker.fetches = self._fetches
+        worker.spread = self._spread
+        worker.clients = &table.clients
+        worker.backlog = &table.backlog
+        worker.patience = 2 * <uint32_t>self.target.bufcnt + 16
         worker.spin_ns = self.spin_ns
         return 0
 
     def _run_side(self, int number):
-        """The sync thread (0) and the fetch threads."""
+        """The sync thread (0), the one that spreads (1), and the fetch threads."""
         cdef Batch *batch = new_batch()
         cdef Outbox *outbox = NULL
         try:
@@ -271,6 +368,8 @@ cdef class Server:
             with nogil:
                 if number == 0:
                     sync_loop(self._queue, batch, outbox)
+                elif number == 1:
+                    spread_loop(self._spread, batch, outbox)
                 else:
                     fetch_loop(self._fetches, batch, outbox)
         finally:
@@ -278,12 +377,12 @@ cdef class Server:
             free_batch(batch)
 
     def handed_over(self):
-        """(acknowledgements, reads) that the side threads were given so far."""
-        return self._queue.taken, self._fetches.taken
+        """(acknowledgements, reads, broadcast answers) that side threads were given so far."""
+        return self._queue.taken, self._fetches.taken, self._spread.taken
 
     def answered(self):
-        """(acknowledgements, reads) that the side threads have answered so far."""
-        return self._queue.done, self._fetches.done
+        """(acknowledgements, reads, broadcast answers) that they have sent so far."""
+        return self._queue.done, self._fetches.done, self._spread.done
 
     def stop(self):
         """Answer what has arrived, sync, stop the threads; stopping twice is fine."""
@@ -294,6 +393,7 @@ cdef class Server:
             port.halt()
         # After the workers: what they handed over last is still fetched, synced and answered.
         stop_fetches(self._fetches)
+        stop_spread(self._spread)
         stop_queue(self._queue)
         threads, self._side_threads = self._side_threads, []
         for thread in threads:
@@ -309,6 +409,8 @@ cdef class Server:
         self._queue = NULL
         free_fetches(self._fetches)
         self._fetches = NULL
+        free_spread(self._spread)
+        self._spread = NULL
 
     def __enter__(self):
         self.start()

@@ -10,6 +10,7 @@ from libc.string cimport memcpy, memset
 from posix.time cimport clock_gettime, timespec
 
 from .batch cimport BATCH_REPLIES, Counters, Reply, fail_ata, monotonic
+from .observe cimport note_sent
 from .ring cimport outbox_add, outbox_send
 from .store cimport (
     backing_hold, backing_release, backing_sync, pthread_mutex_destroy, pthread_mutex_init,
@@ -110,8 +111,12 @@ cdef void defer(Queue *queue, Batch *batch, Outbox *outbox, int fd) noexcept nog
         backing_hold(reply.sync)
         node.next = NULL
         node.backing = reply.sync
+        node.row = reply.row
+        node.client = reply.client
+        node.arrived = reply.arrived
         node.fd = fd
         memcpy(node.head, reply.head, SHORTEST_REPLY)
+        reply.client = NULL  # its time is taken when it leaves
         last[0] = node
         last = &node.next
         many += 1
@@ -182,13 +187,21 @@ cdef uint64_t commit(
             memset(reply, 0, sizeof(Reply))
             memcpy(reply.head, node.head, SHORTEST_REPLY)
             reply.head_size = SHORTEST_REPLY
+            reply.row = node.row
+            reply.client = node.client
+            reply.arrived = node.arrived
             if node.backing.sync_error:
                 fail_ata(reply, ATA_UNC)
                 batch.counters.ata_errors += 1
+                node.row.errors += 1
+                node.row.errors_unc += 1
+                if node.client != NULL:
+                    node.client.errors_unc += 1
             outbox_add(outbox, batch, batch.count)
             batch.count += 1
             node = node.next
         outbox_send(outbox, batch, waiting.fd)
+        note_sent(batch)
         while waiting != node:
             next = waiting.next
             backing_release(waiting.backing)

@@ -100,6 +100,8 @@ cdef void answer(
     reply.data = NULL
     reply.image = NULL
     reply.sync = NULL
+    reply.row = binding.row
+    reply.client = NULL
     reply.size = 0
     reply.head_size = SHORTEST_REPLY
     binding.row.last_ns = batch.now_ns
@@ -124,9 +126,16 @@ cdef void answer(
     if head.version_flags & FLAG_ERROR:
         batch.counters.aoe_errors += 1
         bump(view, &binding.row.errors, 1)
+        bump(view, &binding.row.errors_aoe, 1)
     elif head.command == CLASS_ATA and reply.head[27] & 1:
         batch.counters.ata_errors += 1
         bump(view, &binding.row.errors, 1)
+        if reply.head[25] == ATA_ABRT:
+            bump(view, &binding.row.errors_abrt, 1)
+        elif reply.head[25] == ATA_IDNF:
+            bump(view, &binding.row.errors_idnf, 1)
+        else:
+            bump(view, &binding.row.errors_unc, 1)
 
 
 cdef class Target:
@@ -186,6 +195,10 @@ cdef class Target:
     def exports(self):
         """Every Export that a view binds, once."""
         return self.views.exports()
+
+    def view_of(self, mac):
+        """What ``mac`` sees, {(shelf, slot): Export}: its own view or the default one."""
+        return self.views.view_of(mac)
 
     def save_state(self):
         """Write the state file if there is one and a setting changed; never on the data path."""

@@ -26,9 +26,11 @@ from .wire import AoeError
 _COUNTS = ["queries", "identifies", "reads", "writes", "read_bytes", "written_bytes", "errors"]
 _TIMES = ["first_query_ns", "first_read_ns", "first_write_ns", "last_ns"]
 
+_KINDS = ["errors_aoe", "errors_abrt", "errors_idnf", "errors_unc", "shared"]
+
 ROW = np.dtype({
-    "names": _COUNTS + _TIMES,
-    "formats": ["u8"] * len(_COUNTS) + ["i8"] * len(_TIMES),
+    "names": [*_COUNTS, *_TIMES, *_KINDS, "latency"],
+    "formats": ["u8"] * len(_COUNTS) + ["i8"] * len(_TIMES) + ["u8"] * len(_KINDS) + ["(24,)u8"],
     "itemsize": ROW_BYTES,
 })
 assert sizeof(Row) == ROW_BYTES
@@ -226,6 +228,7 @@ cdef class Views:
         cdef uint32_t i = 0
         for shelf, slot in bindings:
             view.bindings[i].row = &rows[<uint32_t>self._rows[mac, shelf, slot]]
+            view.bindings[i].row.shared = view.shared
             i += 1
 
     def _new_row(self):
@@ -274,6 +277,11 @@ cdef class Views:
         """Every Export that a view binds, once."""
         with self.lock:
             return list({id(e): e for held in self._held.values() for e in held.values()}.values())
+
+    def view_of(self, mac):
+        """What ``mac`` sees, {(shelf, slot): Export}: its own view or the default one."""
+        with self.lock:
+            return dict(self._held.get(mac, self._held.get(None, {})))
 
     def stats(self):
         """Every row, zero-copy and writable: structured array of ROW."""
