@@ -14,11 +14,11 @@ cdef inline uint64_t first_way(uint64_t key) noexcept nogil:
 cdef Client *find_client(Clients *clients, uint64_t key) noexcept nogil:
     """The client with this MAC, or NULL."""
     cdef uint64_t at
-    cdef int way
+    cdef int _way
     if key == clients.last_key:
         return clients.last
     at = first_way(key)
-    for way in range(WAYS):
+    for _way in range(WAYS):
         if clients.keys[at] == key:
             clients.last_key = key
             clients.last = &clients.rows[at]
@@ -32,11 +32,11 @@ cdef Client *enter_client(Clients *clients, uint64_t key) noexcept nogil:
     cdef Client *client = find_client(clients, key)
     cdef uint64_t at
     cdef uint64_t best
-    cdef int way
+    cdef int _way
     if client != NULL:
         return client
     at = best = first_way(key)
-    for way in range(WAYS):
+    for _way in range(WAYS):
         if clients.rows[at].last_ns < clients.rows[best].last_ns:
             best = at
         at += 1

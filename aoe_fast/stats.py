@@ -16,7 +16,7 @@ _STUCK = 3
 
 
 def quantile_us(latency: Sequence[int], share: float) -> float:
-    """The upper bound in microseconds of the bucket in which this share of requests ends; 0: none."""
+    """Upper bound (us) of the bucket in which this share of the requests ends; 0: no request."""
     total = sum(latency)
     if not total:
         return 0.0

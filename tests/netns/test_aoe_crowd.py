@@ -45,7 +45,7 @@ def station(number: int) -> bytes:
 
 def everyone(peer: Peer, count: int, seconds: float = 5) -> list[Reply]:
     """The next ``count`` AoE replies to anybody."""
-    replies = []
+    replies: list[Reply] = []
     end = time.monotonic() + seconds
     while len(replies) < count and time.monotonic() < end:
         raw = peer.socket.recv(10000)
