@@ -43,6 +43,8 @@ cdef struct Backing:
     void *map
     size_t map_bytes
     char serial[20]
+    uint8_t shared              # IDENTIFY carries the digest
+    uint8_t digest[32]
     uint8_t restored            # a state file has had its say
     # What clients may change over the wire, guarded by the lock; the counts are also read
     # without it, to skip an empty list.
