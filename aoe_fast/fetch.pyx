@@ -4,12 +4,12 @@ A worker that touched a cold page would wait for the disk with every other clien
 hands such a read over instead and goes on.
 """
 
-from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from posix.types cimport off_t
 from posix.unistd cimport usleep
 
 from .batch cimport HEAD_BYTES, fail_ata
+from .memory cimport give, take
 from .observe cimport note_sent
 from .residency cimport CHUNK_BYTES, CHUNK_SECTORS_LOG2, look_at
 from .ring cimport outbox_add, outbox_send
@@ -49,7 +49,7 @@ def set_delay(uint32_t microseconds):
 
 
 cdef Fetches *new_fetches() except NULL:
-    cdef Fetches *fetches = <Fetches *>calloc(1, sizeof(Fetches))
+    cdef Fetches *fetches = <Fetches *>take(sizeof(Fetches))
     if fetches == NULL:
         raise MemoryError()
     pthread_mutex_init(&fetches.lock, NULL)
@@ -62,7 +62,7 @@ cdef void free_fetches(Fetches *fetches) noexcept nogil:
     if fetches != NULL:
         pthread_cond_destroy(&fetches.wake)
         pthread_mutex_destroy(&fetches.lock)
-        free(fetches)
+        give(fetches)
 
 
 cdef void stop_fetches(Fetches *fetches) noexcept nogil:
@@ -78,7 +78,7 @@ cdef bint hand_over(Fetches *fetches, const Reply *reply, int fd) noexcept nogil
     cdef Fetch *node
     if reply.size > SCRATCH_BYTES or fetches.taken - fetches.done > MOST_WAITING:
         return False
-    node = <Fetch *>malloc(sizeof(Fetch))
+    node = <Fetch *>take(sizeof(Fetch))
     if node == NULL:
         return False
     backing_hold(reply.image)
@@ -119,7 +119,7 @@ cdef void fetch_loop(Fetches *fetches, Batch *batch, Outbox *outbox) noexcept no
             return
         serve(node, batch, outbox, scratch)
         backing_release(node.backing)
-        free(node)
+        give(node)
         pthread_mutex_lock(&fetches.lock)
         fetches.done += 1
         pthread_mutex_unlock(&fetches.lock)

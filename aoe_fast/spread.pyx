@@ -5,11 +5,11 @@ in a burst that no receive queue on the way is made for. The first few leave at 
 one after the other, GAP_NS apart, none later than LATEST_NS.
 """
 
-from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from posix.time cimport clock_gettime, timespec
 
 from .batch cimport BODY_BYTES, HEAD_BYTES, monotonic
+from .memory cimport give, take
 from .observe cimport note_sent
 from .ring cimport outbox_add, outbox_send
 from .store cimport (
@@ -42,7 +42,7 @@ cdef enum:
 
 
 cdef Spread *new_spread() except NULL:
-    cdef Spread *spread = <Spread *>calloc(1, sizeof(Spread))
+    cdef Spread *spread = <Spread *>take(sizeof(Spread))
     if spread == NULL:
         raise MemoryError()
     pthread_mutex_init(&spread.lock, NULL)
@@ -55,7 +55,7 @@ cdef void free_spread(Spread *spread) noexcept nogil:
     if spread != NULL:
         pthread_cond_destroy(&spread.wake)
         pthread_mutex_destroy(&spread.lock)
-        free(spread)
+        give(spread)
 
 
 cdef void stop_spread(Spread *spread) noexcept nogil:
@@ -81,7 +81,7 @@ cdef bint put_off(Spread *spread, const Reply *reply, int64_t now, int fd) noexc
     if due <= now and spread.first == NULL or spread.taken - spread.done > MOST_WAITING:
         pthread_mutex_unlock(&spread.lock)
         return False
-    node = <Later *>malloc(sizeof(Later)) if reply.size <= BODY_BYTES else NULL
+    node = <Later *>take(sizeof(Later)) if reply.size <= BODY_BYTES else NULL
     if node != NULL:
         node.next = NULL
         node.client = reply.client
@@ -103,7 +103,7 @@ cdef bint put_off(Spread *spread, const Reply *reply, int64_t now, int fd) noexc
     return node != NULL
 
 
-cdef Later *take(Spread *spread) noexcept nogil:
+cdef Later *next_due(Spread *spread) noexcept nogil:
     """What is due, up to TOGETHER for one socket, waiting for it; NULL: stopped and empty."""
     cdef Later *first
     cdef Later *last
@@ -148,7 +148,7 @@ cdef void spread_loop(Spread *spread, Batch *batch, Outbox *outbox) noexcept nog
     cdef Later *node
     cdef Reply *reply
     while True:
-        first = take(spread)
+        first = next_due(spread)
         if first == NULL:
             return
         batch.count = 0
@@ -171,7 +171,7 @@ cdef void spread_loop(Spread *spread, Batch *batch, Outbox *outbox) noexcept nog
         batch.counters.spread += batch.count
         while first != NULL:
             node = first.next
-            free(first)
+            give(first)
             first = node
         pthread_mutex_lock(&spread.lock)
         spread.done += batch.count

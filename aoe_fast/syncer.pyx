@@ -5,11 +5,11 @@ runs the next group gathers. So durable writes cost the disk one sync for many.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from posix.time cimport clock_gettime, timespec
 
 from .batch cimport BATCH_REPLIES, Counters, Reply, fail_ata, monotonic
+from .memory cimport give, take
 from .observe cimport note_sent
 from .ring cimport outbox_add, outbox_send
 from .store cimport (
@@ -52,11 +52,11 @@ cdef void free_queue(Queue *queue) noexcept nogil:
     if queue != NULL:
         pthread_cond_destroy(&queue.wake)
         pthread_mutex_destroy(&queue.lock)
-        free(queue)
+        give(queue)
 
 
 cdef Queue *new_queue() except NULL:
-    cdef Queue *queue = <Queue *>calloc(1, sizeof(Queue))
+    cdef Queue *queue = <Queue *>take(sizeof(Queue))
     if queue == NULL:
         raise MemoryError()
     pthread_mutex_init(&queue.lock, NULL)
@@ -78,7 +78,7 @@ cdef void mark_dirty(Queue *queue, Backing *backing) noexcept nogil:
     cdef Dirty *node
     if aoe_swap32(&backing.dirty, 1):
         return
-    node = <Dirty *>malloc(sizeof(Dirty))
+    node = <Dirty *>take(sizeof(Dirty))
     if node == NULL:
         backing.dirty = 0  # the next write tries again; the kernel writes back anyway
         return
@@ -102,7 +102,7 @@ cdef void defer(Queue *queue, Batch *batch, Outbox *outbox, int fd) noexcept nog
         reply = &batch.replies[i]
         if reply.sync == NULL:
             continue
-        node = <Waiting *>malloc(sizeof(Waiting))
+        node = <Waiting *>take(sizeof(Waiting))
         if node == NULL:
             # No promise without a sync: this one write fails.
             fail_ata(reply, ATA_UNC)
@@ -205,7 +205,7 @@ cdef uint64_t commit(
         while waiting != node:
             next = waiting.next
             backing_release(waiting.backing)
-            free(waiting)
+            give(waiting)
             waiting = next
             many += 1
     return many
@@ -222,5 +222,5 @@ cdef void write_back(Dirty *dirty, Counters *counters) noexcept nogil:
             counters.ata_errors += 1
         counters.syncs += 1
         backing_release(dirty.backing)
-        free(dirty)
+        give(dirty)
         dirty = next

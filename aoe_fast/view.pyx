@@ -11,13 +11,14 @@ import threading
 import numpy as np
 
 from cpython.buffer cimport PyBuffer_FillInfo
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
 )
 from posix.unistd cimport usleep
 
+from .memory cimport give, take
 from .store cimport Export, backing_hold, backing_release
 from .wire cimport ANY_SLOT, FORBIDDEN_SHELF, mac_key
 
@@ -63,7 +64,7 @@ cdef class Region:
 
 cdef Table *_new_table(uint64_t slots) except NULL:
     """An empty table of ``slots``, a power of two; its slots follow it in memory."""
-    cdef Table *table = <Table *>calloc(1, sizeof(Table) + slots * sizeof(View *))
+    cdef Table *table = <Table *>take(sizeof(Table) + slots * sizeof(View *))
     if table == NULL:
         raise MemoryError()
     table.mask = slots - 1
@@ -108,7 +109,7 @@ cdef void _free_view(View *view) noexcept nogil:
     if view != NULL:
         for i in range(view.count):
             backing_release(view.bindings[i].backing)
-        free(view)
+        give(view)
 
 
 cdef class Views:
@@ -139,7 +140,7 @@ cdef class Views:
             for at in range(table.mask + 1):
                 _free_view(table.slots[at])
             _free_view(table.fallback)
-            free(table)
+            give(table)
         free(self.readers)
 
     cdef Reader *add_reader(self) except NULL:
@@ -202,7 +203,7 @@ cdef class Views:
         cdef size_t count = len(bindings)
         cdef Binding *binding
         cdef Export export
-        cdef View *view = <View *>calloc(1, sizeof(View) + count * sizeof(Binding))
+        cdef View *view = <View *>take(sizeof(View) + count * sizeof(Binding))
         if view == NULL:
             raise MemoryError()
         view.bindings = <Binding *>(view + 1)
@@ -264,7 +265,7 @@ cdef class Views:
         aoe_store_ptr(&self.table, new)
         with nogil:
             self.wait_for_readers()
-            free(old)
+            give(old)
             _free_view(replaced)
         return 0
 
