@@ -38,7 +38,13 @@ cdef void answer_ata(
     memcpy(ata.lba, request.lba, 6)
 
     if writes or opcode == ATA_READ or opcode == ATA_READ_EXT:
-        # The address is 28 or 48 bits wide as the E flag says; either opcode may carry either.
+        # The address is 48 bits wide if the flag or the opcode says so. Where the two disagree and
+        # 0xE leads, the one reading that lies on the disk counts; if both do, nobody guesses.
+        if has_device_bits(request, sector):
+            if sector < backing.sectors:
+                fail_ata(reply, ATA_ABRT)
+                return
+            sector &= 0x0FFFFFFF
         if count == 0 or count > batch.sectors:
             fail_ata(reply, ATA_ABRT)
         elif writes and (not backing.writable or size - sizeof(AtaHeader) < count * SECTOR):
@@ -129,4 +135,8 @@ cdef uint8_t *identify(uint8_t *data, const Backing *backing) noexcept nogil:
     put_word(data, 87, 0x4000)
     for i in range(4):
         put_word(data, 100 + i, sectors >> (16 * i))
+    if backing.shared:
+        # The vendor's words: another server may serve the same bytes (rivals.py).
+        put_word(data, 129, 0xAF5D)
+        memcpy(data + 260, backing.digest, 32)
     return data

@@ -28,4 +28,9 @@ static inline void aoe_relax(void)
 #endif
 }
 
+/* Floor of the binary logarithm; value > 0. */
+static inline int aoe_log2(uint64_t value) { return 63 - __builtin_clzll(value); }
+
+static inline void aoe_prefetch(const void *p) { __builtin_prefetch(p); }
+
 #endif

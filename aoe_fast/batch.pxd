@@ -4,8 +4,9 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from .clients cimport Client
 from .store cimport Backing
-from .view cimport MAX_BINDINGS, Table, View
+from .view cimport MAX_BINDINGS, Row, Table, View
 
 
 cdef extern from "atomics.h" nogil:
@@ -22,6 +23,13 @@ cdef enum:
 
 # One row of Server.counters; the layout of server.COUNTERS.
 cdef struct Counters:
+    uint64_t cold               # reads that a fetch thread answered
+    uint64_t spread             # broadcast answers that were put off a little
+    uint64_t postponed          # requests beyond a client's queue depth, served after the others
+    uint64_t overrun            # requests lost because they were far beyond it
+    uint64_t repeats            # probable retransmissions
+    uint64_t announced          # config replies that nobody asked for
+    uint64_t reserved[2]
     uint64_t frames
     uint64_t replies
     uint64_t ignored
@@ -47,6 +55,10 @@ cdef struct Reply:
     uint64_t sector
     uint32_t head_size
     uint32_t size
+    uint8_t broadcast           # may be put off a little
+    Row *row
+    Client *client              # NULL: not to be counted when it leaves
+    int64_t arrived             # CLOCK_REALTIME
 
 
 cdef struct Batch:

@@ -269,6 +269,17 @@ class Initiator:
         self._lba48[shelf, slot] = identity.lba48
         return identity
 
+    def identify_at(self, device: Device) -> Identity:
+        """IDENTIFY DEVICE of one of several targets that answer for an address."""
+        body = ata_body(Ata.IDENTIFY, count=1)
+        what = f"{device.address} identify"
+        reply = parse_ata(
+            self._one(device.mac, device.shelf, device.slot, Command.ATA, body, what).body
+        )
+        if reply.bad:
+            raise AtaError(what, reply.status, reply.error)
+        return parse_identity(reply.data)
+
     def flush(self, shelf: int, slot: int) -> None:
         """Return when the target says that all writes are on its disk."""
         if self._wide(shelf, slot):

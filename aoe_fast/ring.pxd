@@ -1,6 +1,6 @@
 """AF_PACKET sockets: kernel filter, fanout, RX ring, batch send."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from .batch cimport Batch
 
@@ -43,6 +43,7 @@ cdef struct Outbox:
 
 
 cdef const uint8_t *ring_peek(RingState *ring, uint32_t *size) noexcept nogil
+cdef int64_t ring_arrival(const RingState *ring) noexcept nogil
 cdef void ring_pop(RingState *ring) noexcept nogil
 cdef uint32_t ring_drops(RingState *ring) noexcept nogil
 cdef int socket_error(int fd) noexcept nogil

@@ -55,6 +55,8 @@ cdef extern from "<linux/if_packet.h>" nogil:
         uint32_t tp_len
         uint32_t tp_snaplen
         unsigned short tp_mac
+        uint32_t tp_sec
+        uint32_t tp_nsec
     struct tpacket_stats:
         unsigned int tp_packets
         unsigned int tp_drops
@@ -102,6 +104,14 @@ cdef const uint8_t *ring_peek(RingState *ring, uint32_t *size) noexcept nogil:
         return NULL
     size[0] = header.tp_snaplen
     return slot + header.tp_mac
+
+
+cdef int64_t ring_arrival(const RingState *ring) noexcept nogil:
+    """When the frame that ring_peek showed came in, ns of CLOCK_REALTIME."""
+    cdef const tpacket2_hdr *header = <const tpacket2_hdr *>(
+        ring.map + <size_t>ring.head * ring.frame_bytes
+    )
+    return <int64_t>header.tp_sec * 1000000000 + header.tp_nsec
 
 
 cdef void ring_pop(RingState *ring) noexcept nogil:
@@ -198,6 +208,11 @@ cdef void outbox_send(Outbox *outbox, Batch *batch, int fd) noexcept nogil:
             # The image is shorter than it was, or its disk is bad: an error for this one request.
             fail_ata(reply, ATA_UNC)
             batch.counters.ata_errors += 1
+            if reply.row != NULL:
+                reply.row.errors += 1
+                reply.row.errors_unc += 1
+            if reply.client != NULL:
+                reply.client.errors_unc += 1
             outbox.messages[sent].msg_hdr.msg_iovlen = 1
             outbox.messages[sent].msg_hdr.msg_iov[0].iov_len = reply.head_size
             continue

@@ -2,8 +2,12 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from .backlog cimport Backlog
 from .batch cimport Batch, Counters
+from .clients cimport Clients
+from .fetch cimport Fetches
 from .ring cimport Outbox, RingState
+from .spread cimport Spread
 from .syncer cimport Queue
 from .target cimport Target
 from .view cimport Reader, Region
@@ -17,27 +21,39 @@ cdef struct Worker:
     Reader *reader
     void **table
     Queue *queue
+    Fetches *fetches
+    Spread *spread
+    Clients *clients
+    Backlog *backlog
+    uint32_t patience           # requests a client may have waiting at once
     int64_t spin_ns
     int stop_fd
     uint32_t *stop
+
+
+cdef void worker_loop(Worker *worker) noexcept nogil
 
 
 cdef class Server:
     cdef readonly Target target
     cdef readonly tuple interfaces
     cdef readonly int workers
-    cdef uint32_t ring_frames
-    cdef uint32_t write_frames
+    cdef readonly list ports
+    cdef readonly uint32_t ring_frames
+    cdef readonly uint32_t write_frames
+    cdef readonly uint32_t max_clients
     cdef int64_t spin_ns
     cdef Region region
     cdef object _counters
     cdef Worker *_workers
     cdef int _total
     cdef Queue *_queue
-    cdef uint32_t _stop
-    cdef int _stop_fd
-    cdef list _rings
-    cdef list _threads
-    cdef object _syncer
-    cdef int _open(self) except -1
-    cdef void _release(self) noexcept
+    cdef Fetches *_fetches
+    cdef Spread *_spread
+    cdef Region _tables
+    cdef object _clients
+    cdef list _side_threads
+    cdef object _caretaker
+    cdef object _alarm
+    cdef int furnish(self, int number) except -1
+    cdef void _release(self)

@@ -12,18 +12,24 @@ import numpy as np
 
 from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
 
 from .batch cimport BATCH_FRAMES, Reply, free_batch, monotonic, new_batch
 from .ring cimport (
-    PAYLOADS, REQUESTS, Ring, free_outbox, new_outbox, outbox_add, outbox_send, ring_drops,
-    ring_peek, ring_pop, socket_error,
+    PAYLOADS, REQUESTS, free_outbox, new_outbox, outbox_add, outbox_send, ring_drops,
+    ring_arrival, ring_peek, ring_pop, socket_error,
 )
+from .backlog cimport BACKLOG_SHARE, Backlog, Postponed, next_postponed, postpone
+from .clients cimport CLIENTS, Client, Clients
+from .fetch cimport fetch_loop, free_fetches, hand_over, new_fetches, stop_fetches
+from .observe cimport is_greedy, note_frame, note_sent
+from .residency cimport is_resident
+from .spread cimport free_spread, new_spread, put_off, spread_loop, stop_spread
 from .syncer cimport defer, free_queue, mark_dirty, new_queue, stop_queue, sync_loop
 from .target cimport handle
 from .view cimport enter, leave
 
-from .ring import link, open_group
+from .caretaker import Caretaker
+from .observe import CLIENT
 from .wire import AoeError
 
 
@@ -45,6 +51,7 @@ cdef extern from "<poll.h>" nogil:
 
 
 _COUNTS = [
+    "cold", "spread", "postponed", "overrun", "repeats", "announced", "reserved0", "reserved1",
     "frames", "replies", "ignored", "runt", "response_flag", "group_source", "not_ours",
     "ata_errors", "aoe_errors", "drops", "send_errors", "batches", "syncs",
 ]
@@ -58,6 +65,13 @@ cdef enum:
     # A busy one after so many batches.
     DROPS_EVERY = 4096
     MAX_WORKERS = 64
+    FETCHERS = 4
+
+
+# One worker's, and no other thread's to write.
+cdef struct Own:
+    Clients clients
+    Backlog backlog
 
 
 cdef void worker_loop(Worker *worker) noexcept nogil:
@@ -120,11 +134,15 @@ cdef bint serve_batch(Worker *worker) noexcept nogil:
     cdef int kind
     cdef const uint8_t *frame
     cdef Reply *reply
+    cdef uint32_t first
+    cdef int64_t arrived
     cdef bint deferred = False
+    cdef bint greedy = False
 
     if (
         ring_peek(worker.rings[REQUESTS], &size) == NULL
         and ring_peek(worker.rings[PAYLOADS], &size) == NULL
+        and worker.backlog.count == 0
     ):
         return False
     batch.table = enter(worker.reader, worker.table)
@@ -138,25 +156,92 @@ cdef bint serve_batch(Worker *worker) noexcept nogil:
             frame = ring_peek(worker.rings[kind], &size)
             if frame == NULL:
                 break
-            handle(batch, frame, size)
+            arrived = ring_arrival(worker.rings[kind])
+            if is_greedy(worker.clients, frame, arrived, worker.patience) and kind == REQUESTS:
+                put_last(worker, frame, size, arrived)
+                greedy = True
+            else:
+                first = batch.count
+                if handle(batch, frame, size):
+                    note_frame(worker.clients, batch, first, frame, size, arrived)
             ring_pop(worker.rings[kind])
             frames += 1
         limit = BATCH_FRAMES
+    if worker.backlog.count and not greedy:
+        serve_postponed(worker, frames)
     for i in range(batch.count):
         reply = &batch.replies[i]
         if reply.sync != NULL:
             deferred = True
+        elif reply.broadcast and put_off(
+            worker.spread, reply, batch.now_ns, worker.rings[REQUESTS].fd
+        ):
+            reply.client = NULL
         else:
-            if reply.image != NULL and reply.size == 0:
-                mark_dirty(worker.queue, reply.image)
+            if reply.image != NULL:
+                if reply.size == 0:
+                    mark_dirty(worker.queue, reply.image)
+                elif not is_resident(reply.image, reply.sector, reply.size):
+                    # Not in memory: a fetch thread waits for the disk instead.
+                    if hand_over(worker.fetches, reply, worker.rings[REQUESTS].fd):
+                        reply.client = NULL
+                        continue
             outbox_add(worker.outbox, batch, i)
     if deferred:
         defer(worker.queue, batch, worker.outbox, worker.rings[REQUESTS].fd)
     if worker.outbox.count:
         outbox_send(worker.outbox, batch, worker.rings[REQUESTS].fd)
+        note_sent(batch)
     leave(worker.reader)
     worker.counters.batches += 1
     return True
+
+
+cdef void put_last(
+    Worker *worker, const uint8_t *frame, uint32_t size, int64_t arrived
+) noexcept nogil:
+    """Serve this request of a greedy client after the others', or never if it has thousands."""
+    if postpone(worker.backlog, frame, size, arrived):
+        worker.counters.postponed += 1
+    else:
+        worker.counters.overrun += 1
+
+
+cdef void serve_postponed(Worker *worker, uint32_t frames) noexcept nogil:
+    """Fill the batch up with what was put last, or with its small share of a full one."""
+    cdef Batch *batch = worker.batch
+    cdef uint32_t share = BACKLOG_SHARE
+    cdef const Postponed *late
+    cdef uint32_t first
+    if frames < BATCH_FRAMES - BACKLOG_SHARE:
+        share = BATCH_FRAMES - frames
+    while share and batch.count < BATCH_FRAMES:
+        late = next_postponed(worker.backlog)
+        if late == NULL:
+            return
+        first = batch.count
+        if handle(batch, late.frame, late.size):
+            note_frame(worker.clients, batch, first, late.frame, late.size, late.arrived)
+        share -= 1
+
+
+def ring_sizes(max_clients, bufcnt, workers):
+    """(ring_frames, write_frames) of each worker that lose nothing to ``max_clients``.
+
+    Each client may have ``bufcnt`` requests out, and the spread over workers by MAC is uneven:
+    half as much again for each. AoeError: more than 1 << 20 frames, or than 65536 for writes.
+    """
+    if not 1 <= max_clients <= 65536:
+        raise AoeError(f"max_clients {max_clients}: use 1 to 65536")
+    share = max_clients if workers == 1 else -(-3 * max_clients // (2 * workers))
+    frames = 1 << max(11, (share * bufcnt - 1).bit_length())
+    if frames > 1 << 20:
+        raise AoeError(
+            f"{max_clients} clients with {bufcnt} requests each need {frames} ring frames:"
+            f" {1 << 20} at most: lower bufcnt, or use more workers"
+        )
+    # Long frames: what does not fit 64 MiB at an MTU of 9000 is throttled by bufcnt instead.
+    return frames, min(frames, 4096)
 
 
 cdef class Server:
@@ -165,13 +250,15 @@ cdef class Server:
     workers: threads for each interface, clients spread over them by MAC. ring_frames: requests
     that each worker can hold unanswered, 128 bytes each; write_frames: the same for writes, a
     frame of the MTU's size each. spin_us: how long an idle worker looks before it sleeps; off on
-    a machine with one CPU. The MTU and the MAC are those at ``start``.
+    a machine with one CPU. max_clients: sizes the rings so that this many with full queues
+    lose nothing. alarm: called with one line when frames are lost or an interface goes.
+    The interfaces' MTU and MAC are followed, and those that go and come back.
     AoeError: no such interface, no privilege, MTU too small.
     """
 
     def __cinit__(
         self, Target target not None, interfaces, *, int workers=1, ring_frames=8192,
-        write_frames=2048, spin_us=50,
+        write_frames=2048, spin_us=50, alarm=None, max_clients=None,
     ):
         if isinstance(interfaces, str):
             interfaces = (interfaces,)
@@ -187,14 +274,22 @@ cdef class Server:
                 raise AoeError(f"{name} {value}: use 64 to {1 << 20}")
         if not 0 <= spin_us <= 1000000:
             raise AoeError(f"spin_us {spin_us}: use 0 to 1000000")
+        if max_clients is not None:
+            ring_frames, write_frames = ring_sizes(max_clients, target.bufcnt, workers)
         self.ring_frames = ring_frames
         self.write_frames = write_frames
+        self.max_clients = max_clients or 0
         self.spin_ns = spin_us * 1000 if len(os.sched_getaffinity(0)) > 1 else 0
         self._total = workers * <int>len(self.interfaces)
-        self._stop_fd = -1
-        self._rings = []
-        self._threads = []
-        self.region = Region((self._total + 1) * sizeof(Counters))
+        self._alarm = alarm
+        self.ports = []
+        self._side_threads = []
+        self.region = Region((self._total + 2 + FETCHERS) * sizeof(Counters))
+        self._tables = Region(self._total * sizeof(Own))
+        self._clients = np.ndarray(
+            (self._total, CLIENTS), CLIENT, self._tables,
+            <size_t>&(<Own *>0).clients.rows, (sizeof(Own), sizeof(Client)),
+        )
         self._counters = np.frombuffer(self.region, dtype=COUNTERS)
         self._workers = <Worker *>calloc(<size_t>self._total, sizeof(Worker))
         if self._workers == NULL:
@@ -206,123 +301,116 @@ cdef class Server:
 
     @property
     def counters(self):
-        """Zero-copy structured array of COUNTERS: a row for each worker, the last the syncer's."""
+        """Zero-copy structured array of COUNTERS: a row for each worker, then side threads'."""
         return self._counters
+
+    @property
+    def clients(self):
+        """Zero-copy array of observe.CLIENT, CLIENTS places for each worker; unused: requests 0."""
+        return self._clients
 
     @property
     def running(self):
         """True between ``start`` and ``stop``."""
-        return bool(self._threads)
+        return bool(self._side_threads)
 
     def start(self):
         """Listen and start the threads; nothing is left behind if it raises."""
-        if self._threads:
+        from .port import Port  # here: it builds on this module
+
+        if self._side_threads:
             raise RuntimeError("this server is running already")
         try:
-            self._open()
+            self._queue = new_queue()
+            self._fetches = new_fetches()
+            self._spread = new_spread()
+            for number in range(len(self.interfaces)):
+                port = Port(self, number)
+                self.ports.append(port)
+                port.open()
+            self._caretaker = Caretaker(self, self._alarm)
         except BaseException:
             self._release()
             raise
-        syncer = threading.Thread(target=self._run_syncer, name="aoe-sync", daemon=True)
-        self._threads = [
-            threading.Thread(target=self._run_worker, args=(i,), name=f"aoe-{i}", daemon=True)
-            for i in range(self._total)
+        self._side_threads = [
+            threading.Thread(target=self._run_side, args=(i,), name=f"aoe-side-{i}", daemon=True)
+            for i in range(2 + FETCHERS)
         ]
-        self._syncer = syncer
-        syncer.start()
-        for thread in self._threads:
+        for thread in self._side_threads:
             thread.start()
+        for port in self.ports:
+            port.start()
+        self._caretaker.start()
 
-    cdef int _open(self) except -1:
-        cdef Counters *counters = <Counters *>self.region.start
-        cdef Worker *worker
-        cdef Ring ring
-        cdef int i = 0
-        self._stop = 0
-        self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._queue = new_queue()
-        for interface in self.interfaces:
-            mac, mtu = link(interface)
-            bytes_each = 1 << (mtu + 95).bit_length()
-            requests, payloads = [], []
-            # In the order in which they join the group: so they join again after a link down.
-            for kind, rings, frames, size in (
-                (REQUESTS, requests, self.ring_frames, 128),
-                (PAYLOADS, payloads, self.write_frames, bytes_each),
-            ):
-                for _ in range(self.workers):
-                    ring = Ring(interface, kind, frames, size)
-                    rings.append(ring)
-                    self._rings.append(ring)
-            for j in range(self.workers):
-                worker = &self._workers[i]
-                ring = requests[j]
-                worker.rings[REQUESTS] = &ring.state
-                ring = payloads[j]
-                worker.rings[PAYLOADS] = &ring.state
-                worker.batch = new_batch()
-                self.target.prepare(worker.batch, mtu)
-                memcpy(worker.batch.mac, <const char *><bytes>mac, 6)
-                worker.batch.counters = worker.counters = &counters[i]
-                worker.outbox = new_outbox()
-                worker.reader = self.target.views.add_reader()
-                worker.table = &self.target.views.table
-                worker.queue = self._queue
-                worker.spin_ns = self.spin_ns
-                worker.stop_fd = self._stop_fd
-                worker.stop = &self._stop
-                i += 1
-            open_group(requests, payloads)
+    cdef int furnish(self, int number) except -1:
+        """Give a worker what it shares with the others; its port gives it the rest."""
+        cdef Worker *worker = &self._workers[number]
+        cdef Own *table = <Own *>self._tables.start + number
+        worker.counters = <Counters *>self.region.start + number
+        worker.batch.counters = worker.counters
+        worker.table = &self.target.views.table
+        worker.queue = self._queue
+        worker.fetches = self._fetches
+        worker.spread = self._spread
+        worker.clients = &table.clients
+        worker.backlog = &table.backlog
+        worker.patience = 2 * <uint32_t>self.target.bufcnt + 16
+        worker.spin_ns = self.spin_ns
         return 0
 
-    def _run_worker(self, int number):
-        cdef Worker *worker = &self._workers[number]
-        with nogil:
-            worker_loop(worker)
-
-    def _run_syncer(self):
+    def _run_side(self, int number):
+        """The sync thread (0), the one that spreads (1), and the fetch threads."""
         cdef Batch *batch = new_batch()
         cdef Outbox *outbox = NULL
         try:
-            batch.counters = <Counters *>self.region.start + self._total
+            batch.counters = <Counters *>self.region.start + self._total + number
             outbox = new_outbox()
             with nogil:
-                sync_loop(self._queue, batch, outbox)
+                if number == 0:
+                    sync_loop(self._queue, batch, outbox)
+                elif number == 1:
+                    spread_loop(self._spread, batch, outbox)
+                else:
+                    fetch_loop(self._fetches, batch, outbox)
         finally:
             free_outbox(outbox)
             free_batch(batch)
 
+    def handed_over(self):
+        """(acknowledgements, reads, broadcast answers) that side threads were given so far."""
+        return self._queue.taken, self._fetches.taken, self._spread.taken
+
+    def answered(self):
+        """(acknowledgements, reads, broadcast answers) that they have sent so far."""
+        return self._queue.done, self._fetches.done, self._spread.done
+
     def stop(self):
         """Answer what has arrived, sync, stop the threads; stopping twice is fine."""
-        if not self._threads:
+        if not self._side_threads:
             return
-        threads, self._threads = self._threads, []
-        aoe_release32(&self._stop, 1)
-        os.eventfd_write(self._stop_fd, 1)
+        self._caretaker.stop()
+        for port in self.ports:
+            port.halt()
+        # After the workers: what they handed over last is still fetched, synced and answered.
+        stop_fetches(self._fetches)
+        stop_spread(self._spread)
+        stop_queue(self._queue)
+        threads, self._side_threads = self._side_threads, []
         for thread in threads:
             thread.join()
-        # After the workers: what they wrote last is still synced and acknowledged.
-        stop_queue(self._queue)
-        self._syncer.join()
-        self._syncer = None
         self._release()
+        self.target.save_state()
 
-    cdef void _release(self) noexcept:
-        cdef int i
-        for i in range(self._total):
-            if self._workers[i].reader != NULL:
-                self.target.views.remove_reader(self._workers[i].reader)
-            free_outbox(self._workers[i].outbox)
-            free_batch(self._workers[i].batch)
-        memset(self._workers, 0, <size_t>self._total * sizeof(Worker))
-        for ring in self._rings:
-            ring.close()
-        self._rings = []
+    cdef void _release(self):
+        for port in self.ports:
+            port.close()
+        self.ports = []
         free_queue(self._queue)
         self._queue = NULL
-        if self._stop_fd >= 0:
-            os.close(self._stop_fd)
-            self._stop_fd = -1
+        free_fetches(self._fetches)
+        self._fetches = NULL
+        free_spread(self._spread)
+        self._spread = NULL
 
     def __enter__(self):
         self.start()

@@ -6,6 +6,7 @@ from .batch cimport Batch, Reply
 from .store cimport Backing
 
 
+cdef void settings_changed() noexcept nogil
 cdef bint allows(Backing *backing, const uint8_t *mac) noexcept nogil
 cdef bint reserved_for_another(Backing *backing, const uint8_t *mac) noexcept nogil
 cdef bint answer_config(

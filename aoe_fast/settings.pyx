@@ -1,14 +1,33 @@
 """Classes 1 to 3: what clients may read, and if allowed change, of an export.
 
-Config strings, MAC masks and reservations are held for each export, in memory, under its lock.
+Config strings, MAC masks and reservations are held for each export, in memory, under its lock;
+statefile.py carries them over a restart.
 """
 
-from libc.stdint cimport uint16_t
+from libc.stdint cimport uint16_t, uint64_t
 from libc.string cimport memcmp, memcpy, memmove, memset
 
 from .batch cimport fail_aoe, put_data
 from .store cimport MAX_MACS, MacList, pthread_mutex_lock, pthread_mutex_unlock
 from .wire cimport *
+
+
+cdef extern from "atomics.h" nogil:
+    uint64_t aoe_load64(const uint64_t *p)
+    uint64_t aoe_add64(uint64_t *p, uint64_t n)
+
+
+# How often any export's settings changed in this process: the state file looks at it.
+cdef uint64_t changed = 0
+
+
+def changes():
+    """How often settings of any export changed so far; a larger number means look again."""
+    return aoe_load64(&changed)
+
+
+cdef void settings_changed() noexcept nogil:
+    aoe_add64(&changed, 1)
 
 
 cdef bint listed(const MacList *macs, const uint8_t *mac) noexcept nogil:
@@ -81,6 +100,7 @@ cdef bint answer_config(
         else:
             memcpy(backing.config, text, length)
             backing.config_bytes = <uint16_t>length
+            settings_changed()
     if answers:
         head.size = htobe16(backing.config_bytes)
         if backing.config_bytes:
@@ -119,6 +139,7 @@ cdef void answer_mask(
                 head.error = edit(&backing.allowed, directives[i].command, directives[i].mac)
                 if head.error:
                     break
+            settings_changed()
     head.count = <uint8_t>backing.allowed.count
     memset(listing, 0, sizeof(listing))
     for i in range(backing.allowed.count):
@@ -184,6 +205,7 @@ cdef void answer_reserve(
         if request.command != RESERVE_READ:
             memcpy(holders.macs, frame + sizeof(ReserveHeader), count * MAC_BYTES)
             holders.count = count
+            settings_changed()
         head.count = <uint8_t>holders.count
         put_data(
             batch, reply, sizeof(ReserveHeader), &holders.macs[0][0], holders.count * MAC_BYTES

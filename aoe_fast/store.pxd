@@ -37,11 +37,15 @@ cdef struct Backing:
     uint8_t durable
     uint32_t dirty              # on the sync thread's list
     int64_t references
+    uint64_t *resident          # a bit for each 64 KiB known to be in memory; NULL: all always is
     uint64_t sync_round         # the sync thread's notes
     int sync_error
     void *map
     size_t map_bytes
     char serial[20]
+    uint8_t shared              # IDENTIFY carries the digest
+    uint8_t digest[32]
+    uint8_t restored            # a state file has had its say
     # What clients may change over the wire, guarded by the lock; the counts are also read
     # without it, to skip an empty list.
     pthread_mutex_t lock

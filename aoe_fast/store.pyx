@@ -4,6 +4,7 @@ User space never touches the mapping: it is there for the kernel's copy inside s
 truncated file or a bad disk is EFAULT for one frame and not SIGBUS for the process.
 """
 
+import hashlib
 import os
 import stat
 import zlib
@@ -36,6 +37,7 @@ cdef void backing_release(Backing *backing) noexcept nogil:
     if backing.fd >= 0:
         close(backing.fd)
     pthread_mutex_destroy(&backing.lock)
+    free(backing.resident)
     free(backing)
     aoe_count(&live, -1)
 
@@ -142,6 +144,12 @@ cdef class Export:
             reason = os.strerror(errno)
             free(backing)
             raise AoeError(f"{name}: cannot be mapped ({reason}): use a plain file or a disk")
+        # Nothing is known at first: the first read of each 64 KiB goes through a fetch thread.
+        backing.resident = <uint64_t *>calloc(sectors // 8192 + 1, sizeof(uint64_t))
+        if backing.resident == NULL:
+            munmap(backing.map, backing.map_bytes)
+            free(backing)
+            raise MemoryError()
         backing.data = <const uint8_t *>backing.map + skew
         backing.fd = descriptor
         backing.offset = first
@@ -162,6 +170,33 @@ cdef class Export:
     def closed(self):
         """True after ``close``."""
         return self.backing == NULL
+
+    @property
+    def digest(self):
+        """SHA-256 of a shared export's bytes, or None."""
+        cdef Backing *backing = self.open_backing()
+        return <bytes>(<const char *>backing.digest)[:32] if backing.shared else None
+
+    def share(self):
+        """Read the whole image, and let IDENTIFY say that it is read-only and what its digest is.
+
+        So another server may have the same image at the same address. AoeError: writable, or it
+        cannot be read.
+        """
+        cdef Backing *backing = self.open_backing()
+        if self.writable:
+            raise AoeError(f"{self.path}: is writable: only a read-only image can be shared")
+        summed = hashlib.sha256()
+        at, end = backing.offset, backing.offset + backing.sectors * SECTOR
+        while at < end:
+            piece = os.pread(backing.fd, min(end - at, 1 << 20), at)
+            if not piece:
+                raise AoeError(f"{self.path}: became shorter while it was read")
+            summed.update(piece)
+            at += len(piece)
+        digest = summed.digest()
+        memcpy(backing.digest, <const char *>digest, 32)
+        backing.shared = True
 
     def sync(self):
         """Return when everything written so far is on the disk; AoeError if the disk refuses."""

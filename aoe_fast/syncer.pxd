@@ -1,10 +1,12 @@
 """The sync thread: durable acknowledgements by group commit, writeback every few seconds."""
 
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from .batch cimport Batch
+from .clients cimport Client
 from .ring cimport Outbox
 from .store cimport Backing, pthread_mutex_t
+from .view cimport Row
 
 
 cdef extern from "<pthread.h>" nogil:
@@ -16,6 +18,9 @@ cdef extern from "<pthread.h>" nogil:
 cdef struct Waiting:
     Waiting *next
     Backing *backing
+    Row *row
+    Client *client
+    int64_t arrived
     int fd
     uint8_t head[60]
 
@@ -33,6 +38,8 @@ cdef struct Queue:
     Waiting *first
     Waiting **last
     Dirty *dirty
+    uint64_t taken              # acknowledgements handed over so far
+    uint64_t done               # sent so far
     int stop
 
 

@@ -5,11 +5,12 @@ runs the next group gathers. So durable writes cost the disk one sync for many.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from posix.time cimport clock_gettime, timespec
 
 from .batch cimport BATCH_REPLIES, Counters, Reply, fail_ata, monotonic
+from .memory cimport give, take
+from .observe cimport note_sent
 from .ring cimport outbox_add, outbox_send
 from .store cimport (
     backing_hold, backing_release, backing_sync, pthread_mutex_destroy, pthread_mutex_init,
@@ -51,11 +52,11 @@ cdef void free_queue(Queue *queue) noexcept nogil:
     if queue != NULL:
         pthread_cond_destroy(&queue.wake)
         pthread_mutex_destroy(&queue.lock)
-        free(queue)
+        give(queue)
 
 
 cdef Queue *new_queue() except NULL:
-    cdef Queue *queue = <Queue *>calloc(1, sizeof(Queue))
+    cdef Queue *queue = <Queue *>take(sizeof(Queue))
     if queue == NULL:
         raise MemoryError()
     pthread_mutex_init(&queue.lock, NULL)
@@ -77,7 +78,7 @@ cdef void mark_dirty(Queue *queue, Backing *backing) noexcept nogil:
     cdef Dirty *node
     if aoe_swap32(&backing.dirty, 1):
         return
-    node = <Dirty *>malloc(sizeof(Dirty))
+    node = <Dirty *>take(sizeof(Dirty))
     if node == NULL:
         backing.dirty = 0  # the next write tries again; the kernel writes back anyway
         return
@@ -95,12 +96,13 @@ cdef void defer(Queue *queue, Batch *batch, Outbox *outbox, int fd) noexcept nog
     cdef Waiting **last = &first
     cdef Waiting *node
     cdef Reply *reply
+    cdef uint64_t many = 0
     cdef uint32_t i
     for i in range(batch.count):
         reply = &batch.replies[i]
         if reply.sync == NULL:
             continue
-        node = <Waiting *>malloc(sizeof(Waiting))
+        node = <Waiting *>take(sizeof(Waiting))
         if node == NULL:
             # No promise without a sync: this one write fails.
             fail_ata(reply, ATA_UNC)
@@ -109,15 +111,21 @@ cdef void defer(Queue *queue, Batch *batch, Outbox *outbox, int fd) noexcept nog
         backing_hold(reply.sync)
         node.next = NULL
         node.backing = reply.sync
+        node.row = reply.row
+        node.client = reply.client
+        node.arrived = reply.arrived
         node.fd = fd
         memcpy(node.head, reply.head, SHORTEST_REPLY)
+        reply.client = NULL  # its time is taken when it leaves
         last[0] = node
         last = &node.next
+        many += 1
     if first == NULL:
         return
     pthread_mutex_lock(&queue.lock)
     queue.last[0] = first
     queue.last = last
+    queue.taken += many
     pthread_cond_signal(&queue.wake)
     pthread_mutex_unlock(&queue.lock)
 
@@ -126,6 +134,7 @@ cdef void sync_loop(Queue *queue, Batch *batch, Outbox *outbox) noexcept nogil:
     """Sync and acknowledge until told to stop, then what is left."""
     cdef int64_t next_writeback = monotonic() + <int64_t>WRITEBACK_SECONDS * 1000000000
     cdef uint64_t round = 0
+    cdef uint64_t taken
     cdef timespec until
     cdef Waiting *waiting
     cdef Dirty *dirty
@@ -148,15 +157,21 @@ cdef void sync_loop(Queue *queue, Batch *batch, Outbox *outbox) noexcept nogil:
         pthread_mutex_unlock(&queue.lock)
         if waiting != NULL:
             round = aoe_add64(&rounds, 1)
-            commit(waiting, round, batch, outbox)
+            taken = commit(waiting, round, batch, outbox)
+            pthread_mutex_lock(&queue.lock)
+            queue.done += taken
+            pthread_mutex_unlock(&queue.lock)
         write_back(dirty, batch.counters)
 
 
-cdef void commit(Waiting *waiting, uint64_t round, Batch *batch, Outbox *outbox) noexcept nogil:
-    """One sync for each export, then every acknowledgement; frees the list."""
+cdef uint64_t commit(
+    Waiting *waiting, uint64_t round, Batch *batch, Outbox *outbox
+) noexcept nogil:
+    """One sync for each export, then every acknowledgement; frees the list. How many."""
     cdef Waiting *node = waiting
     cdef Waiting *next
     cdef Reply *reply
+    cdef uint64_t many = 0
     while node != NULL:
         if node.backing.sync_round != round:
             node.backing.sync_round = round
@@ -172,18 +187,28 @@ cdef void commit(Waiting *waiting, uint64_t round, Batch *batch, Outbox *outbox)
             memset(reply, 0, sizeof(Reply))
             memcpy(reply.head, node.head, SHORTEST_REPLY)
             reply.head_size = SHORTEST_REPLY
+            reply.row = node.row
+            reply.client = node.client
+            reply.arrived = node.arrived
             if node.backing.sync_error:
                 fail_ata(reply, ATA_UNC)
                 batch.counters.ata_errors += 1
+                node.row.errors += 1
+                node.row.errors_unc += 1
+                if node.client != NULL:
+                    node.client.errors_unc += 1
             outbox_add(outbox, batch, batch.count)
             batch.count += 1
             node = node.next
         outbox_send(outbox, batch, waiting.fd)
+        note_sent(batch)
         while waiting != node:
             next = waiting.next
             backing_release(waiting.backing)
-            free(waiting)
+            give(waiting)
             waiting = next
+            many += 1
+    return many
 
 
 cdef void write_back(Dirty *dirty, Counters *counters) noexcept nogil:
@@ -197,5 +222,5 @@ cdef void write_back(Dirty *dirty, Counters *counters) noexcept nogil:
             counters.ata_errors += 1
         counters.syncs += 1
         backing_release(dirty.backing)
-        free(dirty)
+        give(dirty)
         dirty = next

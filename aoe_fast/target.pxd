@@ -14,6 +14,7 @@ cdef class Target:
     cdef readonly uint16_t bufcnt
     cdef readonly bint wire_config
     cdef readonly bint wire_reserve
+    cdef readonly object state
     cdef object _stats
     cdef Batch *_batch
     cdef Counters _counters

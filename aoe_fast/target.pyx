@@ -21,6 +21,7 @@ from .store cimport backing_read, backing_sync
 from .view cimport Binding, Table, View, find_view
 from .wire cimport *
 
+from .statefile import StateFile
 from .wire import AoeError
 
 
@@ -99,6 +100,8 @@ cdef void answer(
     reply.data = NULL
     reply.image = NULL
     reply.sync = NULL
+    reply.row = binding.row
+    reply.client = NULL
     reply.size = 0
     reply.head_size = SHORTEST_REPLY
     binding.row.last_ns = batch.now_ns
@@ -123,9 +126,16 @@ cdef void answer(
     if head.version_flags & FLAG_ERROR:
         batch.counters.aoe_errors += 1
         bump(view, &binding.row.errors, 1)
+        bump(view, &binding.row.errors_aoe, 1)
     elif head.command == CLASS_ATA and reply.head[27] & 1:
         batch.counters.ata_errors += 1
         bump(view, &binding.row.errors, 1)
+        if reply.head[25] == ATA_ABRT:
+            bump(view, &binding.row.errors_abrt, 1)
+        elif reply.head[25] == ATA_IDNF:
+            bump(view, &binding.row.errors_idnf, 1)
+        else:
+            bump(view, &binding.row.errors_unc, 1)
 
 
 cdef class Target:
@@ -134,10 +144,13 @@ cdef class Target:
     bufcnt: the queue depth offered to each client (Linux takes half of it at first, and a window
     of 0 from 1: refused). wire_config, wire_reserve: clients may change config strings, or MAC
     masks and reservations, with frames that nobody authenticates; reading is always allowed.
-    These three are held for each Export, in memory, and shared by the views that bind it.
+    These three are held for each Export and shared by the views that bind it; ``state`` is a file
+    that carries them over a restart (statefile.StateFile). AoeError: a damaged state file.
     """
 
-    def __cinit__(self, *, bufcnt=64, wire_config=False, wire_reserve=False, max_rows=65536):
+    def __cinit__(
+        self, *, bufcnt=64, wire_config=False, wire_reserve=False, max_rows=65536, state=None,
+    ):
         if not 2 <= bufcnt <= 0xFFFF:
             raise AoeError(f"bufcnt {bufcnt}: use 2 to 65535 (1 gives Linux a window of 0)")
         if not 1 <= max_rows <= 1 << 24:
@@ -145,6 +158,7 @@ cdef class Target:
         self.bufcnt = bufcnt
         self.wire_config = wire_config
         self.wire_reserve = wire_reserve
+        self.state = None if state is None else StateFile(state)
         self.views = Views(max_rows)
         self._stats = self.views.stats()
         self._batch = new_batch()
@@ -168,11 +182,28 @@ cdef class Target:
         When it returns, no worker answers by the old view. AoeError: bad MAC or address, closed
         export, no statistics row left.
         """
+        self.save_state()
+        if self.state is not None:
+            self.state.restore(set(bindings.values()))
         self.views.set_view(mac, bindings)
 
     def drop_view(self, mac):
         """The MAC falls back to the default view; unknown MACs are fine."""
+        self.save_state()
         self.views.drop_view(mac)
+
+    def exports(self):
+        """Every Export that a view binds, once."""
+        return self.views.exports()
+
+    def view_of(self, mac):
+        """What ``mac`` sees, {(shelf, slot): Export}: its own view or the default one."""
+        return self.views.view_of(mac)
+
+    def save_state(self):
+        """Write the state file if there is one and a setting changed; never on the data path."""
+        if self.state is not None:
+            self.state.save(self.views.exports())
 
     def rows(self):
         """{(mac or None, shelf, slot): row number in ``stats``}, a copy."""

@@ -16,7 +16,7 @@ cdef enum:
     # A wildcard request gets one reply for each binding: this bounds a worker's batch.
     MAX_BINDINGS = 256
     MAX_READERS = 256
-    ROW_BYTES = 128
+    ROW_BYTES = 320
 
 
 # One row of Target.stats; the layout of view.ROW.
@@ -32,7 +32,12 @@ cdef struct Row:
     int64_t first_read_ns
     int64_t first_write_ns
     int64_t last_ns
-    uint64_t unused[5]
+    uint64_t errors_aoe
+    uint64_t errors_abrt
+    uint64_t errors_idnf
+    uint64_t errors_unc
+    uint64_t shared             # of the default view: several workers may write it
+    uint64_t latency[24]
 
 
 cdef struct Binding:

@@ -11,13 +11,14 @@ import threading
 import numpy as np
 
 from cpython.buffer cimport PyBuffer_FillInfo
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
 )
 from posix.unistd cimport usleep
 
+from .memory cimport give, take
 from .store cimport Export, backing_hold, backing_release
 from .wire cimport ANY_SLOT, FORBIDDEN_SHELF, mac_key
 
@@ -26,9 +27,11 @@ from .wire import AoeError
 _COUNTS = ["queries", "identifies", "reads", "writes", "read_bytes", "written_bytes", "errors"]
 _TIMES = ["first_query_ns", "first_read_ns", "first_write_ns", "last_ns"]
 
+_KINDS = ["errors_aoe", "errors_abrt", "errors_idnf", "errors_unc", "shared"]
+
 ROW = np.dtype({
-    "names": _COUNTS + _TIMES,
-    "formats": ["u8"] * len(_COUNTS) + ["i8"] * len(_TIMES),
+    "names": [*_COUNTS, *_TIMES, *_KINDS, "latency"],
+    "formats": ["u8"] * len(_COUNTS) + ["i8"] * len(_TIMES) + ["u8"] * len(_KINDS) + ["(24,)u8"],
     "itemsize": ROW_BYTES,
 })
 assert sizeof(Row) == ROW_BYTES
@@ -61,7 +64,7 @@ cdef class Region:
 
 cdef Table *_new_table(uint64_t slots) except NULL:
     """An empty table of ``slots``, a power of two; its slots follow it in memory."""
-    cdef Table *table = <Table *>calloc(1, sizeof(Table) + slots * sizeof(View *))
+    cdef Table *table = <Table *>take(sizeof(Table) + slots * sizeof(View *))
     if table == NULL:
         raise MemoryError()
     table.mask = slots - 1
@@ -106,7 +109,7 @@ cdef void _free_view(View *view) noexcept nogil:
     if view != NULL:
         for i in range(view.count):
             backing_release(view.bindings[i].backing)
-        free(view)
+        give(view)
 
 
 cdef class Views:
@@ -137,7 +140,7 @@ cdef class Views:
             for at in range(table.mask + 1):
                 _free_view(table.slots[at])
             _free_view(table.fallback)
-            free(table)
+            give(table)
         free(self.readers)
 
     cdef Reader *add_reader(self) except NULL:
@@ -200,7 +203,7 @@ cdef class Views:
         cdef size_t count = len(bindings)
         cdef Binding *binding
         cdef Export export
-        cdef View *view = <View *>calloc(1, sizeof(View) + count * sizeof(Binding))
+        cdef View *view = <View *>take(sizeof(View) + count * sizeof(Binding))
         if view == NULL:
             raise MemoryError()
         view.bindings = <Binding *>(view + 1)
@@ -226,6 +229,7 @@ cdef class Views:
         cdef uint32_t i = 0
         for shelf, slot in bindings:
             view.bindings[i].row = &rows[<uint32_t>self._rows[mac, shelf, slot]]
+            view.bindings[i].row.shared = view.shared
             i += 1
 
     def _new_row(self):
@@ -261,7 +265,7 @@ cdef class Views:
         aoe_store_ptr(&self.table, new)
         with nogil:
             self.wait_for_readers()
-            free(old)
+            give(old)
             _free_view(replaced)
         return 0
 
@@ -269,6 +273,16 @@ cdef class Views:
         """{(mac or None, shelf, slot): row number in ``stats``}, a copy."""
         with self.lock:
             return dict(self._rows)
+
+    def exports(self):
+        """Every Export that a view binds, once."""
+        with self.lock:
+            return list({id(e): e for held in self._held.values() for e in held.values()}.values())
+
+    def view_of(self, mac):
+        """What ``mac`` sees, {(shelf, slot): Export}: its own view or the default one."""
+        with self.lock:
+            return dict(self._held.get(mac, self._held.get(None, {})))
 
     def stats(self):
         """Every row, zero-copy and writable: structured array of ROW."""

@@ -38,6 +38,7 @@ cdef enum:
 
     # Class 0.
     AFLAG_LBA48 = 0x40
+    DEVICE_BITS = 0xE           # high nibble of lba3 in the old task file: LBA mode, device 0
     ATA_READ = 0x20
     ATA_READ_EXT = 0x24
     ATA_WRITE = 0x30
@@ -144,17 +145,25 @@ cdef inline bint is_broadcast(const uint8_t *mac) noexcept nogil:
 
 
 cdef inline uint64_t ata_lba(const AtaHeader *ata) noexcept nogil:
-    """The sector number a request names: 48 bits with the E flag, else 28.
+    """The sector number a request names: 48 bits with the E flag or an EXT opcode, else 28.
 
-    Without E the high nibble of lba3 holds the drive/head bits of the old task file.
+    In 28 bits the high nibble of lba3 holds the drive/head bits of the old task file.
     """
     cdef uint64_t low = (
         <uint64_t>ata.lba[0] | (<uint64_t>ata.lba[1] << 8)
         | (<uint64_t>ata.lba[2] << 16) | (<uint64_t>ata.lba[3] << 24)
     )
-    if ata.aflags & AFLAG_LBA48:
+    if (
+        ata.aflags & AFLAG_LBA48
+        or ata.command_status == ATA_READ_EXT or ata.command_status == ATA_WRITE_EXT
+    ):
         return low | (<uint64_t>ata.lba[4] << 32) | (<uint64_t>ata.lba[5] << 40)
     return low & 0x0FFFFFFF
+
+
+cdef inline bint has_device_bits(const AtaHeader *ata, uint64_t sector) noexcept nogil:
+    """An EXT opcode without the E flag whose address looks like 28 bits below 0xE, LBA mode."""
+    return not ata.aflags & AFLAG_LBA48 and sector >> 28 == DEVICE_BITS
 
 
 cdef inline uint32_t shortest_request(uint8_t command) noexcept nogil:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -234,7 +235,14 @@ def test_stat(serve: Serve, cable: Cable, tmp_path: Path) -> None:
     assert sum(worker["drops"] for worker in answer["workers"]) == 0
     lines = client(cable, "stat", *control).stdout.splitlines()
     assert lines[0].startswith("eth0: up ")
-    assert len(lines) == 5
+    assert len(lines) == 7
+    assert lines[5].startswith("CLIENT")
+    text = client(cable, "stat", *control, "--prometheus").stdout
+    assert f'aoe_export_read_bytes_total{{mac="",shelf="16",slot="0"}} {1 << 20}' in text
+    for line in text.splitlines():
+        assert line.startswith("# ") or re.fullmatch(
+            r'aoe_\w+(\{(\w+="[^"]*",?)+\})? [0-9.e+]+', line
+        )
 
 
 def test_stop_under_load(serve: Serve, cable: Cable, tmp_path: Path) -> None:

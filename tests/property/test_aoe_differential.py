@@ -10,6 +10,7 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,10 @@ class World:
     """One target of each kind, with the same views of equal exports."""
 
     def __init__(self, rng: random.Random, where: Path) -> None:
-        flags = {"wire_config": rng.random() < 0.7, "wire_reserve": rng.random() < 0.7}
+        flags: dict[str, Any] = {
+            "wire_config": rng.random() < 0.7,
+            "wire_reserve": rng.random() < 0.7,
+        }
         bufcnt = rng.choice([2, 64, 65535])
         self.core = Target(bufcnt=bufcnt, **flags)
         self.reference = ReferenceTarget(bufcnt=bufcnt, **flags)
@@ -120,7 +124,8 @@ def ata(rng: random.Random) -> bytes:
         lba = rng.randrange(300)
     lba &= (1 << 48) - 1
     if not aflags & 0x40 and rng.random() < 0.5:
-        lba = (lba & 0x0FFFFFFF) | rng.randrange(16) << 28 | rng.randrange(3) << 32
+        nibble = rng.choice([0xE, 0xE, rng.randrange(16)])
+        lba = (lba & 0x0FFFFFFF) | nibble << 28 | rng.choice([0, 0, 1, 2]) << 32
     body = bytes([aflags, rng.choice([0, 0xFF]), count, opcode])
     body += lba.to_bytes(6, "little") + rng.choice([b"\0\0", b"\x5a\xa5"])
     if opcode in (0x30, 0x34):

@@ -117,9 +117,15 @@ class ReferenceTarget:
         if export.holders and src not in export.holders and opcode != 0xEC:
             raise AoeFault(6)
         lba = int.from_bytes(body[4:10], "little")
-        if not aflags & 0x40:
+        extended = opcode in (0x24, 0x34)
+        if not aflags & 0x40 and not extended:
             lba &= 0x0FFFFFFF
         try:
+            if extended and not aflags & 0x40 and lba >> 28 == 0xE:
+                # 28 bits below the old task file's device bits, or 48 bits: only one may fit.
+                if lba < export.sectors:
+                    raise AtaFault(ABRT)
+                lba &= 0x0FFFFFFF
             count_out, data = self._ata_command(export, opcode, lba, count, body[12:], mtu)
             error, status = 0, 0x40
         except AtaFault as fault:

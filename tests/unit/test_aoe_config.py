@@ -1,6 +1,7 @@
 """Target.handle: class 1, config strings."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from tests.aoe_frames import SERVER, Reply, config, frame
 READ, TEST, PREFIX, SET, FORCE = range(5)
 
 
-def make(tmp_path: Path, **options: bool) -> Target:
+def make(tmp_path: Path, **options: Any) -> Target:
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(4096))
     target = Target(**options)

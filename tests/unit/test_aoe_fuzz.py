@@ -1,6 +1,7 @@
 """Any bytes as a frame: never a crash, never an answer to an answer, never a byte too many."""
 
 import tempfile
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from tests.aoe_frames import CLIENT, SERVER, Reply, frame
 SECTORS = 16
 
 
-def make(**options: bool) -> Target:
+def make(**options: Any) -> Target:
     with tempfile.NamedTemporaryFile() as file:
         file.truncate(SECTORS * 512)
         target = Target(**options)

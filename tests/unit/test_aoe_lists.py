@@ -1,6 +1,7 @@
 """Target.handle: class 2 (MAC mask) and class 3 (reserve and release)."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ NOP, ADD, DELETE = 0, 1, 2
 SET, FORCE = 1, 2
 
 
-def make(tmp_path: Path, **options: bool) -> Target:
+def make(tmp_path: Path, **options: Any) -> Target:
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(4096))
     target = Target(**options)

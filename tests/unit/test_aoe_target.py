@@ -165,6 +165,42 @@ def test_lba28_ignores_the_high_bytes(target: Target) -> None:
     assert ask(target, ata(READ, 0xAAAA_0000_0007, 1, aflags=0)).data == b"\x07" * 512
 
 
+@pytest.mark.parametrize("opcode", [READ_EXT, WRITE_EXT])
+@pytest.mark.parametrize("lba", [1 << 28, 0x10000007, 1 << 32 | 7, 0x4000_0007, 0xF000_0007])
+def test_an_ext_opcode_without_the_flag_is_48_bits(
+    target: Target, disk: Path, opcode: int, lba: int
+) -> None:
+    """vblade decides by the opcode: masked to 28 bits, the write would hit sector 0 or 7."""
+    before = disk.read_bytes()
+    reply = ask(target, ata(opcode, lba, 1, aflags=0, data=b"x" * 512))
+    assert (reply.status, reply.ata_error) == (0x41, IDNF)
+    assert disk.read_bytes() == before
+
+
+def test_an_ext_opcode_without_the_flag_may_carry_device_bits(target: Target, disk: Path) -> None:
+    assert ask(target, ata(READ_EXT, 0xE000_0007, 1, aflags=0)).data == b"\x07" * 512
+    assert ask(target, ata(WRITE_EXT, 0xE000_0007, 1, aflags=0, data=b"x" * 512)).status == 0x40
+    assert disk.read_bytes()[7 * 512 : 8 * 512] == b"x" * 512
+    # Anything in the upper bytes: the address is 48 bits wide, and past the end.
+    assert ask(target, ata(READ_EXT, 0x1_E000_0007, 1, aflags=0)).ata_error == IDNF
+    assert ask(target, ata(READ_EXT, 0xE000_0007, 1)).ata_error == IDNF
+
+
+def test_device_bits_that_could_be_an_address_abort(tmp_path: Path) -> None:
+    """On 2 TiB 0xE0000007 is a sector too: with neither reading surely right, none is taken."""
+    path = tmp_path / "large"
+    path.touch()
+    with path.open("r+b") as file:
+        file.truncate(512 << 32)
+    target = Target()
+    target.set_view(None, {(16, 3): Export(path, writable=True, durability="writeback")})
+    for opcode, data in ((READ_EXT, b""), (WRITE_EXT, b"x" * 512)):
+        assert ask(target, ata(opcode, 0xE000_0007, 1, aflags=0, data=data)).ata_error == ABRT
+        assert ask(target, ata(opcode, 0xE000_0007, 1, aflags=0x40, data=data)).status == 0x40
+    assert ask(target, ata(READ, 7, 1)).data == bytes(512)
+    assert ask(target, ata(READ, 0xE000_0007, 1)).data == b"x" * 512
+
+
 def test_lba48_uses_every_bit(target: Target) -> None:
     assert ask(target, ata(READ_EXT, 0xE0000007, 1)).ata_error == IDNF
     assert ask(target, ata(READ_EXT, 1 << 47, 1)).ata_error == IDNF

@@ -152,8 +152,9 @@ def test_fields_and_row_size() -> None:
     assert stats.dtype.names == (
         "queries", "identifies", "reads", "writes", "read_bytes", "written_bytes", "errors",
         "first_query_ns", "first_read_ns", "first_write_ns", "last_ns",
+        "errors_aoe", "errors_abrt", "errors_idnf", "errors_unc", "shared", "latency",
     )  # fmt: skip
-    assert stats.dtype.itemsize == 128
+    assert stats.dtype.itemsize == 320
     assert len(stats) == 65536
     assert stats.flags.writeable
 

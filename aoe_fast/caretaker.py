@@ -1,0 +1,195 @@
+"""One thread beside the workers: follows the interfaces, and once a second looks after the rest.
+
+Nothing here is on the data path, and nothing here may end the server: what goes wrong is logged
+and tried again.
+"""
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from aoe_fast.linkwatch import EVERY, LinkWatch
+from aoe_fast.residency import scan
+from aoe_fast.throttle import Throttle, announcements
+from aoe_fast.wire import AoeError
+
+if TYPE_CHECKING:
+    from aoe_fast.port import Port
+    from aoe_fast.server import Server
+
+_log = logging.getLogger("aoe_fast")
+
+TICK_S = 1.0
+# 4 MiB each: at start, and then in each second. A word takes about 10 us.
+_FIRST_WORDS = 1024
+_WORDS = 128
+_ACTIVE_NS = 120 * 10**9
+"""A client that was heard of within two minutes counts: Linux asks every minute."""
+
+
+class Caretaker:
+    """Runs from ``start`` to ``stop``, in the network namespace of the thread that starts it.
+
+    alarm: called with one line of text when something needs a person (frames lost, link gone).
+    """
+
+    def __init__(self, server: "Server", alarm: Callable[[str], None] | None = None) -> None:
+        self._server = server
+        self._alarm = alarm
+        self._links: LinkWatch | None = None
+        self._wake = -1
+        self._thread: threading.Thread | None = None
+        self._drops = 0
+        self._lost: list[int] = []
+        self._throttles: list[Throttle] = []
+        self._postponed: dict[int, int] = {}
+        self._words: dict[int, int] = {}
+
+    def start(self) -> None:
+        self._links = LinkWatch()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        server = self._server
+        self._drops = int(server.counters["drops"].sum())
+        self._lost = [int(lost) for lost in server.counters["drops"]]
+        self._throttles = [
+            Throttle(server.target.bufcnt, server.ring_frames, server.write_frames)
+            for _ in range(len(server.ports) * server.workers)
+        ]
+        self.learn(_FIRST_WORDS)
+        self._thread = threading.Thread(target=self._run, name="aoe-care", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; stopping twice is fine."""
+        if self._thread is not None:
+            os.eventfd_write(self._wake, 1)
+            self._thread.join()
+            self._thread = None
+        if self._links is not None:
+            self._links.close()
+            self._links = None
+        if self._wake >= 0:
+            os.close(self._wake)
+            self._wake = -1
+
+    def say(self, text: str) -> None:
+        """Raise the alarm; a callback that fails is its owner's trouble."""
+        _log.warning("%s", text)
+        if self._alarm is not None:
+            try:
+                self._alarm(text)
+            except Exception:
+                _log.exception("the alarm callback failed")
+
+    def _run(self) -> None:
+        assert self._links is not None
+        poll = select.poll()
+        poll.register(self._links, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        next_tick = time.monotonic() + TICK_S
+        while True:
+            left = max(0.0, next_tick - time.monotonic())
+            ready = [fd for fd, _ in poll.poll(int(left * 1000) + 1)]
+            if self._wake in ready:
+                return
+            try:
+                if ready:
+                    self.follow(self._links.take())
+                if time.monotonic() >= next_tick:
+                    next_tick = time.monotonic() + TICK_S
+                    self.tick()
+            except Exception:
+                _log.exception("caretaker")
+
+    def follow(self, names: set[str]) -> None:
+        """Have every named interface looked at."""
+        for port in self._server.ports:
+            if names & {port.interface, EVERY}:
+                try:
+                    word = port.follow()
+                except AoeError as error:
+                    self.say(f"not serving: {error}")
+                    continue
+                if word == "gone":
+                    self.say(f"{port.interface} is gone: waiting for it to come back")
+                elif word is not None:
+                    _log.info("%s %s: MTU %d, %s", port.interface, word, port.mtu, port.mac.hex())
+
+    def tick(self) -> None:
+        """What is due every second."""
+        for port in self._server.ports:
+            port.bury()
+            if not port.opened:
+                # An event may have come too early: a device is announced before it is usable.
+                self.follow({port.interface})
+        drops = int(self._server.counters["drops"].sum())
+        if drops > self._drops:
+            self.say(f"{drops - self._drops} frames lost: raise max_clients or ring_frames")
+        self._drops = drops
+        self.throttle()
+        self._server.target.save_state()
+        self.learn(_WORDS)
+
+    def throttle(self) -> None:
+        """Fit every worker's advertised queue depth to its clients, and tell them if it fell.
+
+        One that asks for more than it was offered is reminded of it.
+        """
+        server = self._server
+        now = time.monotonic_ns()
+        for number, throttle in enumerate(self._throttles):
+            port = server.ports[number // server.workers]
+            rows = server.clients[number]
+            rows = rows[rows["last_ns"] > max(0, now - _ACTIVE_NS)]
+            writers = int((rows["last_write_ns"] > max(0, now - _ACTIVE_NS)).sum())
+            lost = int(server.counters["drops"][number])
+            fell = throttle.update(now / 1e9, len(rows), writers, lost - self._lost[number])
+            self._lost[number] = lost
+            port.advertise(number % server.workers, throttle.value)
+            if fell:
+                _log.info("%s: bufcnt %d for %d clients", port.interface, throttle.value, len(rows))
+            told = [
+                int(row["mac"])
+                for row in rows
+                if self._postponed.get(int(row["mac"]), 0) < int(row["postponed"]) or fell
+            ]
+            self._postponed |= {
+                int(row["mac"]): int(row["postponed"]) for row in rows if row["postponed"]
+            }
+            if told and port.opened:
+                self._announce(port, told, throttle.value)
+        if len(self._postponed) > 65536:
+            self._postponed.clear()
+
+    def _announce(self, port: "Port", macs: list[int], bufcnt: int) -> None:
+        """Send config replies that nobody asked for; on a link that is down they are lost."""
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as sender:
+            sent = 0
+            with contextlib.suppress(OSError, AoeError):
+                sender.bind((port.interface, 0))
+                for mac in (number.to_bytes(6, "big") for number in macs):
+                    view = self._server.target.view_of(mac)
+                    for frame in announcements(mac, port.mac, port.mtu, bufcnt, view):
+                        sender.send(frame)
+                        sent += 1
+            self._server.counters["announced"][-1] += sent
+
+    def learn(self, budget: int) -> None:
+        """Look at ``budget`` words of residency, all exports in turn; new ones as a whole."""
+        exports = {id(export): export for export in self._server.target.exports()}
+        for gone in self._words.keys() - exports.keys():
+            del self._words[gone]
+        for name, export in exports.items():
+            # -1: nothing is known of it. Afterwards only what was known needs another look.
+            first = self._words.get(name, 0)
+            new = name not in self._words or first < 0
+            share = max(1, budget // len(exports))
+            with contextlib.suppress(AoeError):
+                after = scan(export, -first - 1 if first < 0 else first, share, new)
+                self._words[name] = -after - 1 if new and after else after

@@ -1,0 +1,164 @@
+"""Exports as the command line names them: SHELF.SLOT=PATH[,option...], and the views they make."""
+
+import dataclasses
+import os
+import re
+
+import click
+
+from aoe_fast.store import Export
+from aoe_fast.wire import AoeError
+
+SECTOR = 512
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
+_SIZE = re.compile(r"(\d+)([KMGT]?)(i?B)?", re.ASCII | re.IGNORECASE)
+OPTIONS = "ro, rw, mac=MAC, durable, writeback, offset=SIZE, length=SIZE"
+
+
+def parse_address(text: str) -> tuple[int, int]:
+    """(shelf, slot) of "16.0"; UsageError for what no Linux client could use."""
+    shelf, dot, slot = text.partition(".")
+    if not (dot and shelf.isascii() and shelf.isdigit() and slot.isascii() and slot.isdigit()):
+        raise click.UsageError(f"{text!r} is not SHELF.SLOT, such as 16.0")
+    if int(shelf) == 4095:
+        raise click.UsageError(f"{text}: Linux discards shelf 4095: use another")
+    if int(shelf) > 65534 or int(slot) > 254:
+        raise click.UsageError(f"{text}: shelves go from 0 to 65534, slots from 0 to 254")
+    return int(shelf), int(slot)
+
+
+def parse_size(text: str) -> int:
+    """Bytes in "4096", "64K", "1G"; UsageError otherwise."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise click.UsageError(f"{text!r} is not a size such as 4096, 64K or 1G")
+    return int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ")
+
+
+@dataclasses.dataclass
+class ExportSpec:
+    """One ``--export``, parsed; nothing is opened yet."""
+
+    shelf: int
+    slot: int
+    path: str
+    writable: bool = False
+    durability: str | None = None
+    offset: int = 0
+    length: int | None = None
+    macs: list[bytes] = dataclasses.field(default_factory=list)
+
+    def open(self) -> Export:
+        """The export itself; UsageError, as an image that cannot be served is a wrong argument."""
+        try:
+            return Export(
+                self.path,
+                writable=self.writable,
+                durability=self.durability or "durable",
+                offset=self.offset,
+                length=self.length,
+            )
+        except AoeError as error:
+            raise click.UsageError(f"--export {self.shelf}.{self.slot}: {error}") from None
+
+    def says(self, export: Export) -> str:
+        """What the ready line tells about it."""
+        mode = f"rw {self.durability or 'durable'}" if self.writable else "ro"
+        who = ",".join(mac.hex(":") for mac in self.macs)
+        size = human(export.sectors * SECTOR)
+        return (
+            f"{self.shelf}.{self.slot}={self.path} ({size}, {mode}{', for ' + who if who else ''})"
+        )
+
+
+def parse_export(text: str) -> ExportSpec:
+    """SHELF.SLOT=PATH[,option...]; UsageError that names what is wrong.
+
+    Options are taken from the right, so a path may contain commas.
+    """
+    address, equals, rest = text.partition("=")
+    if not equals or not rest:
+        raise click.UsageError(f"--export {text!r}: write SHELF.SLOT=PATH[,{OPTIONS}]")
+    shelf, slot = parse_address(address)
+    words = rest.split(",")
+    options: list[str] = []
+    while len(words) > 1 and _is_option(words[-1]):
+        options.insert(0, words.pop())
+    spec = ExportSpec(shelf, slot, ",".join(words))
+    if len(words) > 1 and not os.path.exists(spec.path):
+        raise click.UsageError(f"--export {text!r}: unknown option {words[-1]!r}: use {OPTIONS}")
+    given: set[str] = set()
+    for word in options:
+        name, _, value = word.partition("=")
+        if name in ("ro", "rw"):
+            if given & {"ro", "rw"} - {name}:
+                raise click.UsageError(f"--export {text!r}: ro or rw, not both")
+            spec.writable = name == "rw"
+        elif name in ("durable", "writeback"):
+            if spec.durability not in (None, name):
+                raise click.UsageError(f"--export {text!r}: durable or writeback, not both")
+            spec.durability = name
+        elif name == "offset":
+            spec.offset = parse_size(value)
+        elif name == "length":
+            spec.length = parse_size(value)
+        else:
+            spec.macs.append(_machine(text, value or name))
+        given.add(name)
+    if spec.durability and not spec.writable:
+        raise click.UsageError(f"--export {text!r}: {spec.durability} is for writes: add rw")
+    return spec
+
+
+def _is_option(word: str) -> bool:
+    name, equals, _ = word.partition("=")
+    if equals:
+        return name in ("mac", "offset", "length")
+    return name in ("ro", "rw", "durable", "writeback") or bool(_MAC.fullmatch(name))
+
+
+def parse_mac(text: str) -> bytes:
+    """The 6 bytes of one machine's MAC; UsageError otherwise."""
+    if not _MAC.fullmatch(text):
+        raise click.UsageError(f"{text!r} is not a MAC like 52:54:00:00:00:01")
+    mac = bytes.fromhex(text.replace(":", ""))
+    if mac[0] & 1:
+        raise click.UsageError(f"{text} is a group address, not a machine's")
+    return mac
+
+
+def _machine(text: str, value: str) -> bytes:
+    try:
+        return parse_mac(value)
+    except click.UsageError as error:
+        raise click.UsageError(f"--export {text!r}: {error}") from None
+
+
+def plan_views(specs: list[ExportSpec]) -> dict[bytes | None, dict[tuple[int, int], int]]:
+    """{MAC or None: {address: index in ``specs``}}. UsageError: one address twice in a view.
+
+    Exports without a MAC are everybody's: in the default view and in every named MAC's.
+    """
+    views: dict[bytes | None, dict[tuple[int, int], int]] = {None: {}}
+    for mac in [None, *(mac for spec in specs for mac in spec.macs)]:
+        view: dict[tuple[int, int], int] = {}
+        for number, spec in enumerate(specs):
+            if spec.macs and mac not in spec.macs:
+                continue
+            if (spec.shelf, spec.slot) in view:
+                raise click.UsageError(
+                    f"--export {spec.shelf}.{spec.slot} twice for"
+                    f" {mac.hex(':') if mac else 'everybody'}: give each its own address"
+                )
+            view[spec.shelf, spec.slot] = number
+        views[mac] = view
+    return views
+
+
+def human(size: float) -> str:
+    """A size in the unit that suits it."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

@@ -1,0 +1,4 @@
+import numpy as np
+
+CLIENT: np.dtype[np.void]
+BOUNDS: list[float]

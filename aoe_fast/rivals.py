@@ -1,0 +1,66 @@
+"""Another server at our address: asked for before we answer there.
+
+Linux takes all the targets that answer for one shelf.slot for paths to one disk and uses them in
+turn: two different images corrupt silently. Identical read-only ones are fine, and even balance.
+A server that shares says so, with the image's digest, in the vendor's words of IDENTIFY.
+"""
+
+import contextlib
+from collections.abc import Mapping
+
+import click
+
+from aoe_fast.frames import ANY_SHELF, ANY_SLOT, Device, Identity, InitiatorError
+from aoe_fast.initiator import Initiator
+from aoe_fast.store import Export
+
+WAIT_S = 0.3
+_FEW = 4
+_MAGIC = b"\x5d\xaf"
+_DIGEST = slice(260, 292)
+"""IDENTIFY words 129-159 are the vendor's (ATA/ATAPI-6 8.15): 129 the magic, 130-145 SHA-256."""
+
+
+def digest_of(identity: Identity) -> bytes | None:
+    """The digest of a shared image that IDENTIFY carries, or None."""
+    if identity.raw[258:260] != _MAGIC:
+        return None
+    return identity.raw[_DIGEST]
+
+
+def check_rivals(interface: str, exports: Mapping[tuple[int, int], Export]) -> None:
+    """UsageError if another server on ``interface`` answers for one of these addresses.
+
+    Unless both share the same read-only image. It sees what this machine's own MAC may see: what
+    the other server shows to certain clients only stays hidden. A link that is down has no rivals.
+    """
+    with contextlib.suppress(InitiatorError), Initiator(interface) as initiator:
+        for device in _found(initiator, exports):
+            export = exports.get((device.shelf, device.slot))
+            if export is None:
+                continue
+            where = f"{device.address} is served on {interface} by {device.mac.hex(':')} already"
+            if export.digest is None:
+                raise click.UsageError(
+                    f"{where}: give another address (or --shared on both, for the same read-only"
+                    " image)"
+                )
+            try:
+                theirs = digest_of(initiator.identify_at(device))
+            except InitiatorError:
+                theirs = None
+            if theirs is None:
+                raise click.UsageError(
+                    f"{where}, and not shared: start that one with --shared and read-only too"
+                )
+            if theirs != export.digest:
+                raise click.UsageError(f"{where}, with another image: clients would mix the two")
+
+
+def _found(initiator: Initiator, exports: Mapping[tuple[int, int], Export]) -> list[Device]:
+    if len(exports) > _FEW:
+        return initiator.discover(ANY_SHELF, ANY_SLOT, wait=WAIT_S)
+    found = []
+    for shelf, slot in exports:
+        found += initiator.discover(shelf, slot, wait=WAIT_S)
+    return found

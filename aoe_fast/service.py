@@ -1,0 +1,183 @@
+"""The exports of a running ``aoe-fast serve``: added, removed and set while clients are served."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from aoe_fast.admin import read_settings, write_settings
+from aoe_fast.exports import ExportSpec, parse_address, parse_export, parse_mac, plan_views
+from aoe_fast.rivals import check_rivals
+from aoe_fast.server import Server
+from aoe_fast.stats import prometheus, status
+from aoe_fast.store import Export
+from aoe_fast.target import Target
+from aoe_fast.wire import AoeError
+
+
+@dataclasses.dataclass
+class _Held:
+    spec: ExportSpec
+    export: Export
+
+
+class Service:
+    """Exports by specification, and the control socket's commands on them. One thread at a time.
+
+    UsageError: what a person got wrong; nothing has changed then.
+    """
+
+    def __init__(self, target: Target, interfaces: tuple[str, ...], *, shared: bool) -> None:
+        self.target = target
+        self.interfaces = interfaces
+        self.shared = shared
+        self._held: list[_Held] = []
+        self._started = time.monotonic()
+
+    def add(self, specs: list[ExportSpec]) -> None:
+        """Open and serve all of ``specs``, or none of them."""
+        plan_views([held.spec for held in self._held] + specs)
+        with contextlib.ExitStack() as undo:
+            fresh = [_Held(spec, undo.enter_context(spec.open())) for spec in specs]
+            if self.shared:
+                for held in fresh:
+                    if not held.spec.writable:
+                        held.export.share()
+            at = {(held.spec.shelf, held.spec.slot): held.export for held in fresh}
+            for interface in self.interfaces:
+                check_rivals(interface, at)
+            before = list(self._held)
+            self._held += fresh
+            try:
+                self._show()
+            except BaseException:
+                self._held = before
+                self._show()
+                raise
+            undo.pop_all()
+
+    def remove(self, shelf: int, slot: int, macs: list[bytes]) -> int:
+        """Stop serving an address, only the exports for ``macs`` if there are any; how many."""
+        gone = [
+            held
+            for held in self._held
+            if (held.spec.shelf, held.spec.slot) == (shelf, slot)
+            and (not macs or set(macs) & set(held.spec.macs))
+        ]
+        if not gone:
+            raise click.UsageError(
+                f"{shelf}.{slot} is not served: `aoe-fast export list` says what is"
+            )
+        before = {mac for held in self._held for mac in held.spec.macs}
+        self._held = [held for held in self._held if held not in gone]
+        self._show()
+        for mac in before - {mac for held in self._held for mac in held.spec.macs}:
+            self.target.drop_view(mac)
+        for held in gone:
+            held.export.close()
+        return len(gone)
+
+    def close(self) -> None:
+        """Stop serving everything; every export is synced and closed."""
+        held, self._held = self._held, []
+        with contextlib.ExitStack() as stack:
+            for one in held:
+                stack.callback(one.export.close)
+
+    def _show(self) -> None:
+        """Have every view be what the specifications say."""
+        plan = plan_views([held.spec for held in self._held])
+        for mac, view in plan.items():
+            self.target.set_view(mac, {at: self._held[n].export for at, n in view.items()})
+
+    def says(self) -> str:
+        """What the ready line tells about the exports."""
+        return "; ".join(held.spec.says(held.export) for held in self._held)
+
+    # The control socket
+
+    def answer(self, server: Server, request: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one request; {"error": text} for what cannot be done."""
+        commands: dict[str, Callable[[], dict[str, Any]]] = {
+            "stat": lambda: status(server, time.monotonic() - self._started),
+            "prometheus": lambda: {
+                "text": prometheus(status(server, time.monotonic() - self._started))
+            },
+            "list": lambda: {"exports": self._listing()},
+            "add": lambda: self._add(_text(request, "export")),
+            "remove": lambda: self._remove(request),
+            "set": lambda: self._set(request),
+        }
+        command = commands.get(str(request.get("command")))
+        if command is None:
+            return {"error": f"unknown command {request.get('command')!r}"}
+        try:
+            return command()
+        except (click.UsageError, AoeError) as error:
+            return {"error": str(error)}
+
+    def _listing(self) -> list[dict[str, Any]]:
+        rows = []
+        for held in self._held:
+            settings = read_settings(held.export)
+            rows.append(
+                {
+                    "address": f"{held.spec.shelf}.{held.spec.slot}",
+                    "path": held.spec.path,
+                    "bytes": held.export.sectors * 512,
+                    "writable": held.spec.writable,
+                    "durability": held.export.durability if held.spec.writable else None,
+                    "macs": [mac.hex(":") for mac in held.spec.macs],
+                    "serial": held.export.serial,
+                    "config": settings.config.decode("utf-8", "backslashreplace"),
+                    "mask": [mac.hex(":") for mac in settings.allowed],
+                    "reserved_by": [mac.hex(":") for mac in settings.holders],
+                }
+            )
+        return rows
+
+    def _add(self, text: str) -> dict[str, Any]:
+        spec = parse_export(text)
+        self.add([spec])
+        return {"added": spec.says(self._held[-1].export)}
+
+    def _remove(self, request: dict[str, Any]) -> dict[str, Any]:
+        shelf, slot = parse_address(_text(request, "address"))
+        macs = [parse_mac(mac) for mac in _texts(request, "macs") or []]
+        return {"removed": self.remove(shelf, slot, macs)}
+
+    def _set(self, request: dict[str, Any]) -> dict[str, Any]:
+        shelf, slot = parse_address(_text(request, "address"))
+        found = [h for h in self._held if (h.spec.shelf, h.spec.slot) == (shelf, slot)]
+        if not found:
+            raise click.UsageError(f"{shelf}.{slot} is not served")
+        config = request.get("config")
+        masks, holders = _texts(request, "mask"), _texts(request, "reserved_by")
+        for held in found:
+            write_settings(
+                held.export,
+                config=None if config is None else str(config).encode(),
+                allowed=None if masks is None else [parse_mac(mac) for mac in masks],
+                holders=None if holders is None else [parse_mac(mac) for mac in holders],
+            )
+        self.target.save_state()
+        return {"set": len(found)}
+
+
+def _text(request: dict[str, Any], name: str) -> str:
+    value = request.get(name)
+    if not isinstance(value, str):
+        raise click.UsageError(f"{name}: a text is needed")
+    return value
+
+
+def _texts(request: dict[str, Any], name: str) -> list[str] | None:
+    value = request.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise click.UsageError(f"{name}: a list of texts is needed")
+    return value

@@ -1,0 +1,127 @@
+"""Config strings, MAC masks and reservations across restarts: one small JSON file.
+
+Off the data path: a client's change is answered at once and is in the file within a second (the
+server's caretaker saves) or when the server stops. Exports that are not there at the moment keep
+their entries.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from aoe_fast.admin import Settings, changes, key_of, read_settings, take_restored, write_settings
+from aoe_fast.store import Export
+from aoe_fast.wire import AoeError
+
+_log = logging.getLogger("aoe_fast")
+_VERSION = 1
+
+
+class StateFile:
+    """The file at ``path``, read now; it is made by the first save that has something to say.
+
+    AoeError: it is there and cannot be read, or is damaged: a lost reservation could be two
+    writers on one disk, so nobody guesses.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._lock = threading.Lock()
+        self._entries: dict[str, Settings] = {}
+        self._seen = -1
+        self._broken = False
+        try:
+            with open(self.path, encoding="utf-8") as file:
+                self._entries = _parse(json.load(file))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise AoeError(f"{self.path}: cannot be read ({error.strerror})") from None
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise AoeError(
+                f"{self.path}: is damaged: restore it, or move it away to start without"
+                " config strings, masks and reservations"
+            ) from None
+
+    def restore(self, exports: Iterable[Export]) -> None:
+        """Give each export that is new here what the file says of it."""
+        for export in exports:
+            if take_restored(export) and (known := self._entries.get(key_of(export))):
+                write_settings(
+                    export, config=known.config, allowed=known.allowed, holders=known.holders
+                )
+
+    def save(self, exports: Iterable[Export]) -> None:
+        """Write the file if a setting of an open export changed; a full disk is logged, once."""
+        with self._lock:
+            now = changes()
+            if now == self._seen:
+                return
+            entries = dict(self._entries)
+            for export in exports:
+                with contextlib.suppress(AoeError):  # closed meanwhile
+                    settings = read_settings(export)
+                    if settings == Settings():
+                        entries.pop(key_of(export), None)
+                    else:
+                        entries[key_of(export)] = settings
+            if entries != self._entries:
+                try:
+                    _write(self.path, _format(entries))
+                except OSError as error:
+                    if not self._broken:
+                        _log.warning("%s: cannot be saved (%s)", self.path, error.strerror)
+                    self._broken = True
+                    return
+                self._entries = entries
+            self._broken = False
+            self._seen = now
+
+
+def _parse(document: Any) -> dict[str, Settings]:
+    if document["version"] != _VERSION:
+        raise ValueError
+    return {
+        str(name): Settings(
+            bytes.fromhex(entry["config"]),
+            tuple(bytes.fromhex(mac.replace(":", "")) for mac in entry["allowed"]),
+            tuple(bytes.fromhex(mac.replace(":", "")) for mac in entry["holders"]),
+        )
+        for name, entry in document["exports"].items()
+    }
+
+
+def _format(entries: dict[str, Settings]) -> bytes:
+    exports = {
+        name: {
+            "config": entry.config.hex(),
+            "allowed": [mac.hex(":") for mac in entry.allowed],
+            "holders": [mac.hex(":") for mac in entry.holders],
+        }
+        for name, entry in sorted(entries.items())
+    }
+    return json.dumps({"version": _VERSION, "exports": exports}, indent=1).encode() + b"\n"
+
+
+def _write(path: str, data: bytes) -> None:
+    """Replace ``path`` as a whole: after a power cut it is the old file or the new one."""
+    new = f"{path}.new"
+    try:
+        with open(new, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+        raise
+    folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

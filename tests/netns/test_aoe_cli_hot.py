@@ -1,0 +1,220 @@
+"""``aoe-fast serve`` changed while it runs, its state file, and two servers on one segment."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from aoe_fast.initiator import ConfigCommand, Initiator, NoAnswer
+from pxed.lab.netns import Namespace
+from tests.conftest import Cable, requires
+
+pytestmark = pytest.mark.netns
+
+AOE_FAST = [sys.executable, "-m", "aoe_fast.cli"]
+ONE = "52:54:00:00:bb:01"
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def image(path: Path, size: int = 65536) -> Path:
+    path.write_bytes(os.urandom(size))
+    return path
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts ``aoe-fast serve`` in a namespace and waits for its ready line."""
+    running: list[subprocess.Popen[str]] = []
+
+    def begin(side: Namespace, *arguments: str, name: str = "ctl") -> "subprocess.Popen[str]":
+        control = str(tmp_path / name)
+        process = side.popen(
+            [*AOE_FAST, "serve", "-i", "eth0", "--control", control, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        line = process.stdout.readline()
+        if not line:
+            pytest.fail(f"serve did not start: {process.stderr.read()}")
+        return process
+
+    yield begin
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def export(tmp_path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    verb, *rest = arguments
+    return subprocess.run(
+        [*AOE_FAST, "export", verb, "--control", str(tmp_path / "ctl"), *rest],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+
+
+def refused(side: Namespace, *arguments: str) -> str:
+    done = side.run(
+        [*AOE_FAST, "serve", "-i", "eth0", "--control", "/nonexistent/ctl", *arguments],
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+# Hot changes
+
+
+def test_add_list_remove(start: Start, cable: Cable, tmp_path: Path) -> None:
+    first, second = image(tmp_path / "a.img"), image(tmp_path / "b.img", 8192)
+    start(cable.srv, "--export", f"16.0={first}")
+    with cable.cli.inside(), Initiator("eth0", timeout=0.1, retries=2) as initiator:
+        added = export(tmp_path, "add", "16.1=b.img,rw")
+        assert added.stdout == f"aoe-fast: added 16.1={second} (8.0 KiB, rw durable)\n"
+        assert initiator.read(16, 1, 0, 16) == second.read_bytes()
+        initiator.write(16, 1, 3, b"n" * 512)
+        rows = json.loads(export(tmp_path, "list", "--json").stdout)
+        assert [(row["address"], row["writable"]) for row in rows] == [
+            ("16.0", False),
+            ("16.1", True),
+        ]
+        assert len(export(tmp_path, "list").stdout.splitlines()) == 2
+        assert export(tmp_path, "remove", "16.1").returncode == 0
+        with pytest.raises(NoAnswer):
+            initiator.read(16, 1, 0, 1)
+        assert initiator.read(16, 0, 0, 128) == first.read_bytes()
+    assert second.read_bytes()[3 * 512 : 4 * 512] == b"n" * 512
+
+
+def test_a_private_export_comes_and_goes(start: Start, cable: Cable, tmp_path: Path) -> None:
+    common, mine = image(tmp_path / "a.img"), image(tmp_path / "m.img", 4096)
+    start(cable.srv, "--export", f"16.0={common}")
+    raw = bytes.fromhex(ONE.replace(":", ""))
+    with cable.cli.inside(), Initiator("eth0", source_mac=raw, timeout=0.1, retries=2) as one:
+        assert export(tmp_path, "add", f"16.3={mine},rw,mac={ONE}").returncode == 0
+        assert [device.slot for device in one.discover(wait=0.2)] == [0, 3]
+        assert export(tmp_path, "remove", "16.3", "--mac", ONE).returncode == 0
+        assert [device.slot for device in one.discover(wait=0.2)] == [0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["add", "16.0=a.img"], 1, "16.0 twice for everybody"),
+        (["add", "16.1=missing"], 1, "no such file"),
+        (["add", "16=a.img"], 2, "is not SHELF.SLOT"),
+        (["remove", "16.7"], 1, "16.7 is not served"),
+        (["remove", "16.0", "--mac", "x"], 2, "is not a MAC"),
+        (["set", "16.0"], 2, "set what?"),
+        (["set", "16.9", "--config", "x"], 1, "16.9 is not served"),
+        (["set", "16.0", "--config", "x" * 1025], 1, "1024 at most"),
+        (["set", "16.0", "--mask", "01:00:00:00:00:01"], 2, "group address"),
+        (["frob"], 2, "frob"),
+    ],
+)
+def test_a_wrong_change_changes_nothing(
+    start: Start, cable: Cable, tmp_path: Path, arguments: list[str], code: int, says: str
+) -> None:
+    start(cable.srv, "--export", f"16.0={image(tmp_path / 'a.img')}")
+    before = export(tmp_path, "list", "--json").stdout
+    done = export(tmp_path, *arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert export(tmp_path, "list", "--json").stdout == before
+
+
+def test_the_administrator_overrides_what_clients_set(
+    start: Start, cable: Cable, tmp_path: Path
+) -> None:
+    disk = image(tmp_path / "a.img")
+    start(cable.srv, "--export", f"16.0={disk}", "--wire-config", "--wire-reserve")
+    with cable.cli.inside(), Initiator("eth0", timeout=0.1, retries=2) as initiator:
+        initiator.config(16, 0, ConfigCommand.SET, b"mine")
+        assert export(tmp_path, "set", "16.0", "--config", "ours").returncode == 0
+        config = initiator.config(16, 0)
+        assert config is not None
+        assert config.string == b"ours"
+        assert export(tmp_path, "set", "16.0", "--mask", ONE, "--reserve", ONE).returncode == 0
+        with pytest.raises(NoAnswer):
+            initiator.read(16, 0, 0, 1)
+        assert f"reserved by {ONE}" in export(tmp_path, "list").stdout
+        assert export(tmp_path, "set", "16.0", "--mask", "", "--reserve", "").returncode == 0
+        assert initiator.read(16, 0, 0, 1) == disk.read_bytes()[:512]
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_state_survives_the_server(
+    start: Start, cable: Cable, tmp_path: Path, end: signal.Signals
+) -> None:
+    arguments = ["--export", f"16.0={image(tmp_path / 'a.img')}", "--wire-config"]
+    arguments += ["--state", str(tmp_path / "state")]
+    process = start(cable.srv, *arguments)
+    with cable.cli.inside(), Initiator("eth0") as initiator:
+        initiator.config(16, 0, ConfigCommand.SET, b"seat 7")
+        if end == signal.SIGKILL:
+            # Within a second, and whole: the file is replaced.
+            time.sleep(1.5)
+        process.send_signal(end)
+        process.wait(10)
+        start(cable.srv, *arguments)
+        config = initiator.config(16, 0)
+        assert config is not None
+        assert config.string == b"seat 7"
+
+
+def test_a_damaged_state_file_is_said(cable: Cable, tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("{")
+    disk = image(tmp_path / "a.img")
+    says = refused(cable.srv, "--export", f"16.0={disk}", "--state", str(tmp_path / "state"))
+    assert "is damaged" in says
+
+
+# Two servers
+
+
+def test_a_second_server_at_the_same_address_is_refused(
+    start: Start, cable: Cable, tmp_path: Path
+) -> None:
+    disk = image(tmp_path / "a.img")
+    start(cable.cli, "--export", f"16.0={disk}", name="other")
+    says = refused(cable.srv, "--export", f"16.0={disk}")
+    assert "16.0 is served on eth0 by" in says
+    assert "and not shared" in refused(cable.srv, "--export", f"16.0={disk}", "--shared")
+    # Another address is nobody's business; adding the taken one later is refused as well.
+    start(cable.srv, "--export", f"16.1={disk}")
+    added = export(tmp_path, "add", f"16.0={disk}")
+    assert added.returncode == 1
+    assert "16.0 is served on eth0 by" in added.stderr
+
+
+def test_identical_images_may_be_shared(start: Start, cable: Cable, tmp_path: Path) -> None:
+    disk, other = image(tmp_path / "a.img"), image(tmp_path / "b.img")
+    copy = tmp_path / "copy.img"
+    copy.write_bytes(disk.read_bytes())
+    start(cable.cli, "--export", f"16.0={disk}", "--shared", name="other")
+    assert "with another image" in refused(cable.srv, "--export", f"16.0={other}", "--shared")
+    says = refused(cable.srv, "--export", f"16.0={copy},rw", "--shared")
+    assert "give another address" in says
+    start(cable.srv, "--export", f"16.0={copy}", "--shared")
+
+
+def test_vblade_is_a_rival_too(start: Start, cable: Cable, tmp_path: Path) -> None:
+
+    requires("vblade")
+    disk = image(tmp_path / "a.img", 1 << 20)
+    cable.cli.popen(["vblade", "-r", "7", "1", "eth0", str(disk)])
+    time.sleep(0.3)
+    assert "7.1 is served on eth0 by" in refused(cable.srv, "--export", f"7.1={disk}")
+    assert "and not shared" in refused(cable.srv, "--export", f"7.1={disk}", "--shared")

@@ -1,0 +1,117 @@
+"""Nothing is left behind: blocks, backings, descriptors, threads, memory."""
+
+import gc
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from aoe_fast import AoeError, Export, Server, Target
+from aoe_fast.fetch import set_delay
+from aoe_fast.memory import live_blocks
+from aoe_fast.store import live_backings
+from tests.aoe_frames import BROADCAST, FLUSH, ata, config, frame
+from tests.aoe_peer import Peer, serving
+from tests.conftest import Cable
+
+pytestmark = pytest.mark.netns
+
+CYCLES = 200
+
+
+def resident_kb() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    raise AssertionError("no VmRSS")
+
+
+def held() -> tuple[int, int, int, int]:
+    """(blocks, backings, descriptors, threads)"""
+    gc.collect()
+    fds = len(os.listdir("/proc/self/fd"))
+    return live_blocks(), live_backings(), fds, threading.active_count()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(1 << 20))
+    return path
+
+
+def test_every_path_gives_its_memory_back(cable: Cable, disk: Path) -> None:
+    peer = Peer(cable)
+    before = held()
+    for durability in ("durable", "writeback"):
+        target = Target()
+        exports = [Export(disk, writable=True, durability=durability) for _ in range(2)]
+        target.set_view(None, {(16, slot): exports[slot % 2] for slot in range(100)})
+        for number in range(100):
+            target.set_view(bytes([2, 0, 0, 0, 0, number]), {(16, 0): exports[0]})
+        for number in range(50):
+            target.drop_view(bytes([2, 0, 0, 0, 0, number]))
+        with serving(cable, target):
+            peer.send(frame(1, config(0), src=peer.mac, dst=BROADCAST, shelf=0xFFFF, slot=0xFF))
+            for tag in range(200):
+                peer.send(peer.read(tag, tag=tag))
+                peer.send(peer.write(tag, b"x" * 512, tag=tag))
+            peer.send(ata(FLUSH, src=peer.mac, dst=BROADCAST))
+            assert len(peer.drain()) == 501
+        for export in exports:
+            export.close()
+        del target, exports
+    assert held() == before
+
+
+def test_reads_that_wait_at_the_stop_are_given_back(cable: Cable, tmp_path: Path) -> None:
+    path = tmp_path / "cold"
+    path.write_bytes(bytes(1 << 22))
+    peer = Peer(cable)
+    before = held()
+    set_delay(20000)
+    try:
+        fd = os.open(path, os.O_RDONLY)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+        target = Target()
+        target.set_view(None, {(16, 3): Export(path)})
+        with serving(cable, target):
+            for tag in range(32):
+                peer.send(peer.read(tag * 128, tag=tag))
+        del target
+    finally:
+        set_delay(0)
+    assert held() == before
+
+
+def test_a_failed_start_leaves_nothing(cable: Cable, disk: Path) -> None:
+    target = Target()
+    target.set_view(None, {(16, 3): Export(disk)})
+    before = held()
+    for _ in range(20):
+        server = Server(target, ["eth0", "eth7"], workers=2)
+        with cable.srv.inside(), pytest.raises(AoeError):
+            server.start()
+        del server
+    assert held() == before
+
+
+@pytest.mark.timeout(240)
+def test_starting_and_stopping_again_and_again(cable: Cable, disk: Path) -> None:
+    target = Target()
+    target.set_view(None, {(16, 3): Export(disk, writable=True)})
+    peer = Peer(cable)
+    memory = 0
+    before = held()
+    for cycle in range(CYCLES):
+        with serving(cable, target):
+            assert peer.ask(peer.read(0)).status == 0x40
+            assert peer.ask(peer.write(0, b"w" * 512)).status == 0x40
+        if cycle == 20:
+            memory = resident_kb()
+    assert held() == before
+    # One leaked batch or outbox each time would be 50 MiB.
+    assert resident_kb() - memory < 8192

@@ -1,0 +1,137 @@
+"""What the server knows of its clients: requests, errors by kind, latency, repetitions."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aoe_fast import Export, Server, Target
+from aoe_fast.fetch import set_delay
+from aoe_fast.stats import clients_of, rows_of
+from tests.aoe_frames import BROADCAST, IDENTIFY, ata, config, frame
+from tests.aoe_peer import Peer, eventually, serving, total
+from tests.conftest import Cable
+
+pytestmark = pytest.mark.netns
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Target:
+    path = tmp_path / "disk.img"
+    path.write_bytes(os.urandom(1 << 20))
+    target = Target()
+    target.set_view(None, {(16, 3): Export(path, writable=True)})
+    return target
+
+
+@pytest.fixture
+def peer(cable: Cable) -> Iterator[Peer]:
+    for side in (cable.srv, cable.cli):
+        side.ip("link set eth0 mtu 9000")
+    peer = Peer(cable)
+    yield peer
+    peer.socket.close()
+
+
+def client(server: Server, mac: bytes) -> dict[str, Any]:
+    (row,) = [row for row in clients_of(server) if row["mac"] == mac.hex(":")]
+    return row
+
+
+def test_each_client_has_its_row(cable: Cable, peer: Peer, target: Target) -> None:
+    cable.cli.ip("link set eth0 promisc on")
+    other = Peer(cable, mac=b"\x02\0\0\0\0\x42")
+    with serving(cable, target, workers=2) as server:
+        peer.ask(peer.read(0, 2))
+        peer.ask(peer.write(8, b"w" * 4096))
+        peer.ask(ata(0x20, 0, 0, src=peer.mac, dst=BROADCAST))
+        peer.ask(ata(0x24, 1 << 40, 1, src=peer.mac, dst=BROADCAST))
+        peer.ask(frame(9, src=peer.mac, dst=BROADCAST))
+        other.ask(other.read(0, 2))
+        mine, yours = client(server, peer.mac), client(server, other.mac)
+        assert (mine["requests"], mine["bytes"]) == (5, 1024 + 4096)
+        assert mine["errors"] == {"aoe": 1, "abrt": 1, "idnf": 1, "unc": 0}
+        assert (yours["requests"], yours["bytes"]) == (1, 1024)
+        assert yours["interface"] == "eth0"
+        assert len(clients_of(server)) == 2
+
+
+def test_latency_of_reads_and_durable_writes(cable: Cable, peer: Peer, target: Target) -> None:
+    with serving(cable, target) as server:
+        for n in range(50):
+            peer.ask(peer.read(n))
+        peer.ask(peer.write(8, b"w" * 512))
+        assert eventually(lambda: sum(client(server, peer.mac)["latency"]) == 51)
+        (row,) = rows_of(server)
+        assert sum(row["latency"]) == 51
+        assert 0 < row["p50_us"] < 5000
+
+
+def test_latency_of_a_slow_disk(cable: Cable, peer: Peer, tmp_path: Path) -> None:
+    path = tmp_path / "cold"
+    path.write_bytes(bytes(1 << 20))
+    export = Export(path)
+    target = Target()
+    target.set_view(None, {(16, 3): export})
+    set_delay(50000)
+    try:
+        with serving(cable, target) as server:
+            fd = os.open(path, os.O_RDONLY)
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+            time.sleep(1.2)
+            peer.ask(peer.read(0))
+            if not total(server, "cold"):
+                pytest.skip("this file system keeps files in memory")
+            assert eventually(lambda: sum(client(server, peer.mac)["latency"]) == 1)
+            assert client(server, peer.mac)["p50_us"] > 40000
+    finally:
+        set_delay(0)
+
+
+def test_repetitions_are_recognised(cable: Cable, peer: Peer, target: Target) -> None:
+    with serving(cable, target) as server:
+        peer.ask(peer.read(4, tag=1))
+        peer.ask(peer.read(4, tag=2))  # at once: another reader, not a repetition
+        assert client(server, peer.mac)["repeats"] == 0
+        for tag in (3, 4):
+            time.sleep(0.1)
+            peer.ask(peer.read(4, tag=tag))
+        peer.ask(peer.read(6, tag=5))
+        assert client(server, peer.mac)["repeats"] == 2
+        assert total(server, "repeats") == 2
+
+
+def test_a_black_hole_for_long_frames_is_recognised(
+    cable: Cable, peer: Peer, target: Target
+) -> None:
+    """A switch with a smaller MTU: config and IDENTIFY come through, long replies never do."""
+    with serving(cable, target) as server:
+        for _ in range(2):
+            peer.ask(frame(1, config(0), src=peer.mac, dst=BROADCAST))
+            peer.ask(ata(IDENTIFY, src=peer.mac, dst=BROADCAST))
+        for tag in range(4):
+            time.sleep(0.06)
+            for lba in (0, 16, 32):
+                peer.send(peer.read(lba, 16, tag=tag))
+        peer.drain()
+        row = client(server, peer.mac)
+        assert row["mtu_black_hole"]
+        assert row["repeats"] == 9
+        # One new long read is progress: the link carries them after all.
+        peer.ask(peer.read(100, 16))
+        assert not client(server, peer.mac)["mtu_black_hole"]
+
+
+def test_a_lost_link_is_no_black_hole(cable: Cable, peer: Peer, target: Target) -> None:
+    with serving(cable, target) as server:
+        for _ in range(5):
+            peer.ask(peer.read(0, 2))
+            peer.ask(peer.read(16, 16))
+            time.sleep(0.06)
+        assert not client(server, peer.mac)["mtu_black_hole"]
+        assert client(server, peer.mac)["repeats"] == 8
