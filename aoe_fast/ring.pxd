@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from .batch cimport Batch
+from .batch cimport Batch, Reply
 
 
 cdef extern from "<sys/uio.h>" nogil:
@@ -21,6 +21,8 @@ cdef extern from "<sys/socket.h>" nogil:
 
 
 cdef enum:
+    # Replies with at most so much data from memory are put together in user space.
+    JOIN_BYTES = 1024
     REQUESTS = 0    # everything but writes and what is rare: 128-byte frames, small and hot
     PAYLOADS = 1    # writes and every other class: frames of the MTU's size
 
@@ -39,6 +41,7 @@ cdef struct Outbox:
     mmsghdr *messages
     iovec *parts
     uint32_t *index             # message -> reply
+    uint8_t *joined             # header and data of short replies, one after the other
     uint32_t count
 
 
@@ -49,6 +52,7 @@ cdef int socket_error(int fd) noexcept nogil
 
 cdef Outbox *new_outbox() except NULL
 cdef void free_outbox(Outbox *outbox) noexcept nogil
+cdef void prefetch_data(const Reply *reply) noexcept nogil
 cdef void outbox_add(Outbox *outbox, Batch *batch, uint32_t reply) noexcept nogil
 cdef void outbox_send(Outbox *outbox, Batch *batch, int fd) noexcept nogil
 

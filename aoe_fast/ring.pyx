@@ -16,10 +16,11 @@ import struct
 
 from libc.errno cimport EAGAIN, EFAULT, EINTR, ENOBUFS, errno
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.unistd cimport usleep
 
-from .batch cimport BATCH_REPLIES, Reply, fail_ata
+from .batch cimport BATCH_REPLIES, HEAD_BYTES, Reply, fail_ata
 from .wire cimport ATA_UNC, ATA_WRITE, ATA_WRITE_EXT, CLASS_ATA, ETHERTYPE_AOE, FLAG_RESPONSE
 
 from .wire import AoeError
@@ -28,6 +29,7 @@ from .wire import AoeError
 cdef extern from "atomics.h" nogil:
     uint32_t aoe_acquire32(const uint32_t *p)
     void aoe_release32(uint32_t *p, uint32_t value)
+    void aoe_prefetch(const void *p)
 
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -92,6 +94,8 @@ _MOD, _ADD, _RET, _RET_A = 0x94, 0x04, 0x06, 0x16
 cdef enum:
     SEND_TRIES = 100
     SEND_WAIT_MS = 2
+    CACHE_LINE = 64
+    JOINED_BYTES = HEAD_BYTES + JOIN_BYTES
 
 
 cdef const uint8_t *ring_peek(RingState *ring, uint32_t *size) noexcept nogil:
@@ -136,7 +140,11 @@ cdef Outbox *new_outbox() except NULL:
         outbox.messages = <mmsghdr *>calloc(BATCH_REPLIES, sizeof(mmsghdr))
         outbox.parts = <iovec *>calloc(2 * BATCH_REPLIES, sizeof(iovec))
         outbox.index = <uint32_t *>calloc(BATCH_REPLIES, sizeof(uint32_t))
-        if outbox.messages != NULL and outbox.parts != NULL and outbox.index != NULL:
+        outbox.joined = <uint8_t *>calloc(BATCH_REPLIES, JOINED_BYTES)
+        if (
+            outbox.messages != NULL and outbox.parts != NULL and outbox.index != NULL
+            and outbox.joined != NULL
+        ):
             for i in range(BATCH_REPLIES):
                 outbox.messages[i].msg_hdr.msg_iov = &outbox.parts[2 * i]
             return outbox
@@ -149,13 +157,41 @@ cdef void free_outbox(Outbox *outbox) noexcept nogil:
         free(outbox.messages)
         free(outbox.parts)
         free(outbox.index)
+        free(outbox.joined)
         free(outbox)
+
+
+cdef inline bint is_joined(const Reply *reply) noexcept nogil:
+    """Whether user space puts the reply together. Only memory that cannot SIGBUS is touched."""
+    return reply.size != 0 and reply.size <= JOIN_BYTES and (
+        reply.image == NULL or reply.image.in_memory
+    )
+
+
+cdef void prefetch_data(const Reply *reply) noexcept nogil:
+    """Have the data of a reply that will be joined on its way while others are handled."""
+    cdef uint32_t at = 0
+    if reply.image != NULL and is_joined(reply):
+        while at < reply.size:
+            aoe_prefetch(reply.data + at)
+            at += CACHE_LINE
 
 
 cdef void outbox_add(Outbox *outbox, Batch *batch, uint32_t reply) noexcept nogil:
     """Queue one of the batch's replies."""
     cdef Reply *source = &batch.replies[reply]
     cdef iovec *parts = &outbox.parts[2 * outbox.count]
+    cdef uint8_t *joined
+    if is_joined(source):
+        joined = outbox.joined + <size_t>outbox.count * JOINED_BYTES
+        memcpy(joined, source.head, HEAD_BYTES)
+        memcpy(joined + source.head_size, source.data, source.size)
+        parts[0].iov_base = joined
+        parts[0].iov_len = source.head_size + source.size
+        outbox.messages[outbox.count].msg_hdr.msg_iovlen = 1
+        outbox.index[outbox.count] = reply
+        outbox.count += 1
+        return
     parts[0].iov_base = source.head
     parts[0].iov_len = source.head_size
     parts[1].iov_base = <void *>source.data

@@ -16,8 +16,8 @@ from libc.string cimport memcpy, memset
 
 from .batch cimport BATCH_FRAMES, Reply, free_batch, monotonic, new_batch
 from .ring cimport (
-    PAYLOADS, REQUESTS, Ring, free_outbox, new_outbox, outbox_add, outbox_send, ring_drops,
-    ring_peek, ring_pop, socket_error,
+    PAYLOADS, REQUESTS, Ring, free_outbox, new_outbox, outbox_add, outbox_send,
+    prefetch_data, ring_drops, ring_peek, ring_pop, socket_error,
 )
 from .syncer cimport defer, free_queue, mark_dirty, new_queue, stop_queue, sync_loop
 from .target cimport handle
@@ -46,7 +46,7 @@ cdef extern from "<poll.h>" nogil:
 
 _COUNTS = [
     "frames", "replies", "ignored", "runt", "response_flag", "group_source", "not_ours",
-    "ata_errors", "aoe_errors", "drops", "send_errors", "batches", "syncs",
+    "ata_errors", "aoe_errors", "drops", "send_errors", "batches", "syncs", "spin_ns",
 ]
 COUNTERS = np.dtype({
     "names": _COUNTS, "formats": ["u8"] * len(_COUNTS), "itemsize": sizeof(Counters),
@@ -62,12 +62,16 @@ cdef enum:
 
 cdef void worker_loop(Worker *worker) noexcept nogil:
     """Serve until told to stop, then what has arrived by then."""
-    cdef int64_t last = monotonic()
+    cdef int64_t last = 0
     cdef int64_t now
     cdef int _pause
     while True:
         if serve_batch(worker):
-            last = 0
+            if last:
+                # Bounded: this thread may have been off the CPU meanwhile.
+                now = worker.batch.now_ns - last
+                worker.counters.spin_ns += <uint64_t>min(now, worker.spin_ns)
+                last = 0
             if worker.counters.batches % DROPS_EVERY == 0:
                 count_drops(worker)
             continue
@@ -82,6 +86,7 @@ cdef void worker_loop(Worker *worker) noexcept nogil:
                 for _pause in range(8):
                     aoe_relax()
                 continue
+            worker.counters.spin_ns += <uint64_t>worker.spin_ns
         sleep_for_frames(worker)
         last = 0
     count_drops(worker)
@@ -116,6 +121,7 @@ cdef bint serve_batch(Worker *worker) noexcept nogil:
     cdef uint32_t frames = 0
     cdef uint32_t limit = BATCH_FRAMES // 2
     cdef uint32_t size = 0
+    cdef uint32_t first
     cdef uint32_t i
     cdef int kind
     cdef const uint8_t *frame
@@ -138,7 +144,10 @@ cdef bint serve_batch(Worker *worker) noexcept nogil:
             frame = ring_peek(worker.rings[kind], &size)
             if frame == NULL:
                 break
+            first = batch.count
             handle(batch, frame, size)
+            for i in range(first, batch.count):
+                prefetch_data(&batch.replies[i])
             ring_pop(worker.rings[kind])
             frames += 1
         limit = BATCH_FRAMES

@@ -30,12 +30,17 @@ def sectors(export: int, start: int, count: int, version: int = 0) -> NDArray[np
         )
 
 
-def make(path: Path, size: int, export: int = 0) -> None:
-    """A file of ``size`` bytes, all of it version 0, on the disk when this returns."""
-    with path.open("wb") as out:
+def make(path: Path, size: int, export: int = 0, piece: int = _CHUNK * SECTOR) -> None:
+    """A file of ``size`` bytes, all of it version 0, on the disk when this returns.
+
+    piece: bytes for each write. The page cache keeps a big one as one folio, and ext4 walks all the
+    blocks of a folio for each later write into it: 45 us instead of 2 on Linux 6.18.
+    """
+    with path.open("wb", buffering=0) as out:
         for start in range(0, size // SECTOR, _CHUNK):
-            out.write(sectors(export, start, min(_CHUNK, size // SECTOR - start)).tobytes())
-        out.flush()
+            data = sectors(export, start, min(_CHUNK, size // SECTOR - start)).tobytes()
+            for at in range(0, len(data), piece):
+                out.write(data[at : at + piece])
         os.fsync(out.fileno())
 
 
