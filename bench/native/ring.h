@@ -92,12 +92,13 @@ static void keep_only(int fd, int response)
         die("filter");
 }
 
-/* A packet socket on `interface` with a ring of at least `frames` frames of `frame_bytes`. */
+/* A packet socket on `interface` with a ring of at least `frames` frames of `frame_bytes`, a multiple
+   of 128: then 32 frames are whole pages, and all frames follow each other without gaps. */
 static struct ring open_ring(const char *interface, uint32_t frames, uint32_t frame_bytes,
                              int responses)
 {
     struct ring ring = {0};
-    uint32_t block = frame_bytes > 65536 ? frame_bytes : 65536;
+    uint32_t block = frame_bytes * 32;
     struct tpacket_req request = {block, 0, frame_bytes, 0};
     struct sockaddr_ll address = {0};
     int buffer = 64 << 20;
@@ -128,7 +129,7 @@ static struct ring open_ring(const char *interface, uint32_t frames, uint32_t fr
     return ring;
 }
 
-/* The frame `ahead` of the next one, or NULL if it has not arrived. frame_bytes: a power of two. */
+/* The frame `ahead` of the next one, or NULL if it has not arrived. */
 static inline uint8_t *ring_frame(struct ring *ring, uint32_t ahead, uint32_t *size)
 {
     uint32_t at = ring->head + ahead;
