@@ -38,6 +38,6 @@ cdef class Server:
     cdef int _stop_fd
     cdef list _rings
     cdef list _threads
-    cdef object _syncer
+    cdef list _syncers
     cdef int _open(self) except -1
     cdef void _release(self) noexcept

@@ -19,7 +19,7 @@ from .ring cimport (
     PAYLOADS, REQUESTS, Ring, free_outbox, new_outbox, outbox_add, outbox_send,
     prefetch_data, ring_drops, ring_peek, ring_pop, socket_error,
 )
-from .syncer cimport defer, free_queue, mark_dirty, new_queue, stop_queue, sync_loop
+from .syncer cimport SYNC_THREADS, defer, free_queue, mark_dirty, new_queue, stop_queue, sync_loop
 from .target cimport handle
 from .view cimport enter, leave
 
@@ -203,6 +203,7 @@ cdef class Server:
         self._stop_fd = -1
         self._rings = []
         self._threads = []
+        self._syncers = []
         self.region = Region((self._total + 1) * sizeof(Counters))
         self._counters = np.frombuffer(self.region, dtype=COUNTERS)
         self._workers = <Worker *>calloc(<size_t>self._total, sizeof(Worker))
@@ -215,7 +216,7 @@ cdef class Server:
 
     @property
     def counters(self):
-        """Zero-copy structured array of COUNTERS: a row for each worker, the last the syncer's."""
+        """Zero-copy structured array of COUNTERS: a row for each worker, the last the sync threads'."""
         return self._counters
 
     @property
@@ -232,14 +233,15 @@ cdef class Server:
         except BaseException:
             self._release()
             raise
-        syncer = threading.Thread(target=self._run_syncer, name="aoe-sync", daemon=True)
+        self._syncers = [
+            threading.Thread(target=self._run_syncer, args=(i,), name=f"aoe-sync-{i}", daemon=True)
+            for i in range(SYNC_THREADS)
+        ]
         self._threads = [
             threading.Thread(target=self._run_worker, args=(i,), name=f"aoe-{i}", daemon=True)
             for i in range(self._total)
         ]
-        self._syncer = syncer
-        syncer.start()
-        for thread in self._threads:
+        for thread in (*self._syncers, *self._threads):
             thread.start()
 
     cdef int _open(self) except -1:
@@ -289,14 +291,16 @@ cdef class Server:
         with nogil:
             worker_loop(worker)
 
-    def _run_syncer(self):
+    def _run_syncer(self, int number):
         cdef Batch *batch = new_batch()
         cdef Outbox *outbox = NULL
         try:
-            batch.counters = <Counters *>self.region.start + self._total
             outbox = new_outbox()
             with nogil:
-                sync_loop(self._queue, batch, outbox)
+                sync_loop(
+                    self._queue, batch, outbox, <Counters *>self.region.start + self._total,
+                    number == 0,
+                )
         finally:
             free_outbox(outbox)
             free_batch(batch)
@@ -312,8 +316,9 @@ cdef class Server:
             thread.join()
         # After the workers: what they wrote last is still synced and acknowledged.
         stop_queue(self._queue)
-        self._syncer.join()
-        self._syncer = None
+        for thread in self._syncers:
+            thread.join()
+        self._syncers = []
         self._release()
 
     cdef void _release(self) noexcept:

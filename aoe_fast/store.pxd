@@ -38,8 +38,6 @@ cdef struct Backing:
     uint8_t in_memory           # data is an anonymous copy: user space may touch it
     uint32_t dirty              # on the sync thread's list
     int64_t references
-    uint64_t sync_round         # the sync thread's notes
-    int sync_error
     void *map
     size_t map_bytes
     char serial[20]

@@ -1,8 +1,8 @@
-"""The sync thread: durable acknowledgements by group commit, writeback every few seconds."""
+"""The sync threads: durable acknowledgements by group commit, writeback every few seconds."""
 
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint32_t
 
-from .batch cimport Batch
+from .batch cimport Batch, Counters
 from .ring cimport Outbox
 from .store cimport Backing, pthread_mutex_t
 
@@ -12,12 +12,22 @@ cdef extern from "<pthread.h>" nogil:
         pass
 
 
-# An acknowledgement that waits for its export's sync; holds the backing.
+# An acknowledgement that waits for its export's sync.
 cdef struct Waiting:
     Waiting *next
-    Backing *backing
     int fd
     uint8_t head[60]
+
+
+# The acknowledgements of one export that wait for its next sync; holds the backing.
+cdef struct Group:
+    Group *chain                # of its bucket
+    Group *next                 # in the line for a thread
+    Backing *backing
+    Waiting *first
+    Waiting **last
+    uint32_t running            # syncs of this export, at this moment
+    bint in_line
 
 
 # Written and acknowledged, not yet synced; holds the backing.
@@ -26,12 +36,20 @@ cdef struct Dirty:
     Backing *backing
 
 
-# What the workers hand to the sync thread; guarded by the lock.
+cdef enum:
+    BUCKETS = 256
+    # The kernel merges the disk flushes of syncs that run at once: for 64 files 16 ms one after
+    # the other, 1.8 ms with 16 threads; with more it is slower again.
+    SYNC_THREADS = 12
+
+
+# What the workers hand to the sync threads; guarded by the lock.
 cdef struct Queue:
     pthread_mutex_t lock
     pthread_cond_t wake
-    Waiting *first
-    Waiting **last
+    Group *buckets[256]
+    Group *first                # the line
+    Group **last
     Dirty *dirty
     int stop
 
@@ -41,4 +59,6 @@ cdef void free_queue(Queue *queue) noexcept nogil
 cdef void stop_queue(Queue *queue) noexcept nogil
 cdef void mark_dirty(Queue *queue, Backing *backing) noexcept nogil
 cdef void defer(Queue *queue, Batch *batch, Outbox *outbox, int fd) noexcept nogil
-cdef void sync_loop(Queue *queue, Batch *batch, Outbox *outbox) noexcept nogil
+cdef void sync_loop(
+    Queue *queue, Batch *batch, Outbox *outbox, Counters *counters, bint leads
+) noexcept nogil

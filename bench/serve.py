@@ -1,6 +1,6 @@
 """Our server as a process of its own, as the bench runs it; used by ``servers``.
 
-    python -m bench.serve '{"exports": [...], "clients": 8, ...}'
+    echo '{"exports": [...], "clients": 8, "cpu": 0, ...}' | python -m bench.serve
 
 Says "ready" once it listens, a line of JSON with its counters on SIGUSR1 and when SIGTERM ends it.
 """
@@ -41,9 +41,9 @@ def build_target(asked: dict[str, Any]) -> Target:
     return target
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Serve on eth0, pinned, until SIGTERM."""
-    asked = json.loads(argv[0])
+    asked = json.loads(sys.stdin.readline())
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     signals = {signal.SIGUSR1, signal.SIGTERM}
@@ -62,4 +62,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

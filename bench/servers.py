@@ -35,8 +35,12 @@ class Served(Protocol):
 class Speaking:
     """A process that says "ready" and answers SIGUSR1 with a line of JSON."""
 
-    def __init__(self, space: Namespace, argv: Sequence[str]) -> None:
-        self._child = space.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    def __init__(self, space: Namespace, argv: Sequence[str], told: str = "") -> None:
+        pipe = subprocess.PIPE
+        self._child = space.popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, cwd=ROOT)
+        assert self._child.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self._child.stdin as words:
+            words.write(told.encode())
         if self._line() != "ready":
             assert self._child.stderr is not None
             why = self._child.stderr.read().decode().strip()
@@ -66,7 +70,7 @@ class Speaking:
 def start_ours(space: Namespace, images: Sequence[Path], clients: int, **options: Any) -> Served:
     """Our server, every option but the ones given at its default."""
     asked = {"exports": [str(path) for path in images], "clients": clients, "cpu": CPU, **options}
-    return Speaking(space, [sys.executable, "-m", "bench.serve", json.dumps(asked)])
+    return Speaking(space, [sys.executable, "-m", "bench.serve"], json.dumps(asked) + "\n")
 
 
 def start_floor(space: Namespace, image: Path) -> Served:
