@@ -58,6 +58,7 @@ cdef enum:
     # A busy one after so many batches.
     DROPS_EVERY = 4096
     MAX_WORKERS = 64
+    SPIN_PAUSES = 2
 
 
 cdef void worker_loop(Worker *worker) noexcept nogil:
@@ -82,8 +83,8 @@ cdef void worker_loop(Worker *worker) noexcept nogil:
             if last == 0:
                 last = now
             if now - last < worker.spin_ns:
-                # A few pauses for each look at the clock.
-                for _pause in range(8):
+                # Seldom enough to leave the ring's cache line to the kernel that fills it.
+                for _pause in range(SPIN_PAUSES):
                     aoe_relax()
                 continue
             worker.counters.spin_ns += <uint64_t>worker.spin_ns

@@ -43,7 +43,7 @@ cdef enum:
     # A writeback export is synced this often.
     WRITEBACK_SECONDS = 5
     # Of one export: more would make smaller groups.
-    SYNCS_AT_ONCE = 1
+    SYNCS_AT_ONCE = 3
 
 
 cdef void free_queue(Queue *queue) noexcept nogil:

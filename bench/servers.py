@@ -112,8 +112,8 @@ class Vblades:
 def start_vblade(
     space: Namespace, images: Sequence[Path], *, writable: bool = False, sync: bool = False
 ) -> Served:
-    """vblade with a socket buffer that holds 512 requests; at Debian's 48,000 bytes it drops."""
-    flags = ["-b", "512"] + ([] if writable else ["-r"]) + (["-s"] if sync else [])
+    """vblade with a socket buffer that holds 1024 requests; at Debian's 48,000 bytes it drops."""
+    flags = ["-b", "1024"] + ([] if writable else ["-r"]) + (["-s"] if sync else [])
     return Vblades(space, images, flags)
 
 

@@ -217,6 +217,7 @@ int main(int argc, char **argv)
     const char *pids = text_arg(argc, argv, "pids", "");
     double seconds = number_arg(argc, argv, "seconds", 2);
     double rate = number_arg(argc, argv, "rate", 0), found_ms = 0;
+    int discovers = number_arg(argc, argv, "discover", 0) != 0;
     int sleeps = !strcmp(text_arg(argc, argv, "wait", "spin"), "sleep");
     uint32_t frame_bytes, size;
 
@@ -245,7 +246,7 @@ int main(int argc, char **argv)
     if (!requests || !waiting)
         die("memory");
     struct ring ring = open_ring(text_arg(argc, argv, "interface", "eth0"),
-                                 total + clients + 256, frame_bytes, 1);
+                                 total + (discovers ? clients : 0) + 64, frame_bytes, 1);
     for (uint32_t i = 0; i < BATCH; i++) {
         parts[i][0] = (struct iovec){&heads[i], writes ? HEAD : 60};
         parts[i][1] = (struct iovec){payload[i], sectors * SECTOR};
@@ -254,7 +255,7 @@ int main(int argc, char **argv)
     }
     for (uint32_t i = 0; i < total; i++)
         waiting[waiting_count++] = i;
-    if (number_arg(argc, argv, "discover", 0) != 0)
+    if (discovers)
         found_ms = discover(&ring, exports > clients ? exports : clients);
 
     int64_t server = cpu_of(pids), own = cpu_ns(), idle = 0, idle_since = 0;
@@ -306,8 +307,6 @@ int main(int argc, char **argv)
                 }
         }
         if (count || sending) {
-            if (idle_since)
-                idle += now - idle_since;
             idle_since = 0;
             continue;
         }
@@ -316,8 +315,9 @@ int main(int argc, char **argv)
             poll(&ready, 1, rate > 0 ? 1 : 100);
             continue;
         }
-        if (!idle_since)
-            idle_since = now;
+        if (idle_since) /* a longer look than this was none: another process had the CPU */
+            idle += now - idle_since < 1000 ? now - idle_since : 1000;
+        idle_since = now;
         relax();
     }
     server = cpu_of(pids) - server;
