@@ -169,9 +169,12 @@ cdef inline bint is_joined(const Reply *reply) noexcept nogil:
 
 
 cdef void prefetch_data(const Reply *reply) noexcept nogil:
-    """Have the data of a reply that will be joined on its way while others are handled."""
+    """Have a short reply's data on its way into the cache while others are handled.
+
+    A prefetch never faults, so this is safe for a mapping whose file was truncated, too.
+    """
     cdef uint32_t at = 0
-    if reply.image != NULL and is_joined(reply):
+    if reply.image != NULL and reply.size <= JOIN_BYTES:
         while at < reply.size:
             aoe_prefetch(reply.data + at)
             at += CACHE_LINE
