@@ -21,8 +21,6 @@ cdef extern from "<sys/socket.h>" nogil:
 
 
 cdef enum:
-    # Replies with at most so much data from memory are put together in user space.
-    JOIN_BYTES = 1024
     REQUESTS = 0    # everything but writes and what is rare: 128-byte frames, small and hot
     PAYLOADS = 1    # writes and every other class: frames of the MTU's size
 
@@ -41,7 +39,6 @@ cdef struct Outbox:
     mmsghdr *messages
     iovec *parts
     uint32_t *index             # message -> reply
-    uint8_t *joined             # header and data of short replies, one after the other
     uint32_t count
 
 

@@ -16,11 +16,10 @@ import struct
 
 from libc.errno cimport EAGAIN, EFAULT, EINTR, ENOBUFS, errno
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.unistd cimport usleep
 
-from .batch cimport BATCH_REPLIES, HEAD_BYTES, Reply, fail_ata
+from .batch cimport BATCH_REPLIES, Reply, fail_ata
 from .wire cimport ATA_UNC, ATA_WRITE, ATA_WRITE_EXT, CLASS_ATA, ETHERTYPE_AOE, FLAG_RESPONSE
 
 from .wire import AoeError
@@ -95,7 +94,8 @@ cdef enum:
     SEND_TRIES = 100
     SEND_WAIT_MS = 2
     CACHE_LINE = 64
-    JOINED_BYTES = HEAD_BYTES + JOIN_BYTES
+    # A batch of more than this each would push itself out of the cache.
+    PREFETCH_BYTES = 1024
 
 
 cdef const uint8_t *ring_peek(RingState *ring, uint32_t *size) noexcept nogil:
@@ -140,11 +140,7 @@ cdef Outbox *new_outbox() except NULL:
         outbox.messages = <mmsghdr *>calloc(BATCH_REPLIES, sizeof(mmsghdr))
         outbox.parts = <iovec *>calloc(2 * BATCH_REPLIES, sizeof(iovec))
         outbox.index = <uint32_t *>calloc(BATCH_REPLIES, sizeof(uint32_t))
-        outbox.joined = <uint8_t *>calloc(BATCH_REPLIES, JOINED_BYTES)
-        if (
-            outbox.messages != NULL and outbox.parts != NULL and outbox.index != NULL
-            and outbox.joined != NULL
-        ):
+        if outbox.messages != NULL and outbox.parts != NULL and outbox.index != NULL:
             for i in range(BATCH_REPLIES):
                 outbox.messages[i].msg_hdr.msg_iov = &outbox.parts[2 * i]
             return outbox
@@ -157,15 +153,7 @@ cdef void free_outbox(Outbox *outbox) noexcept nogil:
         free(outbox.messages)
         free(outbox.parts)
         free(outbox.index)
-        free(outbox.joined)
         free(outbox)
-
-
-cdef inline bint is_joined(const Reply *reply) noexcept nogil:
-    """Whether user space puts the reply together. Only memory that cannot SIGBUS is touched."""
-    return reply.size != 0 and reply.size <= JOIN_BYTES and (
-        reply.image == NULL or reply.image.in_memory
-    )
 
 
 cdef void prefetch_data(const Reply *reply) noexcept nogil:
@@ -174,7 +162,7 @@ cdef void prefetch_data(const Reply *reply) noexcept nogil:
     A prefetch never faults, so this is safe for a mapping whose file was truncated, too.
     """
     cdef uint32_t at = 0
-    if reply.image != NULL and reply.size <= JOIN_BYTES:
+    if reply.image != NULL and reply.size <= PREFETCH_BYTES:
         while at < reply.size:
             aoe_prefetch(reply.data + at)
             at += CACHE_LINE
@@ -184,17 +172,6 @@ cdef void outbox_add(Outbox *outbox, Batch *batch, uint32_t reply) noexcept nogi
     """Queue one of the batch's replies."""
     cdef Reply *source = &batch.replies[reply]
     cdef iovec *parts = &outbox.parts[2 * outbox.count]
-    cdef uint8_t *joined
-    if is_joined(source):
-        joined = outbox.joined + <size_t>outbox.count * JOINED_BYTES
-        memcpy(joined, source.head, HEAD_BYTES)
-        memcpy(joined + source.head_size, source.data, source.size)
-        parts[0].iov_base = joined
-        parts[0].iov_len = source.head_size + source.size
-        outbox.messages[outbox.count].msg_hdr.msg_iovlen = 1
-        outbox.index[outbox.count] = reply
-        outbox.count += 1
-        return
     parts[0].iov_base = source.head
     parts[0].iov_len = source.head_size
     parts[1].iov_base = <void *>source.data

@@ -29,14 +29,13 @@ cdef struct MacList:
 # Shared by the Export, every view that binds it and every acknowledgement that waits for its
 # sync; the last one to let go unmaps and closes, so a worker can never see it half gone.
 cdef struct Backing:
-    const uint8_t *data         # sector 0 in the mapping: for the kernel's copy only, or in_memory
+    const uint8_t *data         # sector 0 in the mapping: for the kernel's copy only
     uint64_t sectors
     uint64_t offset             # bytes of the file before sector 0
     int fd
     uint8_t writable
     uint8_t durable
-    uint8_t in_memory           # data is an anonymous copy: user space may touch it
-    uint32_t dirty              # on the sync thread's list
+    uint32_t dirty              # on the sync threads' list
     int64_t references
     void *map
     size_t map_bytes
@@ -70,7 +69,5 @@ cdef class Export:
     cdef readonly str serial
     cdef readonly uint64_t sectors
     cdef readonly bint writable
-    cdef readonly bint in_memory
     cdef Backing *open_backing(self) except NULL
     cdef int _map(self, str name, int descriptor, uint64_t first, uint64_t sectors) except -1
-    cdef int _load(self) except -1

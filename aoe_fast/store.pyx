@@ -1,42 +1,23 @@
 """One export's backing: mapping and descriptor, writes, sync.
 
 User space never touches the mapping: it is there for the kernel's copy inside sendmmsg, where a
-truncated file or a bad disk is EFAULT for one frame and not SIGBUS for the process. The exception
-is a read-only export that fits its memory budget: it is copied into anonymous huge pages when it is
-opened, which nothing can take away, so replies can be prefetched and put together in user space.
+truncated file or a bad disk is EFAULT for one frame and not SIGBUS for the process.
 """
 
 import os
 import stat
 import zlib
 
-from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EINTR, EIO, errno
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
-from posix.mman cimport (
-    MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap,
-)
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
 from posix.types cimport off_t
 from posix.unistd cimport close, fdatasync, pread, pwrite
 
 from .wire cimport SECTOR
 
 from .wire import AoeError
-
-
-cdef extern from "<sys/mman.h>" nogil:
-    int madvise(void *start, size_t size, int advice)
-    int mprotect(void *start, size_t size, int protection)
-    enum:
-        MADV_HUGEPAGE
-
-
-cdef enum:
-    HUGE_PAGE = 2 << 20
-    # Read so much between two looks at signals.
-    LOAD_BYTES = 16 << 20
-
 
 cdef int64_t live = 0
 
@@ -109,8 +90,6 @@ cdef class Export:
     offset and length are bytes; a tail shorter than a sector is not served. ``durable`` writes are
     acknowledged after fdatasync, ``writeback`` ones from the page cache, synced every few seconds.
     ``close`` lets go at once, but the descriptor and the mapping live until no view uses them.
-    memory_budget: a read-only export of at most so many bytes is copied into memory now; what is
-    later written to the file is then not seen. ``in_memory`` says whether it was.
     AoeError: missing, empty, not a file or block device, no permission, in use, bad range.
     """
 
@@ -119,7 +98,7 @@ cdef class Export:
 
     def __init__(
         self, path, *, writable=False, durability="durable", offset=0, length=None, serial="",
-        force=False, memory_budget=0,
+        force=False,
     ):
         if self.backing != NULL:
             raise RuntimeError("an Export is opened only once")
@@ -149,8 +128,6 @@ cdef class Export:
         self.durability = durability
         self.serial = raw_serial.decode()
         self.sectors = count
-        if not writable and count * SECTOR <= memory_budget:
-            self._load()
 
     cdef int _map(self, str name, int descriptor, uint64_t first, uint64_t sectors) except -1:
         cdef Backing *backing = <Backing *>calloc(1, sizeof(Backing))
@@ -173,42 +150,6 @@ cdef class Export:
         pthread_mutex_init(&backing.lock, NULL)
         aoe_count(&live, 1)
         self.backing = backing
-        return 0
-
-    cdef int _load(self) except -1:
-        """Serve from a copy in memory; if there is no room or the file cannot be read, as before."""
-        cdef Backing *backing = self.backing
-        cdef size_t whole = <size_t>(backing.sectors * SECTOR)
-        cdef size_t room = (whole + HUGE_PAGE - 1) // HUGE_PAGE * HUGE_PAGE
-        cdef size_t done = 0
-        cdef size_t part
-        cdef int code = 0
-        cdef void *copy = mmap(
-            NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0
-        )
-        if copy == MAP_FAILED:
-            return 0
-        try:
-            # No huge pages: slower by a tenth, no error.
-            madvise(copy, room, MADV_HUGEPAGE)
-            while done < whole and code == 0:
-                part = min(whole - done, <size_t>LOAD_BYTES)
-                with nogil:
-                    code = backing_read(backing, done // SECTOR, <uint8_t *>copy + done, part)
-                done += part
-                PyErr_CheckSignals()
-        except BaseException:
-            munmap(copy, room)
-            raise
-        if code:
-            munmap(copy, room)
-            return 0
-        mprotect(copy, room, PROT_READ)
-        munmap(backing.map, backing.map_bytes)
-        backing.map = copy
-        backing.map_bytes = room
-        backing.data = <const uint8_t *>copy
-        backing.in_memory = self.in_memory = True
         return 0
 
     cdef Backing *open_backing(self) except NULL:

@@ -60,7 +60,6 @@ def _beside_peers(
 ) -> tuple[Case, ...]:
     cases = [
         Case("ours", "ours", load, options or {}),
-        Case("ours, in memory", "ours", load, {"memory_budget": 1 << 30}),
         Case("vblade", "vblade", load),
         Case("floor", "floor", load),
     ]
@@ -75,8 +74,6 @@ def _read_row(name: str, title: str, sectors: int, mtu: int, share: str) -> Row:
         (
             Ratio("ours", "vblade", CPU, f"<= {share}"),
             Ratio("ours", "floor", CPU, "<= 1.10"),
-            Ratio("ours, in memory", "vblade", CPU, f"<= {share}"),
-            Ratio("ours, in memory", "floor", CPU, "<= 1.10"),
             Ratio("ours", "vblade", "iops"),
         ),
         mtu=mtu,

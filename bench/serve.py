@@ -27,7 +27,7 @@ def client_mac(number: int) -> bytes:
 
 def build_target(asked: dict[str, Any]) -> Target:
     """One export is everybody's; of several, export e is client (e mod clients)'s alone."""
-    options = {key: asked[key] for key in ("writable", "durability", "memory_budget") if key in asked}
+    options = {key: asked[key] for key in ("writable", "durability") if key in asked}
     exports = [Export(path, **options) for path in asked["exports"]]
     target = Target(**asked.get("target", {}))
     clients = asked["clients"]
