@@ -217,8 +217,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--plot", type=Path, metavar="DIR", help="draw them (needs matplotlib)")
     parser.add_argument("--dir", type=Path, help="where images are made: on the disk to measure")
     asked = parser.parse_args(argv)
-    runs = asked.runs or (3 if asked.quick else 5)
-    seconds = asked.seconds or (0.5 if asked.quick else 2.0)
+    runs = (3 if asked.quick else 5) if asked.runs is None else asked.runs
+    seconds = (0.5 if asked.quick else 2.0) if asked.seconds is None else asked.seconds
     rows = [BY_NAME[name] for name in asked.only] if asked.only else list(ROWS)
     if runs < 1 or not 0.05 <= seconds <= 600:
         parser.error("--runs: at least 1; --seconds: 0.05 to 600")

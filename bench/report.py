@@ -83,7 +83,10 @@ def _verdict(figure: dict[str, Any]) -> str:
 
 def show_wanted(results: dict[str, Any]) -> None:
     """Every ratio that was wanted, in one place."""
-    print(f"\n{results['rounds']} rounds of {results['seconds']:g} s, median of their ratios; ", end="")
+    print(
+        f"\n{results['rounds']} rounds of {results['seconds']:g} s, median of their ratios; ",
+        end="",
+    )
     machine = results["machine"]
     print(f"{machine['cpu']}, {machine['cpus']} CPUs, Linux {machine['kernel']}, ", end="")
     print(f"load {machine['load_before']:.1f} to {results['load_after']:.1f}")
