@@ -217,7 +217,7 @@ cdef class Server:
 
     @property
     def counters(self):
-        """Zero-copy structured array of COUNTERS: a row for each worker, the last the sync threads'."""
+        """Zero-copy structured array of COUNTERS: a row for each worker, then the syncers' one."""
         return self._counters
 
     @property
