@@ -20,7 +20,9 @@ from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, mun
 from posix.unistd cimport usleep
 
 from .batch cimport BATCH_REPLIES, Reply, fail_ata
-from .wire cimport ATA_UNC, ATA_WRITE, ATA_WRITE_EXT, CLASS_ATA, ETHERTYPE_AOE, FLAG_RESPONSE
+from .wire cimport (
+    ATA_UNC, ATA_WRITE, ATA_WRITE_EXT, CLASS_ATA, ETHERTYPE_AOE, FLAG_RESPONSE, SECTOR,
+)
 
 from .wire import AoeError
 
@@ -94,7 +96,7 @@ cdef enum:
     SEND_TRIES = 100
     SEND_WAIT_MS = 2
     CACHE_LINE = 64
-    # A batch of more than this each would push itself out of the cache.
+    # The whole of longer replies than this would be as much as the cache that it goes to.
     PREFETCH_BYTES = 1024
 
 
@@ -157,15 +159,17 @@ cdef void free_outbox(Outbox *outbox) noexcept nogil:
 
 
 cdef void prefetch_data(const Reply *reply) noexcept nogil:
-    """Have a short reply's data on its way into the cache while others are handled.
+    """Have a reply's data on its way into the cache while others are handled.
 
+    Of a long one the first line of each sector: the CPU's own prefetcher follows from there.
     A prefetch never faults, so this is safe for a mapping whose file was truncated, too.
     """
     cdef uint32_t at = 0
-    if reply.image != NULL and reply.size <= PREFETCH_BYTES:
+    cdef uint32_t step = CACHE_LINE if reply.size <= PREFETCH_BYTES else SECTOR
+    if reply.image != NULL:
         while at < reply.size:
             aoe_prefetch(reply.data + at)
-            at += CACHE_LINE
+            at += step
 
 
 cdef void outbox_add(Outbox *outbox, Batch *batch, uint32_t reply) noexcept nogil:
