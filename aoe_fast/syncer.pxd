@@ -16,6 +16,7 @@ cdef extern from "<pthread.h>" nogil:
 cdef struct Waiting:
     Waiting *next
     int fd
+    uint32_t failures           # its group's, as it was written
     uint8_t head[60]
 
 
@@ -26,7 +27,8 @@ cdef struct Group:
     Backing *backing
     Waiting *first
     Waiting **last
-    uint32_t running            # syncs of this export, at this moment
+    uint32_t failures           # syncs of this export that failed
+    bint running                # a thread syncs it; one at a time, as an error is told only once
     bint in_line
 
 

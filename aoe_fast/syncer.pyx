@@ -42,8 +42,6 @@ cdef extern from "<time.h>" nogil:
 cdef enum:
     # A writeback export is synced this often.
     WRITEBACK_SECONDS = 5
-    # Of one export: more would make smaller groups.
-    SYNCS_AT_ONCE = 3
 
 
 cdef void free_queue(Queue *queue) noexcept nogil:
@@ -117,8 +115,8 @@ cdef void drop_group(Queue *queue, Group *group) noexcept nogil:
 
 
 cdef void line_up(Queue *queue, Group *group) noexcept nogil:
-    """Have a thread take the group, unless one will or enough are at it."""
-    if group.in_line or group.first == NULL or group.running >= SYNCS_AT_ONCE:
+    """Have a thread take the group, unless one will or is at it."""
+    if group.in_line or group.running or group.first == NULL:
         return
     group.in_line = True
     group.next = NULL
@@ -148,6 +146,7 @@ cdef void defer(Queue *queue, Batch *batch, Outbox *outbox, int fd) noexcept nog
             continue
         node.next = NULL
         node.fd = fd
+        node.failures = group.failures
         memcpy(node.head, reply.head, SHORTEST_REPLY)
         group.last[0] = node
         group.last = &node.next
@@ -168,6 +167,7 @@ cdef void sync_loop(
     cdef Group *group
     cdef Dirty *dirty
     cdef Counters own
+    cdef int code
     memset(&own, 0, sizeof(Counters))
     batch.counters = &own
     pthread_mutex_lock(&queue.lock)
@@ -187,16 +187,18 @@ cdef void sync_loop(
             if queue.first == NULL:
                 queue.last = &queue.first
             group.in_line = False
-            group.running += 1
+            group.running = True
             waiting = group.first
             group.first = NULL
             group.last = &group.first
             pthread_mutex_unlock(&queue.lock)
-            commit(group.backing, waiting, batch, outbox)
+            code = commit(group, waiting, batch, outbox)
             pthread_mutex_lock(&queue.lock)
-            group.running -= 1
+            group.running = False
+            if code:
+                group.failures += 1
             line_up(queue, group)
-            if group.first == NULL and group.running == 0:
+            if group.first == NULL:
                 drop_group(queue, group)
         elif queue.stop:
             break
@@ -213,14 +215,18 @@ cdef void sync_loop(
     pthread_mutex_unlock(&queue.lock)
 
 
-cdef void commit(
-    Backing *backing, Waiting *waiting, Batch *batch, Outbox *outbox
+cdef int commit(
+    Group *group, Waiting *waiting, Batch *batch, Outbox *outbox
 ) noexcept nogil:
-    """One sync, then every acknowledgement; frees the list."""
+    """One sync, then every acknowledgement; frees the list. 0 or the sync's errno.
+
+    fdatasync tells an error once, to whoever asks first: a sync that fails may have met a block
+    of a later group. So what was written before a failure was known fails with it.
+    """
     cdef Waiting *node = waiting
     cdef Waiting *next
     cdef Reply *reply
-    cdef int code = backing_sync(backing)
+    cdef int code = backing_sync(group.backing)
     batch.counters.syncs += 1
     while waiting != NULL:
         # As many as share a socket and fit go out together.
@@ -231,7 +237,7 @@ cdef void commit(
             memset(reply, 0, sizeof(Reply))
             memcpy(reply.head, node.head, SHORTEST_REPLY)
             reply.head_size = SHORTEST_REPLY
-            if code:
+            if code or node.failures != group.failures:
                 fail_ata(reply, ATA_UNC)
                 batch.counters.ata_errors += 1
             outbox_add(outbox, batch, batch.count)
@@ -242,6 +248,7 @@ cdef void commit(
             next = waiting.next
             free(waiting)
             waiting = next
+    return code
 
 
 cdef void write_back(Dirty *dirty, Counters *counters) noexcept nogil:
