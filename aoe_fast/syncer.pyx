@@ -5,7 +5,7 @@ while one sync runs the next group gathers. So durable writes cost the disk one 
 Several exports are synced at once: the kernel makes one flush of the disk's cache out of many.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uintptr_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from posix.time cimport clock_gettime, timespec
@@ -22,6 +22,7 @@ from .wire cimport ATA_UNC, SHORTEST_REPLY
 cdef extern from "atomics.h" nogil:
     void aoe_release32(uint32_t *p, uint32_t value)
     uint32_t aoe_swap32(uint32_t *p, uint32_t value)
+    uint64_t aoe_add64(uint64_t *p, uint64_t n)
 
 
 cdef extern from "<pthread.h>" nogil:
@@ -192,7 +193,7 @@ cdef void sync_loop(
             group.first = NULL
             group.last = &group.first
             pthread_mutex_unlock(&queue.lock)
-            code = commit(group, waiting, batch, outbox)
+            code = commit(group, waiting, batch, outbox, counters)
             pthread_mutex_lock(&queue.lock)
             group.running = False
             if code:
@@ -210,13 +211,13 @@ cdef void sync_loop(
         counters.replies += own.replies
         counters.ata_errors += own.ata_errors
         counters.send_errors += own.send_errors
-        counters.syncs += own.syncs
+        aoe_add64(&counters.syncs, own.syncs)
         memset(&own, 0, sizeof(Counters))
     pthread_mutex_unlock(&queue.lock)
 
 
 cdef int commit(
-    Group *group, Waiting *waiting, Batch *batch, Outbox *outbox
+    Group *group, Waiting *waiting, Batch *batch, Outbox *outbox, Counters *counters
 ) noexcept nogil:
     """One sync, then every acknowledgement; frees the list. 0 or the sync's errno.
 
@@ -227,7 +228,8 @@ cdef int commit(
     cdef Waiting *next
     cdef Reply *reply
     cdef int code = backing_sync(group.backing)
-    batch.counters.syncs += 1
+    # Seen at the latest when the acknowledgement is.
+    aoe_add64(&counters.syncs, 1)
     while waiting != NULL:
         # As many as share a socket and fit go out together.
         batch.count = 0
