@@ -43,7 +43,8 @@ cdef struct Counters:
     uint64_t send_errors
     uint64_t batches
     uint64_t syncs
-    uint64_t unused[3]
+    uint64_t spin_ns            # of CPU time spent on looking for frames that were not there
+    uint64_t unused[2]
 
 
 # Header bytes, then `size` bytes from the mapped image or from the batch's bodies.

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from .batch cimport Batch
+from .batch cimport Batch, Reply
 
 
 cdef extern from "<sys/uio.h>" nogil:
@@ -50,6 +50,7 @@ cdef int socket_error(int fd) noexcept nogil
 
 cdef Outbox *new_outbox() except NULL
 cdef void free_outbox(Outbox *outbox) noexcept nogil
+cdef void prefetch_data(const Reply *reply) noexcept nogil
 cdef void outbox_add(Outbox *outbox, Batch *batch, uint32_t reply) noexcept nogil
 cdef void outbox_send(Outbox *outbox, Batch *batch, int fd) noexcept nogil
 

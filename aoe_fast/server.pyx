@@ -15,8 +15,8 @@ from libc.stdlib cimport calloc, free
 
 from .batch cimport BATCH_FRAMES, Reply, free_batch, monotonic, new_batch
 from .ring cimport (
-    PAYLOADS, REQUESTS, free_outbox, new_outbox, outbox_add, outbox_send, ring_drops,
-    ring_arrival, ring_peek, ring_pop, socket_error,
+    PAYLOADS, REQUESTS, free_outbox, new_outbox, outbox_add, outbox_send, prefetch_data,
+    ring_arrival, ring_drops, ring_peek, ring_pop, socket_error,
 )
 from .backlog cimport BACKLOG_SHARE, Backlog, Postponed, next_postponed, postpone
 from .clients cimport CLIENTS, Client, Clients
@@ -24,7 +24,7 @@ from .fetch cimport fetch_loop, free_fetches, hand_over, new_fetches, stop_fetch
 from .observe cimport is_greedy, note_frame, note_sent
 from .residency cimport is_resident
 from .spread cimport free_spread, new_spread, put_off, spread_loop, stop_spread
-from .syncer cimport defer, free_queue, mark_dirty, new_queue, stop_queue, sync_loop
+from .syncer cimport SYNC_THREADS, defer, free_queue, mark_dirty, new_queue, stop_queue, sync_loop
 from .target cimport handle
 from .view cimport enter, leave
 
@@ -53,7 +53,7 @@ cdef extern from "<poll.h>" nogil:
 _COUNTS = [
     "cold", "spread", "postponed", "overrun", "repeats", "announced", "reserved0", "reserved1",
     "frames", "replies", "ignored", "runt", "response_flag", "group_source", "not_ours",
-    "ata_errors", "aoe_errors", "drops", "send_errors", "batches", "syncs",
+    "ata_errors", "aoe_errors", "drops", "send_errors", "batches", "syncs", "spin_ns",
 ]
 COUNTERS = np.dtype({
     "names": _COUNTS, "formats": ["u8"] * len(_COUNTS), "itemsize": sizeof(Counters),
@@ -66,6 +66,7 @@ cdef enum:
     DROPS_EVERY = 4096
     MAX_WORKERS = 64
     FETCHERS = 4
+    SPIN_PAUSES = 2
 
 
 # One worker's, and no other thread's to write.
@@ -76,12 +77,16 @@ cdef struct Own:
 
 cdef void worker_loop(Worker *worker) noexcept nogil:
     """Serve until told to stop, then what has arrived by then."""
-    cdef int64_t last = monotonic()
+    cdef int64_t last = 0
     cdef int64_t now
     cdef int _pause
     while True:
         if serve_batch(worker):
-            last = 0
+            if last:
+                # Bounded: this thread may have been off the CPU meanwhile.
+                now = worker.batch.now_ns - last
+                worker.counters.spin_ns += <uint64_t>min(now, worker.spin_ns)
+                last = 0
             if worker.counters.batches % DROPS_EVERY == 0:
                 count_drops(worker)
             continue
@@ -92,10 +97,11 @@ cdef void worker_loop(Worker *worker) noexcept nogil:
             if last == 0:
                 last = now
             if now - last < worker.spin_ns:
-                # A few pauses for each look at the clock.
-                for _pause in range(8):
+                # Seldom enough to leave the ring's cache line to the kernel that fills it.
+                for _pause in range(SPIN_PAUSES):
                     aoe_relax()
                 continue
+            worker.counters.spin_ns += <uint64_t>worker.spin_ns
         sleep_for_frames(worker)
         last = 0
     count_drops(worker)
@@ -130,11 +136,11 @@ cdef bint serve_batch(Worker *worker) noexcept nogil:
     cdef uint32_t frames = 0
     cdef uint32_t limit = BATCH_FRAMES // 2
     cdef uint32_t size = 0
+    cdef uint32_t first
     cdef uint32_t i
     cdef int kind
     cdef const uint8_t *frame
     cdef Reply *reply
-    cdef uint32_t first
     cdef int64_t arrived
     cdef bint deferred = False
     cdef bint greedy = False
@@ -164,6 +170,8 @@ cdef bint serve_batch(Worker *worker) noexcept nogil:
                 first = batch.count
                 if handle(batch, frame, size):
                     note_frame(worker.clients, batch, first, frame, size, arrived)
+                for i in range(first, batch.count):
+                    prefetch_data(&batch.replies[i])
             ring_pop(worker.rings[kind])
             frames += 1
         limit = BATCH_FRAMES
@@ -334,7 +342,7 @@ cdef class Server:
             raise
         self._side_threads = [
             threading.Thread(target=self._run_side, args=(i,), name=f"aoe-side-{i}", daemon=True)
-            for i in range(2 + FETCHERS)
+            for i in range(SYNC_THREADS + 1 + FETCHERS)
         ]
         for thread in self._side_threads:
             thread.start()
@@ -359,16 +367,18 @@ cdef class Server:
         return 0
 
     def _run_side(self, int number):
-        """The sync thread (0), the one that spreads (1), and the fetch threads."""
+        """The sync threads, which share a row of counters, the one that spreads, the fetchers."""
         cdef Batch *batch = new_batch()
         cdef Outbox *outbox = NULL
+        cdef Counters *rows = <Counters *>self.region.start + self._total
         try:
-            batch.counters = <Counters *>self.region.start + self._total + number
             outbox = new_outbox()
+            if number >= SYNC_THREADS:
+                batch.counters = rows + 1 + (number - SYNC_THREADS)
             with nogil:
-                if number == 0:
-                    sync_loop(self._queue, batch, outbox)
-                elif number == 1:
+                if number < SYNC_THREADS:
+                    sync_loop(self._queue, batch, outbox, rows, number == 0)
+                elif number == SYNC_THREADS:
                     spread_loop(self._spread, batch, outbox)
                 else:
                     fetch_loop(self._fetches, batch, outbox)

@@ -35,11 +35,9 @@ cdef struct Backing:
     int fd
     uint8_t writable
     uint8_t durable
-    uint32_t dirty              # on the sync thread's list
+    uint32_t dirty              # on the sync threads' list
     int64_t references
     uint64_t *resident          # a bit for each 64 KiB known to be in memory; NULL: all always is
-    uint64_t sync_round         # the sync thread's notes
-    int sync_error
     void *map
     size_t map_bytes
     char serial[20]

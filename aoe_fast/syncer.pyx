@@ -1,10 +1,11 @@
-"""The sync thread: durable acknowledgements by group commit, writeback every few seconds.
+"""The sync threads: durable acknowledgements by group commit, writeback every few seconds.
 
-It takes every acknowledgement that waits, syncs each export once, and sends them; while one sync
-runs the next group gathers. So durable writes cost the disk one sync for many.
+A thread takes all the acknowledgements that wait for one export, syncs it once, and sends them;
+while one sync runs the next group gathers. So durable writes cost the disk one sync for many.
+Several exports are synced at once: the kernel makes one flush of the disk's cache out of many.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 from posix.time cimport clock_gettime, timespec
 
@@ -29,6 +30,7 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_cond_init(pthread_cond_t *condition, const void *attributes)
     int pthread_cond_destroy(pthread_cond_t *condition)
     int pthread_cond_signal(pthread_cond_t *condition)
+    int pthread_cond_broadcast(pthread_cond_t *condition)
     int pthread_cond_timedwait(
         pthread_cond_t *condition, pthread_mutex_t *mutex, const timespec *until
     )
@@ -42,10 +44,6 @@ cdef extern from "<time.h>" nogil:
 cdef enum:
     # A writeback export is synced this often.
     WRITEBACK_SECONDS = 5
-
-
-# Rounds are numbered in the whole process: two servers may share an export.
-cdef uint64_t rounds = 0
 
 
 cdef void free_queue(Queue *queue) noexcept nogil:
@@ -66,10 +64,10 @@ cdef Queue *new_queue() except NULL:
 
 
 cdef void stop_queue(Queue *queue) noexcept nogil:
-    """Have sync_loop finish what is queued and return."""
+    """Have every sync_loop finish what is queued and return."""
     pthread_mutex_lock(&queue.lock)
     queue.stop = 1
-    pthread_cond_signal(&queue.wake)
+    pthread_cond_broadcast(&queue.wake)
     pthread_mutex_unlock(&queue.lock)
 
 
@@ -90,94 +88,158 @@ cdef void mark_dirty(Queue *queue, Backing *backing) noexcept nogil:
     pthread_mutex_unlock(&queue.lock)
 
 
+cdef Group *find_group(Queue *queue, Backing *backing) noexcept nogil:
+    """The group of an export, a new one if it has none; NULL if there is no memory."""
+    cdef Group **bucket = &queue.buckets[(<uintptr_t>backing >> 8) % BUCKETS]
+    cdef Group *group = bucket[0]
+    while group != NULL:
+        if group.backing == backing:
+            return group
+        group = group.chain
+    group = <Group *>take(sizeof(Group))
+    if group != NULL:
+        backing_hold(backing)
+        group.backing = backing
+        group.last = &group.first
+        group.chain = bucket[0]
+        bucket[0] = group
+    return group
+
+
+cdef void drop_group(Queue *queue, Group *group) noexcept nogil:
+    """Forget a group that nothing waits for."""
+    cdef Group **at = &queue.buckets[(<uintptr_t>group.backing >> 8) % BUCKETS]
+    while at[0] != group:
+        at = &at[0].chain
+    at[0] = group.chain
+    backing_release(group.backing)
+    give(group)
+
+
+cdef void line_up(Queue *queue, Group *group) noexcept nogil:
+    """Have a thread take the group, unless one will or is at it."""
+    if group.in_line or group.running or group.first == NULL:
+        return
+    group.in_line = True
+    group.next = NULL
+    queue.last[0] = group
+    queue.last = &group.next
+    pthread_cond_signal(&queue.wake)
+
+
 cdef void defer(Queue *queue, Batch *batch, Outbox *outbox, int fd) noexcept nogil:
-    """Hand the batch's replies that need a sync to the sync thread, in their order."""
-    cdef Waiting *first = NULL
-    cdef Waiting **last = &first
+    """Hand the batch's replies that need a sync to the sync threads, in their order."""
     cdef Waiting *node
+    cdef Group *group
     cdef Reply *reply
-    cdef uint64_t many = 0
     cdef uint32_t i
+    pthread_mutex_lock(&queue.lock)
     for i in range(batch.count):
         reply = &batch.replies[i]
         if reply.sync == NULL:
             continue
         node = <Waiting *>take(sizeof(Waiting))
-        if node == NULL:
+        group = find_group(queue, reply.sync) if node != NULL else NULL
+        if group == NULL:
             # No promise without a sync: this one write fails.
+            give(node)
             fail_ata(reply, ATA_UNC)
             outbox_add(outbox, batch, i)
             continue
-        backing_hold(reply.sync)
         node.next = NULL
-        node.backing = reply.sync
         node.row = reply.row
         node.client = reply.client
         node.arrived = reply.arrived
         node.fd = fd
+        node.failures = group.failures
         memcpy(node.head, reply.head, SHORTEST_REPLY)
         reply.client = NULL  # its time is taken when it leaves
-        last[0] = node
-        last = &node.next
-        many += 1
-    if first == NULL:
-        return
-    pthread_mutex_lock(&queue.lock)
-    queue.last[0] = first
-    queue.last = last
-    queue.taken += many
-    pthread_cond_signal(&queue.wake)
+        group.last[0] = node
+        group.last = &node.next
+        queue.taken += 1
+        line_up(queue, group)
     pthread_mutex_unlock(&queue.lock)
 
 
-cdef void sync_loop(Queue *queue, Batch *batch, Outbox *outbox) noexcept nogil:
-    """Sync and acknowledge until told to stop, then what is left."""
+cdef void sync_loop(
+    Queue *queue, Batch *batch, Outbox *outbox, Counters *counters, bint leads
+) noexcept nogil:
+    """Sync and acknowledge until told to stop, then what is left.
+
+    ``counters`` is shared by the threads, under the lock. One of them leads: it also writes back.
+    """
     cdef int64_t next_writeback = monotonic() + <int64_t>WRITEBACK_SECONDS * 1000000000
-    cdef uint64_t round = 0
-    cdef uint64_t taken
+    cdef uint64_t many
     cdef timespec until
     cdef Waiting *waiting
+    cdef Group *group
     cdef Dirty *dirty
-    cdef int stop = 0
-    while not stop:
-        pthread_mutex_lock(&queue.lock)
-        if queue.first == NULL and not queue.stop:
-            clock_gettime(CLOCK_REALTIME, &until)
-            until.tv_sec += 1
-            pthread_cond_timedwait(&queue.wake, &queue.lock, &until)
-        stop = queue.stop
-        waiting = queue.first
-        queue.first = NULL
-        queue.last = &queue.first
+    cdef Counters own
+    cdef int code
+    memset(&own, 0, sizeof(Counters))
+    batch.counters = &own
+    pthread_mutex_lock(&queue.lock)
+    while True:
         dirty = NULL
-        if stop or monotonic() >= next_writeback:
+        if leads and (queue.stop or monotonic() >= next_writeback):
             dirty = queue.dirty
             queue.dirty = NULL
             next_writeback = monotonic() + <int64_t>WRITEBACK_SECONDS * 1000000000
-        pthread_mutex_unlock(&queue.lock)
-        if waiting != NULL:
-            round = aoe_add64(&rounds, 1)
-            taken = commit(waiting, round, batch, outbox)
-            pthread_mutex_lock(&queue.lock)
-            queue.done += taken
+        if dirty != NULL:
             pthread_mutex_unlock(&queue.lock)
-        write_back(dirty, batch.counters)
+            write_back(dirty, &own)
+            pthread_mutex_lock(&queue.lock)
+        elif queue.first != NULL:
+            group = queue.first
+            queue.first = group.next
+            if queue.first == NULL:
+                queue.last = &queue.first
+            group.in_line = False
+            group.running = True
+            waiting = group.first
+            group.first = NULL
+            group.last = &group.first
+            pthread_mutex_unlock(&queue.lock)
+            many = 0
+            code = commit(group, waiting, batch, outbox, counters, &many)
+            pthread_mutex_lock(&queue.lock)
+            queue.done += many
+            group.running = False
+            if code:
+                group.failures += 1
+            line_up(queue, group)
+            if group.first == NULL:
+                drop_group(queue, group)
+        elif queue.stop:
+            break
+        else:
+            clock_gettime(CLOCK_REALTIME, &until)
+            until.tv_sec += 1 if leads else 60
+            pthread_cond_timedwait(&queue.wake, &queue.lock, &until)
+            continue
+        counters.replies += own.replies
+        counters.ata_errors += own.ata_errors
+        counters.send_errors += own.send_errors
+        aoe_add64(&counters.syncs, own.syncs)
+        memset(&own, 0, sizeof(Counters))
+    pthread_mutex_unlock(&queue.lock)
 
 
-cdef uint64_t commit(
-    Waiting *waiting, uint64_t round, Batch *batch, Outbox *outbox
+cdef int commit(
+    Group *group, Waiting *waiting, Batch *batch, Outbox *outbox, Counters *counters,
+    uint64_t *many
 ) noexcept nogil:
-    """One sync for each export, then every acknowledgement; frees the list. How many."""
+    """One sync, then every acknowledgement; frees the list. 0 or the sync's errno; counts in ``many``.
+
+    fdatasync tells an error once, to whoever asks first: a sync that fails may have met a block
+    of a later group. So what was written before a failure was known fails with it.
+    """
     cdef Waiting *node = waiting
     cdef Waiting *next
     cdef Reply *reply
-    cdef uint64_t many = 0
-    while node != NULL:
-        if node.backing.sync_round != round:
-            node.backing.sync_round = round
-            node.backing.sync_error = backing_sync(node.backing)
-            batch.counters.syncs += 1
-        node = node.next
+    cdef int code = backing_sync(group.backing)
+    # Seen at the latest when the acknowledgement is.
+    aoe_add64(&counters.syncs, 1)
     while waiting != NULL:
         # As many as share a socket and fit go out together.
         batch.count = 0
@@ -190,7 +252,7 @@ cdef uint64_t commit(
             reply.row = node.row
             reply.client = node.client
             reply.arrived = node.arrived
-            if node.backing.sync_error:
+            if code or node.failures != group.failures:
                 fail_ata(reply, ATA_UNC)
                 batch.counters.ata_errors += 1
                 node.row.errors += 1
@@ -204,11 +266,10 @@ cdef uint64_t commit(
         note_sent(batch)
         while waiting != node:
             next = waiting.next
-            backing_release(waiting.backing)
             give(waiting)
             waiting = next
-            many += 1
-    return many
+            many[0] += 1
+    return code
 
 
 cdef void write_back(Dirty *dirty, Counters *counters) noexcept nogil:

@@ -1,0 +1,336 @@
+/* AoE load from many clients: each with its own MAC and window, every reply's data verified.
+
+   generator interface=eth0 target=MAC clients=8 window=64 op=read|write sectors=2 exports=1
+             span=SECTORS seconds=2 [wait=spin|sleep] [rate=0] [seed=1] [discover=0] [pids=1,2,3]
+             [version=1] [first=0] [mac=0]
+
+   Export e is at shelf 16 + e / 240, slot e % 240. Client c asks exports e with e % clients == c,
+   or c % exports if there are fewer exports than clients. A 512-byte sector holds 64 words that
+   follow from export, LBA and version (0: as made; what is written: as told): see `word`.
+   first, mac: numbers that exports and clients' MACs start from. rate: requests a
+   second at most, 0: as fast as replies come. discover: first every client broadcasts a config query,
+   all at once. pids: processes whose CPU time is taken just before the first request and just
+   after the last reply. Says one line of JSON. */
+#include "ring.h"
+
+enum { BATCH = 32, MOST_SECTORS = 16, HEAD = 36, OCTAVE = 64, BUCKETS = 64 * OCTAVE };
+
+struct request {
+    uint64_t lba;
+    int64_t sent;       /* 0: not on the wire */
+    uint32_t export;
+    uint32_t turn;      /* how often this slot was used: in the tag's upper bits */
+};
+
+struct message {
+    struct ata head;
+    uint8_t padding[28]; /* a client's request is 60 bytes at least, on a real wire */
+};
+
+static uint32_t clients, window, sectors, exports, total;
+static uint64_t span, seed, version;
+static uint32_t first_export, first_mac;
+static int writes;
+static struct request *requests;
+static uint32_t *waiting, waiting_head, waiting_count;
+static uint64_t histogram[BUCKETS];
+static uint8_t target[6], payload[BATCH][MOST_SECTORS * SECTOR];
+static uint64_t replies, wrong, failed, stray, lost, discovered;
+
+/* The first word of a sector; word i is this plus i times STEP. */
+#define STEP UINT64_C(0x9E3779B97F4A7C15)
+static inline uint64_t word(uint64_t export, uint64_t lba, uint64_t version)
+{
+    return (export + 1) * UINT64_C(0xD1B54A32D192ED03) + lba * UINT64_C(0xBF58476D1CE4E5B9)
+         + version * UINT64_C(0x94D049BB133111EB);
+}
+
+static inline uint64_t random_number(void)
+{
+    seed ^= seed << 13;
+    seed ^= seed >> 7;
+    seed ^= seed << 17;
+    return seed;
+}
+
+static void fill(uint8_t *data, uint32_t export, uint64_t lba, uint32_t count)
+{
+    for (uint32_t s = 0; s < count; s++) {
+        uint64_t first = word(export, lba + s, version);
+        uint64_t *words = (uint64_t *)(data + s * SECTOR);
+        for (uint64_t i = 0; i < SECTOR / 8; i++)
+            words[i] = first + i * STEP;
+    }
+}
+
+static int is_right(const uint8_t *data, uint32_t export, uint64_t lba, uint32_t count)
+{
+    typedef uint64_t __attribute__((aligned(1), may_alias)) loose;
+    uint64_t differs = 0;
+    for (uint32_t s = 0; s < count; s++) {
+        uint64_t first = word(export, lba + s, 0);
+        const loose *words = (const loose *)(data + s * SECTOR);
+        for (uint64_t i = 0; i < SECTOR / 8; i++)
+            differs |= words[i] ^ (first + i * STEP);
+    }
+    return differs == 0;
+}
+
+static void source(uint8_t *mac, uint32_t client)
+{
+    client += first_mac;
+    const uint8_t own[6] = {2, 0xBE, 0, 0, (uint8_t)(client >> 8), (uint8_t)client};
+    memcpy(mac, own, 6);
+}
+
+static uint32_t client_of(const uint8_t *mac)
+{
+    return (((uint32_t)mac[4] << 8) | mac[5]) - first_mac;
+}
+
+/* 64 buckets for each power of two: within 1.6 %. */
+static void note_latency(int64_t ns)
+{
+    uint64_t value = ns > 0 ? (uint64_t)ns : 0;
+    uint32_t shift = 0;
+    while ((value >> shift) >= 2 * OCTAVE)
+        shift++;
+    histogram[shift * OCTAVE + (value >> shift)]++;
+}
+
+static double percentile(double share)
+{
+    uint64_t below = (uint64_t)((double)replies * share), seen = 0;
+    for (uint32_t i = 0; i < BUCKETS; i++) {
+        seen += histogram[i];
+        if (seen > below) {
+            uint32_t shift = i < 2 * OCTAVE ? 0 : i / OCTAVE - 1;
+            return (double)((uint64_t)(i - shift * OCTAVE) << shift) / 1e3;
+        }
+    }
+    return 0;
+}
+
+static void put_request(struct message *message, uint32_t slot)
+{
+    struct request *request = &requests[slot];
+    struct ata *head = &message->head;
+    uint32_t client = slot % clients;
+    if (exports > clients)
+        request->export = client + clients * (uint32_t)(random_number() %
+            ((exports - client + clients - 1) / clients));
+    else
+        request->export = client % exports;
+    request->export += first_export;
+    request->turn++;
+    request->lba = random_number() % (span / sectors) * sectors;
+    memcpy(head->dst, target, 6);
+    source(head->src, client);
+    head->ethertype = htons(ETHERTYPE_AOE);
+    head->version_flags = 0x10;
+    head->shelf = htons((uint16_t)(16 + request->export / 240));
+    head->slot = (uint8_t)(request->export % 240);
+    head->command = 0;
+    head->tag = (request->turn << 17) | slot;
+    head->aflags = writes ? 0x41 : 0x40;
+    head->count = (uint8_t)sectors;
+    head->status = writes ? 0x34 : 0x24;
+    memcpy(head->lba, &request->lba, 6);
+}
+
+static void take_reply(const uint8_t *frame, uint32_t size, int64_t now)
+{
+    const struct ata *head = (const struct ata *)frame;
+    uint32_t slot = head->tag & 0x1FFFF;
+    uint32_t need = writes ? HEAD : HEAD + sectors * SECTOR;
+    struct request *request;
+
+    if (head->command != 0) {
+        discovered++;
+        return;
+    }
+    if (slot >= total || client_of(head->dst) != slot % clients) {
+        stray++;
+        return;
+    }
+    request = &requests[slot];
+    if (!request->sent || head->tag >> 17 != (request->turn & 0x7FFF)) {
+        stray++; /* the answer to a request that was given up */
+        return;
+    }
+    if ((head->version_flags & 0x04) || head->status != 0x40)
+        failed++;
+    else if (size < need || memcmp(head->src, target, 6) ||
+             (!writes && !is_right(frame + HEAD, request->export, request->lba, sectors)))
+        wrong++;
+    note_latency(now - request->sent);
+    request->sent = 0;
+    replies++;
+    waiting[(waiting_head + waiting_count++) % total] = slot;
+}
+
+static int64_t cpu_of(const char *pids)
+{
+    int64_t sum = 0;
+    while (*pids) {
+        char *end;
+        long pid = strtol(pids, &end, 10);
+        struct timespec t;
+        if (end == pids)
+            break;
+        if (!clock_gettime((clockid_t)((~(unsigned)pid << 3) | 2), &t))
+            sum += (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+        pids = *end ? end + 1 : end;
+    }
+    return sum;
+}
+
+/* Everybody asks at once; until `expected` answers are there, or for 5 s. Milliseconds. */
+static double discover(struct ring *ring, uint64_t expected)
+{
+    static uint8_t frame[60] = {0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, [12] = 0x88, 0xA2, 0x10, 0,
+                                0xFF, 0xFF, 0xFF, 1};
+    int64_t start = now_ns(), last = start;
+    for (uint32_t client = 0; client < clients; client++) {
+        source(frame + 6, client);
+        if (send(ring->fd, frame, sizeof frame, 0) < 0)
+            die("send");
+    }
+    while (discovered < expected && now_ns() - start < 5000000000) {
+        uint32_t size;
+        uint8_t *found = ring_frame(ring, 0, &size);
+        if (found) {
+            take_reply(found, size, 0);
+            ring_release(ring, 1);
+            last = now_ns();
+        }
+    }
+    return (double)(last - start) / 1e6;
+}
+
+int main(int argc, char **argv)
+{
+    static struct message heads[BATCH];
+    static struct mmsghdr messages[BATCH];
+    static struct iovec parts[BATCH][2];
+    const char *mac = text_arg(argc, argv, "target", NULL);
+    const char *pids = text_arg(argc, argv, "pids", "");
+    double seconds = number_arg(argc, argv, "seconds", 2);
+    double rate = number_arg(argc, argv, "rate", 0), found_ms = 0;
+    int discovers = number_arg(argc, argv, "discover", 0) != 0;
+    int sleeps = !strcmp(text_arg(argc, argv, "wait", "spin"), "sleep");
+    uint32_t frame_bytes, size;
+
+    clients = (uint32_t)number_arg(argc, argv, "clients", 8);
+    window = (uint32_t)number_arg(argc, argv, "window", 64);
+    sectors = (uint32_t)number_arg(argc, argv, "sectors", 2);
+    exports = (uint32_t)number_arg(argc, argv, "exports", 1);
+    first_export = (uint32_t)number_arg(argc, argv, "first", 0);
+    first_mac = (uint32_t)number_arg(argc, argv, "mac", 0);
+    version = (uint64_t)number_arg(argc, argv, "version", 1);
+    span = (uint64_t)atoll(text_arg(argc, argv, "span", NULL));
+    seed = (uint64_t)number_arg(argc, argv, "seed", 1) * STEP + 1;
+    writes = !strcmp(text_arg(argc, argv, "op", "read"), "write");
+    total = clients * window;
+    if (!clients || !window || !exports || total > 1 << 17 || clients + first_mac > 1 << 16 || !sectors ||
+        sectors > MOST_SECTORS || span < sectors ||
+        sscanf(mac, "%2hhx:%2hhx:%2hhx:%2hhx:%2hhx:%2hhx", target, target + 1, target + 2,
+               target + 3, target + 4, target + 5) != 6) {
+        fprintf(stderr, "numbers out of range\n");
+        return 2;
+    }
+    /* The least that holds a reply: the server's CPU fills this ring, so it is kept small. */
+    frame_bytes = ((writes ? 64 : HEAD + sectors * SECTOR) + 80 + 127) / 128 * 128;
+    requests = calloc(total, sizeof *requests);
+    waiting = calloc(total, sizeof *waiting);
+    if (!requests || !waiting)
+        die("memory");
+    struct ring ring = open_ring(text_arg(argc, argv, "interface", "eth0"),
+                                 total + (discovers ? clients : 0) + 64, frame_bytes, 1);
+    for (uint32_t i = 0; i < BATCH; i++) {
+        parts[i][0] = (struct iovec){&heads[i], writes ? HEAD : 60};
+        parts[i][1] = (struct iovec){payload[i], sectors * SECTOR};
+        messages[i].msg_hdr.msg_iov = parts[i];
+        messages[i].msg_hdr.msg_iovlen = writes ? 2 : 1;
+    }
+    for (uint32_t i = 0; i < total; i++)
+        waiting[waiting_count++] = i;
+    if (discovers)
+        found_ms = discover(&ring, exports > clients ? exports : clients);
+
+    int64_t server = cpu_of(pids), own = cpu_ns(), idle = 0, idle_since = 0;
+    int64_t start = now_ns(), end = start + (int64_t)(seconds * 1e9), now = start, looked = start;
+    uint64_t sent_total = 0;
+    uint32_t slots[BATCH];
+    for (;;) {
+        uint32_t count = 0, sending = 0;
+        uint8_t *frame;
+        now = now_ns();
+        while (count < BATCH && (frame = ring_frame(&ring, 0, &size))) {
+            take_reply(frame, size, now);
+            ring_release(&ring, 1);
+            count++;
+        }
+        if (now < end) {
+            uint64_t allowed = rate > 0 ? (uint64_t)((double)(now - start) * rate / 1e9) : UINT64_MAX;
+            while (sending < BATCH && waiting_count && sent_total + sending < allowed) {
+                uint32_t slot = slots[sending] = waiting[waiting_head];
+                waiting_head = waiting_head + 1 < total ? waiting_head + 1 : 0;
+                waiting_count--;
+                put_request(&heads[sending], slot);
+                if (writes)
+                    fill(payload[sending], requests[slot].export, requests[slot].lba, sectors);
+                sending++;
+            }
+        } else if (waiting_count == total) {
+            break;
+        }
+        if (sending) {
+            now = now_ns();
+            for (uint32_t i = 0; i < sending; i++)
+                requests[slots[i]].sent = now;
+            for (uint32_t out = 0; out < sending;) {
+                int code = sendmmsg(ring.fd, messages + out, sending - out, 0);
+                if (code < 0 && errno != EINTR && errno != ENOBUFS && errno != EAGAIN)
+                    die("sendmmsg");
+                out += code > 0 ? (uint32_t)code : 0;
+            }
+            sent_total += sending;
+        }
+        if (now - looked > 100000000) { /* give up what has waited for a second */
+            looked = now;
+            for (uint32_t i = 0; i < total; i++)
+                if (requests[i].sent && now - requests[i].sent > 1000000000) {
+                    requests[i].sent = 0;
+                    lost++;
+                    waiting[(waiting_head + waiting_count++) % total] = i;
+                }
+        }
+        if (count || sending) {
+            idle_since = 0;
+            continue;
+        }
+        if (sleeps) {
+            struct pollfd ready = {ring.fd, POLLIN, 0};
+            poll(&ready, 1, rate > 0 ? 1 : 100);
+            continue;
+        }
+        if (idle_since) /* a longer look than this was none: another process had the CPU */
+            idle += now - idle_since < 1000 ? now - idle_since : 1000;
+        idle_since = now;
+        relax();
+    }
+    server = cpu_of(pids) - server;
+    own = cpu_ns() - own - idle;
+    seconds = (double)(now - start) / 1e9;
+    printf("{\"replies\": %lu, \"seconds\": %.6f, \"iops\": %.1f, \"mb_s\": %.2f, ", replies, seconds,
+           (double)replies / seconds, (double)replies * sectors * SECTOR / seconds / 1e6);
+    printf("\"p50_us\": %.3f, \"p99_us\": %.3f, \"p999_us\": %.3f, ", percentile(0.5),
+           percentile(0.99), percentile(0.999));
+    printf("\"server_cpu_ns\": %ld, \"own_ns\": %.1f, ", server,
+           replies ? (double)own / (double)replies : 0);
+    printf("\"wrong\": %lu, \"failed\": %lu, \"lost\": %lu, \"stray\": %lu, \"drops\": %u, ", wrong,
+           failed, lost, stray, ring_lost(&ring));
+    printf("\"discovered\": %lu, \"discover_ms\": %.3f}\n", discovered, found_ms);
+    return 0;
+}

@@ -1,0 +1,102 @@
+"""Durable writes to many exports at once: every one synced and acknowledged, none waits for all."""
+
+import gc
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from aoe_fast import Export, Target
+from aoe_fast.store import live_backings
+from tests.aoe_frames import BROADCAST, WRITE, ata
+from tests.conftest import Cable
+from tests.netns.test_aoe_server import Peer, serving, total
+
+pytestmark = pytest.mark.netns
+
+EXPORTS = 40
+
+
+@pytest.fixture
+def disks(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"disk{n}" for n in range(EXPORTS)]
+    for path in paths:
+        path.write_bytes(bytes(65536))
+    return paths
+
+
+def target_of_all(disks: list[Path]) -> Target:
+    target = Target()
+    exports = [Export(path, writable=True) for path in disks]
+    target.set_view(None, {(16, slot): export for slot, export in enumerate(exports)})
+    for export in exports:
+        export.close()
+    return target
+
+
+def test_every_write_to_many_exports_is_acknowledged_after_its_own_sync(
+    cable: Cable, disks: list[Path]
+) -> None:
+    peer = Peer(cable)
+    gc.collect()  # what the tests before this one let go of
+    before = live_backings()
+    target = target_of_all(disks)
+    with serving(cable, target) as server:
+        asked = 0
+        for turn in range(1, 6):
+            for slot in range(EXPORTS):
+                for lba in range(4):
+                    data = bytes([turn]) * 512
+                    tag = asked = asked + 1
+                    peer.send(
+                        ata(WRITE, lba, 1, data=data, src=peer.mac, dst=BROADCAST, slot=slot,
+                            tag=tag)
+                    )  # fmt: skip
+            tags = set()
+            for _ in range(EXPORTS * 4):
+                reply = peer.receive()
+                assert reply is not None
+                assert reply.status == 0x40
+                tags.add(reply.tag)
+            assert tags == set(range(asked - EXPORTS * 4 + 1, asked + 1))
+            assert all(path.read_bytes()[:2048] == bytes([turn]) * 2048 for path in disks)
+        assert EXPORTS * 5 <= total(server, "syncs") <= asked
+    # What waited held its export, and let go.
+    target.set_view(None, {})
+    assert live_backings() == before
+    peer.socket.close()
+
+
+def test_what_is_written_as_the_server_stops_is_still_acknowledged(
+    cable: Cable, disks: list[Path]
+) -> None:
+    peer = Peer(cable)
+    with serving(cable, target_of_all(disks)) as server:
+        for slot in range(EXPORTS):
+            peer.send(
+                ata(WRITE, 1, 1, data=b"s" * 512, src=peer.mac, dst=BROADCAST, slot=slot, tag=slot)
+            )
+        server.stop()
+        tags = set()
+        while (reply := peer.receive(0.2)) is not None:
+            tags.add(reply.tag)
+    assert tags == set(range(EXPORTS))
+    assert all(path.read_bytes()[512:1024] == b"s" * 512 for path in disks)
+    peer.socket.close()
+
+
+def test_the_process_ends_with_sync_threads_idle(cable: Cable, disks: list[Path]) -> None:
+    script = """
+        import sys
+        from aoe_fast import Export, Server, Target
+        target = Target()
+        target.set_view(None, {(16, 0): Export(sys.argv[1], writable=True)})
+        Server(target, ["eth0"]).start()
+    """
+    done = subprocess.run(
+        cable.srv.command([sys.executable, "-c", textwrap.dedent(script), str(disks[0])]),
+        capture_output=True, text=True, check=False, timeout=20,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
