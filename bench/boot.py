@@ -165,8 +165,8 @@ class Bench:
     def exchanges(self, rate: int, seconds: int) -> dict[str, float]:
         """perfdhcp's four-way exchanges: how many of ``rate`` in a second, delays, losses."""
         done = self.cli.run(
-            ["perfdhcp", "-4", "-l", "eth0", "-r", str(rate), "-R", "4000", "-p", str(seconds), "-W", "1000000",
-             "-b", "mac=02:00:00:00:00:00", SERVER],
+            ["perfdhcp", "-4", "-l", "eth0", "-r", str(rate), "-R", "4000", "-p", str(seconds),
+             "-W", "1000000", "-b", "mac=02:00:00:00:00:00", SERVER],
             check=False, timeout=60,
         )  # fmt: skip
         text = done.stdout
