@@ -5,6 +5,7 @@ with one sendmmsg, and spins for a moment before it sleeps: waking up is most of
 one request outstanding waits for. What must be synced first goes to the sync thread.
 """
 
+import contextlib
 import os
 import threading
 
@@ -371,6 +372,11 @@ cdef class Server:
         cdef Batch *batch = new_batch()
         cdef Outbox *outbox = NULL
         cdef Counters *rows = <Counters *>self.region.start + self._total
+        if number > SYNC_THREADS:
+            with contextlib.suppress(OSError):
+                # It waits for a disk anyway: it must not push a worker off the CPU when it wakes.
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
         try:
             outbox = new_outbox()
             if number >= SYNC_THREADS:

@@ -229,7 +229,7 @@ cdef int commit(
     Group *group, Waiting *waiting, Batch *batch, Outbox *outbox, Counters *counters,
     uint64_t *many
 ) noexcept nogil:
-    """One sync, then every acknowledgement; frees the list. 0 or the sync's errno; counts in ``many``.
+    """One sync, then every acknowledgement, counted in ``many``; frees the list. 0 or the errno.
 
     fdatasync tells an error once, to whoever asks first: a sync that fails may have met a block
     of a later group. So what was written before a failure was known fails with it.

@@ -11,8 +11,8 @@ import pytest
 from aoe_fast import Export, Target
 from aoe_fast.store import live_backings
 from tests.aoe_frames import BROADCAST, WRITE, ata
+from tests.aoe_peer import Peer, serving, total
 from tests.conftest import Cable
-from tests.netns.test_aoe_server import Peer, serving, total
 
 pytestmark = pytest.mark.netns
 
