@@ -6,6 +6,7 @@ client of each firmware through it (``pxed.probe``).
 
 import asyncio
 import os
+import re
 import resource
 import shutil
 import sys
@@ -38,6 +39,9 @@ _RING_FRAMES = 8192  # of aoe_fast.Server
 _MAPS = Path("/proc/sys/vm/max_map_count")
 _FIRST_SANE_YEAR = 2025
 _BOOT_FILES = {"undionly.kpxe": "BIOS PCs", "snponly.efi": "UEFI PCs"}
+
+# As Debian and upstream build it: 1.0.0+git-20190125.36a4c85-5.1, 1.21.1+ (g3ad2).
+_IPXE_VERSION = re.compile(rb"\0(\d+\.\d+\.\d+\+[!-~]*)\0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +164,9 @@ def check_boot_files(config: Config) -> Iterator[Finding]:
 
 
 def _ipxe_version(data: bytes) -> str:
-    """The version in an iPXE program: plain in BIOS ones (unless packed) and in EFI ones."""
-    at = data.find(b"iPXE/")
-    word = data[at + 5 : at + 37].split(b"\0")[0] if at >= 0 else b""
-    if word and word.isascii() and word.decode().isprintable():
-        return f"iPXE {word.decode()}"
-    return "packed, version unknown"
+    """The version in an iPXE program: a string of its own; BIOS ones are packed and hide it."""
+    found = _IPXE_VERSION.search(data)
+    return f"iPXE {found[1].decode()}" if found else "packed, version unknown"
 
 
 def check_images(config: Config) -> Iterator[Finding]:

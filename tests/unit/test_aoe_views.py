@@ -1,6 +1,7 @@
 """Views: privacy, replacement, statistics rows."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,9 @@ REQUESTS = {
 
 
 @pytest.mark.parametrize("request_of", REQUESTS.values(), ids=REQUESTS.keys())
-def test_a_private_device_answers_its_owner_alone(tmp_path: Path, request_of) -> None:  # type: ignore[no-untyped-def]
+def test_a_private_device_answers_its_owner_alone(
+    tmp_path: Path, request_of: Callable[[bytes], bytes]
+) -> None:
     target = Target()
     target.set_view(CLIENT, {(16, 3): disk(tmp_path, 1, writable=True)})
     assert len(target.handle(request_of(CLIENT), SERVER)) == 1
