@@ -35,7 +35,8 @@ _LINES_AT_ONCE = 50  # of a stream, in one turn of the loop
 class Served(Protocol):
     """What the control socket shows; the application is one."""
 
-    events: EventLog
+    @property
+    def events(self) -> EventLog: ...
 
     def status(self) -> Json: ...
 

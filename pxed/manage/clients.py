@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from pxed import images, orders, selector
 from pxed.body import Body
+from pxed.choice import in_use
 from pxed.clients import Client
 from pxed.control import Call, Json
 from pxed.errors import UsageError
@@ -80,7 +81,7 @@ class ManageClients:
             client.admission = "approved"
             self._core.clients.begin_again(client)
             if blocked:
-                self._core.show_again(client)
+                self._core.preparing.show_again(client)
         return await self._done(chosen, "may boot")
 
     async def block(self, call: Call) -> Json:
@@ -90,12 +91,12 @@ class ManageClients:
         cut = body.switch("now")
         for client in chosen:
             client.admission = "blocked"
-            if cut or not self._core.in_use(client):
+            if cut or not in_use(client):
                 client.image = ""  # pinned to nothing: a restart does not give it its disks back
                 self._core.exports.hide(client.all_macs)
         return await self._done(
             chosen, "", each=lambda c: "blocked from its next boot on"
-            if self._core.in_use(c) and not cut else "blocked",
+            if in_use(c) and not cut else "blocked",
         )  # fmt: skip
 
     async def reset(self, call: Call) -> Json:
@@ -159,7 +160,7 @@ class ManageClients:
         self._forget(others)
         for mac in dict.fromkeys(macs):
             core.clients.join(client, mac)
-        core.show_again(client)
+        core.preparing.show_again(client)
         return await self._done([client], f"has {', '.join(client.all_macs)}")
 
     async def wake(self, call: Call) -> Json:
@@ -195,7 +196,7 @@ class ManageClients:
 
     def _refuse_running(self, chosen: list[Client], *, but_lost: bool = False) -> None:
         for client in chosen:
-            if self._core.in_use(client) and not (but_lost and client.state == "lost"):
+            if in_use(client) and not (but_lost and client.state == "lost"):
                 who = client.name or client.mac
                 raise UsageError(f"{who} is {client.state.value}: switch it off first")
 

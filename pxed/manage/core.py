@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
+from pxed.choice import Choice
 from pxed.clients import Client, Clients
 from pxed.config import Class, Config
 from pxed.dhcp.policy import Policy
@@ -13,6 +14,7 @@ from pxed.keeper import Keeper
 from pxed.library import Library
 from pxed.midlayers import Midlayers
 from pxed.net.link import Link
+from pxed.preparing import Preparing
 from pxed.probe import Probe
 from pxed.store import Store
 from pxed.watch import Watch
@@ -26,8 +28,8 @@ class Core(Protocol):
     config: Config
     reread: Callable[[], Config] | None
     link: Link
-    images: dict[str, Image]
-    clients: Clients
+    choice: Choice
+    preparing: Preparing
     library: Library
     midlayers: Midlayers
     exports: Exports
@@ -36,20 +38,20 @@ class Core(Protocol):
     watch: Watch
 
     @property
+    def images(self) -> dict[str, Image]: ...
+
+    @property
+    def clients(self) -> Clients: ...
+
+    @property
     def policy(self) -> Policy: ...
 
     def emit(self, event: Event) -> None: ...
 
     async def saved(self, changed: Iterable[Client]) -> None: ...
 
-    def in_use(self, client: Client) -> bool: ...
-
-    def show_again(self, client: Client) -> None: ...
-
     def use_images(self, classes: Mapping[str, Class] | None = None) -> dict[str, Image]: ...
 
     def probe(self) -> Probe: ...
-
-    def uses(self, image: Image) -> str: ...
 
     async def blocking(self, call: Callable[..., T], *args: Any) -> T: ...

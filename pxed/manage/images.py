@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any, TypeVar
 
 from pxed.body import Body
+from pxed.choice import in_use
 from pxed.control import Call, Json, NotThere
 from pxed.describe import describe, detail, finding_line, source_of
 from pxed.errors import UsageError
@@ -32,13 +33,13 @@ class ManageImages:
         library = self._core.library
         good, bad = await self._core.blocking(work)
         return {
-            "images": [describe(library, each, self._core.uses(each)) for each in good],
+            "images": [describe(library, each, self._core.choice.uses(each)) for each in good],
             "damaged": bad,
         }
 
     async def show(self, call: Call) -> Json:
         image = self._find(call)
-        return describe(self._core.library, image, self._core.uses(image)) | detail(image)
+        return describe(self._core.library, image, self._core.choice.uses(image)) | detail(image)
 
     async def add(self, call: Call) -> AsyncGenerator[Json, None]:
         source = source_of(call.body)
@@ -79,9 +80,9 @@ class ManageImages:
     async def remove(self, call: Call) -> Json:
         core = self._core
         image = self._find(call)
-        if reason := core.uses(image):
+        if reason := core.choice.uses(image):
             raise UsageError(f"{image} is in use: {reason}")
-        await core.blocking(core.library.remove, image, core.uses)
+        await core.blocking(core.library.remove, image, core.choice.uses)
         core.exports.close_image(image)
         return {"text": f"{image} is removed"}
 
@@ -93,7 +94,7 @@ class ManageImages:
 
     def _added(self, image: Image) -> Json:
         self._core.use_images()
-        return {"image": describe(self._core.library, image, self._core.uses(image))}
+        return {"image": describe(self._core.library, image, self._core.choice.uses(image))}
 
     def _switched(self, image: Image, before: str, channel: str) -> Json:
         """What changed for whom, now that ``channel`` points to this version."""
@@ -101,7 +102,7 @@ class ManageImages:
         chosen = core.use_images()
         classes = [name for name, each in chosen.items() if each.directory == image.directory]
         still = sum(
-            core.in_use(c) and c.image.startswith(f"{image.name}@") and c.image != str(image)
+            in_use(c) and c.image.startswith(f"{image.name}@") and c.image != str(image)
             for c in core.clients
         )
         return {"image": str(image), "before": before, "channel": channel, "classes": classes,

@@ -4,6 +4,7 @@ import time
 
 from pxed import selector
 from pxed.body import Body
+from pxed.choice import in_use
 from pxed.clients import Client
 from pxed.config import parse_midlayer_size
 from pxed.control import Call, Json
@@ -71,7 +72,7 @@ class ManageMidlayers:
         found = []
         for layer in await self._core.blocking(self._core.midlayers.layers):
             client = self._core.clients.get(layer.mac)
-            used = client is not None and self._core.in_use(client) and client.state != "lost"
+            used = client is not None and in_use(client) and client.state != "lost"
             seen = max(client.last_seen if client is not None else 0.0, layer.changed)
             if not used and seen < before:
                 found.append(self._describe(layer))
@@ -105,7 +106,7 @@ class ManageMidlayers:
         return client
 
     def _refuse_in_use(self, client: Client) -> None:
-        if self._core.in_use(client):
+        if in_use(client):
             who = client.name or client.mac
             raise UsageError(
                 f"{who} is {client.state.value} and may be using its midlayer: switch it off"
@@ -121,7 +122,7 @@ class ManageMidlayers:
         client = self._core.clients.get(layer.mac)
         if client is None:
             state = "orphan"
-        elif self._core.in_use(client):
+        elif in_use(client):
             state = "in use"
         else:
             state = layer.state

@@ -1,0 +1,70 @@
+"""What a machine's DHCP answer names: boot file, iPXE script, root path or URL."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from pxed import orders, scripts
+from pxed.choice import Choice
+from pxed.clients import LOCAL_SCRIPT
+from pxed.dhcp.bootplan import BOOT_FILES, HTTP_FILES, BootPlan
+from pxed.dhcp.classify import Firmware
+from pxed.dhcp.replies import Mode
+from pxed.http.site import program_url, script_url
+from pxed.images import SLOTS
+from pxed.mac import Mac
+
+
+class BootPlans:
+    """Answers by firmware and by what ``choice`` says of the machine.
+
+    ``base`` tells the URL of the HTTP service, ``mode`` how DHCP works; both may change.
+    """
+
+    def __init__(self, choice: Choice, base: Callable[[], str], mode: Callable[[], Mode]) -> None:
+        self._choice = choice
+        self._base = base
+        self._mode = mode
+
+    def _root_path(self, class_name: str, mode: str | None = None) -> str:
+        each = self._choice.config.classes[class_name]
+        slot = SLOTS["tfm"] if (mode or each.mode) == "provision" else SLOTS["boot"]
+        return f"aoe:e{each.shelf}.{slot}"
+
+    def plan(
+        self, mac: Mac, firmware: Firmware, arch: int | None, _features: frozenset[int]
+    ) -> BootPlan | None:
+        """What this machine is told; None: it gets no answer."""
+        class_name = "rpi" if firmware is Firmware.RPI else "x86"
+        client = self._choice.clients.get(mac)
+        if class_name not in self._choice.config.classes or not self._choice.admits(mac, client):
+            return None
+        each, base = self._choice.config.classes[class_name], self._base()
+        mode = (orders.parse(client.ordered).mode if client else "") or each.mode
+        boot_file = BOOT_FILES.get(arch if arch is not None else 0)
+        if mode == "local":
+            if firmware in (Firmware.RPI, Firmware.UEFI_HTTP):
+                return None  # without an answer it goes on to its own disk by itself
+            return BootPlan(boot_file=boot_file, script=LOCAL_SCRIPT)
+        http_file = HTTP_FILES.get(arch if arch is not None else -1)
+        plan = BootPlan(
+            boot_file=boot_file,
+            root_path=self._root_path(class_name, mode),
+            script=self._script(class_name, mode) if self._mode() is Mode.PROXY else None,
+            http_url=program_url(base, http_file) if http_file else None,
+            own_ipxe=each.ipxe == "own",
+        )
+        if each.boot == "kernel" and mode == "diskless":
+            image = self._choice.image_of(mac, class_name)
+            return replace(plan, root_path=None, script=script_url(base, image))
+        return plan
+
+    def scripts(self) -> dict[str, bytes]:
+        """The iPXE scripts that TFTP serves, by name."""
+        found = {LOCAL_SCRIPT: scripts.local()}
+        for name in self._choice.config.classes:
+            for mode in ("diskless", "provision"):
+                found[self._script(name, mode)] = scripts.san(self._root_path(name, mode))
+        return found
+
+    def _script(self, class_name: str, mode: str) -> str:
+        return f"{class_name}-tfm.ipxe" if mode == "provision" else f"{class_name}.ipxe"

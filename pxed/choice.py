@@ -1,0 +1,90 @@
+"""What each machine is to boot, and whether it may: configuration, orders and images together."""
+
+import contextlib
+from collections.abc import Mapping
+
+from pxed import images, orders
+from pxed.clients import Client, Clients, State
+from pxed.config import Class, Config
+from pxed.errors import PxedError, UsageError
+from pxed.mac import Mac
+from pxed.probe import DOCTOR
+
+
+def in_use(client: Client) -> bool:
+    """Whether this machine may be using its devices now, or come back to them."""
+    return client.in_boot or client.state in (State.RUNNING, State.LOST)
+
+
+class Choice:
+    """``config`` may be replaced at any time; ``images`` is what booting clients get, by class.
+
+    ``use`` comes first; ``clients`` are those that the database knows, as soon as it was read.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.clients = Clients()
+        self.images: dict[str, images.Image] = {}
+
+    def use(self, classes: Mapping[str, Class] | None = None) -> dict[str, images.Image]:
+        """Look up again what booting clients get; all or nothing. UsageError if one is missing."""
+        found = {
+            name: images.find(self.config.images_dir, each.image, name)
+            for name, each in (classes or self.config.classes).items()
+        }
+        self.images = found
+        return found
+
+    def admits(self, mac: Mac, client: Client | None) -> bool:
+        """Whether this machine may boot here; a simulated one of the doctor's always may."""
+        if mac == DOCTOR or client is None:
+            open_to_all = self.config.admission.admit == "all"
+            return mac == DOCTOR or open_to_all or mac in self.config.clients
+        if client.admission:
+            return client.admission == "approved"
+        known = any(each in self.config.clients for each in client.all_macs)
+        return known or self.config.admission.admit == "all"
+
+    def pinned(self, client: Client) -> images.Image | None:
+        """The image that this client runs, or else would boot now; None for no class here."""
+        if client.class_name not in self.config.classes:
+            return None
+        if client.image and in_use(client):
+            with contextlib.suppress(PxedError):
+                return images.find(self.config.images_dir, client.image, client.class_name)
+        return self.image_for(client)
+
+    def image_for(self, client: Client) -> images.Image:
+        return self.image_of(client.mac, client.class_name)
+
+    def image_of(self, mac: Mac, class_name: str) -> images.Image:
+        """The image that this machine of this class would boot now; the MAC may be unknown."""
+        client = self.clients.get(mac)
+        if client is not None and (spec := orders.parse(client.doing).image):
+            return images.find(self.config.images_dir, spec, class_name)
+        override = self.config.clients.get(client.mac if client is not None else mac)
+        if override is not None and override.image is not None:
+            return images.find(self.config.images_dir, override.image, class_name)
+        return self.images[class_name]
+
+    def uses(self, image: images.Image) -> str:
+        """Who needs this image, in one line; empty for nobody. Any thread may ask."""
+        for name, each in self.images.items():
+            if each.directory == image.directory:
+                return f"clients of class {name} boot it: pxed image use another version first"
+        for client in list(self.clients):
+            who = client.name or client.mac
+            if client.image == str(image) and (in_use(client) or client.state is State.SEEN):
+                return (
+                    f"{who} ({client.state.value}) runs it; "
+                    f"if it never comes back: pxed client forget {who}"
+                )
+            override = self.config.clients.get(client.mac)
+            specs = [override.image] if override and override.image else []
+            specs += [orders.parse(order).image for order in (client.order, client.once)]
+            for spec in specs:
+                with contextlib.suppress(UsageError):
+                    if spec and images.find(self.config.images_dir, spec, "") == image:
+                        return f"{who} is to boot it ({spec})"
+        return ""

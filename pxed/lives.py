@@ -1,0 +1,124 @@
+"""Events in, deeds out: log entries, saved rows, and the devices of a new boot.
+
+What protocols saw goes through the clients' state machine; nothing else acts on an event.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from pxed.choice import Choice
+from pxed.clients import Change, Client, State, What
+from pxed.eventlog import EventLog
+from pxed.events import Event, Kind
+from pxed.keeper import Keeper
+from pxed.mac import Mac
+from pxed.netboot import NetBoot
+from pxed.watch import Watch
+from pxed.why import Traces, explain, hint
+
+log = logging.getLogger("pxed")
+
+# Kinds that are logged always.
+_LOUD = frozenset(
+    ("boot", "stage", "state", "refused", "alarm", "mode", "rival", "rival-gone", "hint")
+)
+
+
+class Lives:
+    """``begin(client, since)`` prepares the devices of a client that has begun to boot.
+
+    ``netboot`` is set before the first event.
+    """
+
+    netboot: NetBoot
+
+    def __init__(
+        self, choice: Choice, events: EventLog, keeper: Keeper, watch: Watch,
+        begin: Callable[[Client, float], None],
+    ) -> None:  # fmt: skip
+        self._choice = choice
+        self._events = events
+        self._keeper = keeper
+        self._watch = watch
+        self._begin = begin
+        self.traces = Traces()
+        self.tftp_bytes = 0
+
+    def emit(self, event: Event) -> None:
+        """Take an event from any protocol: log it, feed it to the clients, act on the changes."""
+        if event.kind is Kind.TFTP_DONE:
+            self.tftp_bytes += int(str(event.detail.get("bytes", 0)))
+        if event.kind is not Kind.AOE_HEARD:
+            self._note(event.kind.value, event.mac, event.time, event.detail)
+        self.netboot.heard(event)
+        changes = self._choice.clients.feed(event)
+        if any(change.what is What.NEW_BOOT for change in changes) and event.mac is not None:
+            self.traces.begin(event.mac)
+        for change in changes:
+            self.act(change)
+        if event.mac is not None and (client := self._choice.clients.get(event.mac)) is not None:
+            (self._keeper.changed if changes else self._keeper.heard)(client)
+            self.traces.add(event)
+            self._look_into(client, event)
+
+    def _look_into(self, client: Client, event: Event) -> None:
+        """What this event says of a delay, or of a boot that ends before it has begun."""
+        if event.kind is Kind.DISCOVER and (why := hint(self.traces.of(client.mac))) is not None:
+            self.emit(Event(Kind.HINT, client.mac, event.time, {"text": str(why)}))
+        if client.state is State.SEEN and event.kind in (Kind.IGNORED, Kind.POOL_FULL):
+            self.explain(client, event.time)
+
+    def explain(self, client: Client, now: float) -> None:
+        """End a boot whose cause of failure is known."""
+        reason = explain(client, self.traces.of(client.mac), now, self.netboot.scene())
+        if reason is not None:
+            for change in self._choice.clients.fail(client, now, str(reason)):
+                self.act(change)
+
+    def act(self, change: Change) -> None:
+        """Do what a change of the state machine asks for."""
+        client = change.client
+        self._keeper.changed(client)
+        if change.what is What.NEW_BOOT:
+            override = self._choice.config.clients.get(client.mac)
+            client.name = (override.name if override else None) or client.name
+            if not self._choice.admits(client.mac, client):
+                why = ("it is blocked" if client.admission == "blocked"
+                       else f"it waits for approval: pxed client approve {client.mac}")  # fmt: skip
+                self._note("refused", client.mac, change.time, {"why": why})
+                return
+            self._note("boot", client.mac, change.time, {"number": client.boots,
+                                                         "order": client.doing})  # fmt: skip
+            for mac in client.all_macs:
+                self._watch.begin_boot(mac)
+            self._begin(client, change.time)
+        elif change.what is What.STAGE and change.step is not None:
+            after = round(change.step.time - client.boot_started, 3)
+            self._note(
+                "stage",
+                client.mac,
+                change.step.time,
+                {"stage": change.step.stage.label, "after": after, "detail": change.step.detail},
+            )
+        elif change.what is What.STATE:
+            detail = {"state": client.state.value, "why": client.why, "degraded": client.degraded}
+            self._note("state", client.mac, change.time, detail)
+            if client.state is State.RUNNING:
+                self.netboot.settled(client.mac)
+
+    def _note(self, kind: str, mac: Mac | None, at: float, detail: Any) -> None:
+        self._events.add({"time": at, "kind": kind, "mac": mac, **detail})
+        self._keeper.soon()
+        level = logging.INFO if kind in _LOUD else logging.DEBUG
+        if log.isEnabledFor(level):
+            words = " ".join(f"{key}={value}" for key, value in detail.items() if value != "")
+            log.log(level, "%s %s %s", mac or "-", kind, words)
+
+    def tick(self, now: float) -> None:
+        """What the time alone shows: why a boot came to its end, and who fell silent."""
+        for client in [client for client in self._choice.clients if client.in_boot]:
+            self.explain(client, now)
+        for change in self._choice.clients.tick(now):
+            self.act(change)
+        self._keeper.soon()

@@ -1,0 +1,165 @@
+"""Gives each machine its own devices and its view: midlayers made in threads, exports, restarts."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from pxed import images, orders
+from pxed.choice import Choice, in_use
+from pxed.clients import Client, State
+from pxed.errors import PxedError, UsageError
+from pxed.events import Event, Kind
+from pxed.exports import Exports
+from pxed.midlayers import Midlayers, NoRoom, Prepared
+from pxed.watch import Watch, erase_report
+
+log = logging.getLogger("pxed")
+
+THREADS = 4  # that clone midlayers: they wait for the disk, not for the processor
+REFRESH_SOON = 0.02
+QUIET = 1.0  # seconds of silence after which a machine that asks to boot is no longer running
+
+
+class Preparing:
+    """``emit`` and ``alarm`` hear how it went, ``keep`` is told of each client that changed."""
+
+    def __init__(
+        self, choice: Choice, midlayers: Midlayers, exports: Exports, watch: Watch, *,
+        emit: Callable[[Event], None], alarm: Callable[[str, str], None],
+        keep: Callable[[Client], None],
+    ) -> None:  # fmt: skip
+        self._choice = choice
+        self._midlayers = midlayers
+        self._exports = exports
+        self._watch = watch
+        self._emit = emit
+        self._alarm = alarm
+        self._keep = keep
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="midlayer")
+        self._refreshing: asyncio.TimerHandle | None = None
+
+    def close(self) -> None:
+        """Wait for what is being prepared; closing twice is fine."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+        self._threads.shutdown()
+
+    # A boot
+
+    async def prepare(self, client: Client, since: float) -> None:
+        """Midlayer and view of a client that has begun to boot (M9)."""
+        mac = client.mac
+        try:
+            each = self._choice.config.classes[client.class_name]
+            image = self._choice.image_for(client)
+            client.mode = orders.parse(client.doing).mode or each.mode
+            if client.mode == "local":
+                client.image = ""
+                return
+            if client.mode == "provision" and "tfm" not in image.devices:
+                raise UsageError(f"image {image} has no tfm device to provision from")
+            made = Prepared(False)
+            if client.mode == "diskless":
+                made = await self._make_private(client)
+            client.image = str(image)
+            self._show(client, image)
+            self.refresh_soon()
+            self._keep(client)
+        except (PxedError, KeyError) as error:
+            self._emit(Event(Kind.MIDLAYER_FAILED, mac, time.time(), {"why": str(error)}))
+            log.error("%s: cannot prepare its devices: %s", mac, error)
+            if isinstance(error, NoRoom):
+                self._alarm("no-room", str(error))
+            return
+        now = time.time()
+        detail = {"path": str(self._midlayers.path(mac)), "seconds": round(now - since, 6),
+                  "new": made.new, "checked": made.checked}  # fmt: skip
+        self._emit(Event(Kind.MIDLAYER_READY, mac, now, detail))
+
+    async def _make_private(self, client: Client) -> Prepared:
+        """The files behind a client's own devices; a file system that is damaged is not shown."""
+        mac, fresh = client.mac, client.fresh
+        override = self._choice.config.clients.get(mac)
+        size = override.size if override else None
+        # It may not be booting at all, whatever its DISCOVER says: then nobody else may write.
+        quiet = self._watch.silence(client.all_macs, time.monotonic_ns()) > QUIET
+
+        def work() -> Prepared:
+            check = self._choice.config.midlayer.check and quiet
+            if fresh or not self._exports.has_layer(mac):
+                self._exports.close_private(mac)
+            report = self._midlayers.report_path(mac)
+            try:
+                made = self._midlayers.prepare(mac, size, fresh=fresh, check=check)
+            finally:
+                erase_report(report)
+            self._exports.open_private(mac, self._midlayers.path(mac), report)
+            return made
+
+        try:
+            made = await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except NoRoom:
+            raise
+        except PxedError as error:
+            if not self._midlayers.exists(mac):
+                raise
+            self._exports.close_private(mac)
+            self._exports.open_private(mac, None, self._midlayers.report_path(mac))
+            self._alarm(mac, f"{mac}: its midlayer needs a person, it boots without: {error}")
+            return Prepared(False, "damaged")
+        client.fresh = False
+        return made
+
+    def _show(self, client: Client, image: images.Image, *, exists: bool = False) -> None:
+        mac = client.mac
+        if not self._exports.has_private(mac) and (exists or self._midlayers.exists(mac)):
+            self._exports.open_private(
+                mac, self._midlayers.path(mac), self._midlayers.report_path(mac)
+            )
+        self._exports.show(client.all_macs, client.class_name, image)
+
+    # Views
+
+    def restore_all(self) -> None:
+        """Clients known from before must not notice the restart: the same views at once."""
+        present, known = self._midlayers.present(), dict[str, images.Image]()
+        for client in self._choice.clients:
+            if client.mac in present or client.admission == "blocked":
+                self._restore(client, known)
+        self._watch.refresh()
+
+    def _restore(self, client: Client, known: dict[str, images.Image] | None = None) -> None:
+        """``known``: images that were looked up before, if its files are known to be there."""
+        if client.admission == "blocked" and not (client.image and in_use(client)):
+            self._exports.hide(client.all_macs)
+            return
+        if (
+            client.state in (State.SEEN, State.LOCAL)
+            or client.class_name not in self._choice.images
+        ):
+            return
+        try:
+            image = (known or {}).get(client.image) or self._choice.pinned(client)
+            if image is not None and (known is not None or self._midlayers.exists(client.mac)):
+                self._show(client, image, exists=known is not None)
+                if known is not None:
+                    known[str(image)] = image
+        except PxedError as error:
+            log.error("%s: its view cannot be restored: %s", client.mac, error)
+
+    def show_again(self, client: Client) -> None:
+        """Its addresses or its files were changed by a person: give it the view that is right."""
+        self._exports.drop(client.all_macs)
+        self._restore(client)
+        self.refresh_soon()
+
+    def refresh_soon(self) -> None:
+        """One look at the target's rows serves all clients whose views have just changed."""
+        if self._refreshing is None:
+            self._refreshing = asyncio.get_running_loop().call_later(REFRESH_SOON, self._refresh)
+
+    def _refresh(self) -> None:
+        self._refreshing = None
+        self._watch.refresh()
