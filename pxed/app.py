@@ -15,16 +15,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import click
 import uvloop
 
 from aoe_fast import AoeError, Server, Target
+from aoe_fast.rivals import check_rivals
 from pxed.bootplans import BootPlans
 from pxed.choice import Choice
 from pxed.clients import Client, Clients
 from pxed.config import Class, Config
 from pxed.control import Control
 from pxed.dhcp.policy import Policy
-from pxed.errors import HostError, PxedError
+from pxed.errors import HostError, PxedError, UsageError
 from pxed.eventlog import EventLog
 from pxed.events import Event, Kind
 from pxed.exports import Exports
@@ -119,8 +121,20 @@ class App:
         self._stack.push_async_callback(control.close)
 
     def _start_aoe(self) -> None:
-        config = self.config
-        self.target = Target(bufcnt=config.aoe.bufcnt)
+        config, aoe = self.config, self.config.aoe
+        loop = asyncio.get_running_loop()
+
+        def complain(text: str) -> None:  # called from a thread of the block server's
+            loop.call_soon_threadsafe(self.alarm, f"aoe {text}", text)
+
+        try:
+            self.target = Target(bufcnt=aoe.bufcnt, state=config.state_dir / "aoe.json")
+            self.aoe = Server(
+                self.target, [config.interface], workers=aoe.workers, spin_us=aoe.spin_us,
+                max_clients=aoe.max_clients, alarm=complain,
+            )  # fmt: skip
+        except AoeError as error:
+            raise UsageError(f"[aoe]: {error}") from error
         shelves = {name: each.shelf for name, each in config.classes.items()}
         self.exports = Exports(self.target, shelves, config.midlayer.durability)
         self._stack.callback(self.exports.close)
@@ -135,14 +149,23 @@ class App:
             self.choice, self.events, self.keeper, self.watch,
             lambda client, since: self._spawn(self.preparing.prepare(client, since)),
         )  # fmt: skip
-        self.aoe = Server(
-            self.target, [config.interface], workers=config.aoe.workers, spin_us=config.aoe.spin_us
-        )
+        if not aoe.force:
+            self._refuse_rivals()
         try:
             self.aoe.start()
         except AoeError as error:
             raise HostError(str(error)) from error
         self._stack.callback(self.aoe.stop)
+
+    def _refuse_rivals(self) -> None:
+        """UsageError if another target has one of our addresses: clients would mix the two."""
+        try:
+            check_rivals(self.config.interface, self.target.view_of(None))
+        except click.UsageError as error:
+            raise UsageError(
+                f"{error.message.partition(': ')[0]}: stop that server, or give our class another"
+                " shelf ([class.x86] shelf); [aoe] force = true starts all the same"
+            ) from None
 
     async def _start_boot_protocols(self) -> None:
         plans = BootPlans(self.choice, lambda: self.netboot.base, lambda: self.netboot.mode)
@@ -254,18 +277,13 @@ class App:
             await asyncio.sleep(POLL_BUSY if self.clients.booting else POLL_IDLE)
 
     async def _tick(self) -> None:
-        drops, checkpoint = 0, 0.0
+        checkpoint = 0.0
         while True:
             await asyncio.sleep(TICK)
             self.lives.tick(time.time())
             if time.monotonic() > checkpoint:
                 checkpoint = time.monotonic() + CHECKPOINT
                 await self._look_at_disk()
-            now_dropped = int(self.aoe.counters["drops"].sum())
-            if now_dropped > drops:
-                text = f"{now_dropped - drops} AoE frames were dropped: the ring was full"
-                self.alarm("drops", text)
-                drops = now_dropped
 
     async def _look_at_disk(self) -> None:
         """What would hold up the loop: bring the database up to date, see what room there is."""

@@ -168,6 +168,8 @@ class Aoe:
     workers: int = _key(_number(1, 64), 1)
     bufcnt: int = _key(_number(2, 1024), 64)
     spin_us: int = _key(_number(0, 10_000), 50)
+    max_clients: int = _key(_number(1, 65_536), 256)
+    force: bool = _key(_switch, False)
 
 
 @dataclass(frozen=True, slots=True)

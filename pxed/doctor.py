@@ -17,6 +17,8 @@ from pathlib import Path
 
 import click
 
+from aoe_fast import AoeError
+from aoe_fast.server import ring_sizes
 from pxed import images
 from pxed.ask import ControlClient, NoServer
 from pxed.cli_base import (
@@ -35,7 +37,6 @@ from pxed.table import amount
 OK, WARN, BROKEN = "ok", "warn", "BROKEN"
 _FDS_PER_CLIENT = 2
 _EXPECTED_CLIENTS = 200
-_RING_FRAMES = 8192  # of aoe_fast.Server
 _MAPS = Path("/proc/sys/vm/max_map_count")
 _FIRST_SANE_YEAR = 2025
 _BOOT_FILES = {"undionly.kpxe": "BIOS PCs", "snponly.efi": "UEFI PCs"}
@@ -211,13 +212,15 @@ def check_limits(config: Config) -> Iterator[Finding]:
         maps = 65530
     if maps // _FDS_PER_CLIENT < _EXPECTED_CLIENTS * 2:
         yield Finding("mappings", WARN, f"{maps}", f"sysctl vm.max_map_count={65530}")
-    flight = config.aoe.bufcnt
-    storm = _RING_FRAMES * config.aoe.workers // flight
-    text = (
-        f"{_RING_FRAMES} frames x {config.aoe.workers}: {storm} clients may send {flight} at once"
-    )
-    if storm < 100:
-        yield Finding("ring", WARN, text, "lower [aoe] bufcnt, or raise [aoe] workers")
+    aoe = config.aoe
+    try:
+        ring_sizes(aoe.max_clients, aoe.bufcnt, aoe.workers)
+    except AoeError as error:
+        yield Finding("ring", BROKEN, str(error), "lower [aoe] bufcnt or max_clients")
+        return
+    text = f"{aoe.max_clients} clients may send {aoe.bufcnt} requests at once"
+    if aoe.max_clients < _EXPECTED_CLIENTS // 2:
+        yield Finding("ring", WARN, text, "raise [aoe] max_clients to the number of your machines")
     else:
         yield Finding("ring", OK, text)
 

@@ -134,7 +134,7 @@ def test_the_whole_server_shows_them_and_its_own_target_is_none(
     requires("vblade")
     dnsmasq(serve.cable, tmp_path, "--no-ping", "--dhcp-boot=pxelinux.0")
     vblade(serve.cable, tmp_path, 16, 0)
-    with running(serve, GOOD) as control:
+    with running(serve, GOOD + "[aoe]\nforce = true") as control:
         eventually(lambda: len(found(control)) == 3)
         conflicts = found(control)
         kinds = [e["kind"] for e in control.follow("/v1/events")]

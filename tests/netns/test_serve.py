@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from aoe_fast.initiator import AtaError, Initiator, NoAnswer
+from pxed.control import ControlClient
 from pxed.mac import mac_bytes
 from tests.conftest import requires
 from tests.netns.conftest import GOOD, Serve
@@ -141,3 +142,16 @@ def test_every_client_sees_the_shared_devices_read_only(serve: Serve) -> None:
         with pytest.raises(AtaError):
             one.write(16, 0, 0, b"x" * 512)
         assert one.read(16, 0, 0, 1) == b"boot" * 128
+
+
+def test_what_the_block_server_complains_of_is_an_event(serve: Serve) -> None:
+    serve.start()
+    control = ControlClient(serve.state / "control.sock")
+    serve.cable.cli.ip("link del eth0")  # the other end goes with it
+    until = time.monotonic() + 10
+    said: list[str] = []
+    while not any("eth0 is gone: waiting for it" in text for text in said):
+        assert time.monotonic() < until, said
+        time.sleep(0.1)
+        said = [e["text"] for e in control.follow("/v1/events") if e["kind"] == "alarm"]
+    control.get("/v1/status")

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.conftest import WITHOUT_PRIVILEGE
+from tests.conftest import WITHOUT_PRIVILEGE, requires
 from tests.netns.conftest import GOOD, Serve
 
 pytestmark = pytest.mark.netns
@@ -52,6 +52,20 @@ def test_a_missing_image(serve: Serve) -> None:
 def test_no_image_at_all(serve: Serve) -> None:
     shutil.rmtree(serve.state / "images")
     serve.refuses(GOOD, 2, "there is none", "pxed image build minimal")
+
+
+def test_another_target_at_our_address(serve: Serve) -> None:
+    requires("vblade")
+    disk = serve.state.parent / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    serve.cable.cli.popen(["vblade", "16", "1", "eth0", str(disk)])
+    time.sleep(0.3)
+    serve.refuses(GOOD, 2, "16.1 is served on eth0 by", "shelf", "force")
+
+
+def test_more_clients_than_any_ring_holds(serve: Serve) -> None:
+    text = GOOD + "[aoe]\nbufcnt = 1024\nmax_clients = 65536"
+    serve.refuses(text, 2, "[aoe]", "65536 clients", "lower bufcnt")
 
 
 def test_a_broken_configuration(serve: Serve) -> None:
