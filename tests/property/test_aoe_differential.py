@@ -1,6 +1,6 @@
 """The core and the plain Python reference give the same replies and leave the same images.
 
-PXED_DIFF_FRAMES sets how many frames (default 50000), PXED_DIFF_SEED which ones. A failure prints
+PXED_DIFF_FRAMES sets how many frames (default a million, some 10 s), PXED_DIFF_SEED which ones. A failure prints
 the seed and the frame; the state before it is rebuilt by running the same seed again.
 """
 
@@ -19,7 +19,7 @@ pytest.importorskip("aoe_fast.target", reason="the extension is not built: run s
 from aoe_fast import Export, Target
 from tests.reference.aoe_reference import ReferenceExport, ReferenceTarget
 
-FRAMES = int(os.environ.get("PXED_DIFF_FRAMES", "50000"))
+FRAMES = int(os.environ.get("PXED_DIFF_FRAMES", "1000000"))
 SEED = int(os.environ.get("PXED_DIFF_SEED", "1"))
 WORLD_FRAMES = 2500
 """Then everything starts afresh: masks and reservations may have shut everyone out by then."""
