@@ -87,6 +87,8 @@ _SO_SNDBUFFORCE = 32
 _SIOCGIFHWADDR = 0x8927
 _SIOCGIFMTU = 0x8921
 _LL_OFF = 0xFFE00000  # SKF_LL_OFF: from here offsets count from the MAC header
+_PACKET_TYPE = 0xFFFFF004  # SKF_AD_OFF + SKF_AD_PKTTYPE
+_OTHERHOST = 3
 
 # Classic BPF.
 _LDH, _LDB, _LDW, _LEN = 0x28, 0x30, 0x20, 0x80
@@ -256,10 +258,16 @@ def _attach(sock, *instructions):
 
 
 def _filter(kind):
-    """AoE requests (no R flag) of one kind. Offsets from the Ethernet header."""
+    """AoE requests (no R flag) of one kind. Offsets from the Ethernet header.
+
+    A frame of a VLAN that has no interface here comes up on the card itself, without its tag but
+    as another host's: the answer would go to another network. VLAN 0 is none, only a priority.
+    """
     requests, payloads = (1, 0) if kind == REQUESTS else (0, 1)
     keep = 0x40000
     return (
+        (_LDB, 0, 0, _PACKET_TYPE),
+        (_JEQ, 13, 0, _OTHERHOST),
         (_LDH, 0, 0, 12),
         (_JEQ, 0, 11, ETHERTYPE_AOE),
         (_LDB, 0, 0, 14),

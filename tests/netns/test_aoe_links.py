@@ -171,6 +171,22 @@ def test_card_and_vlan_side_by_side(cable: Cable, disk: Path) -> None:
         assert server.counters["frames"][0] == server.counters["frames"][1] == 1
 
 
+@pytest.mark.parametrize(
+    ("tag", "answered"), [(7, False), (0xE007, False), (0, True), (0xE000, True)]
+)
+def test_another_vlans_request_is_not_answered(
+    cable: Cable, disk: Path, tag: int, answered: bool
+) -> None:
+    """Without an interface for its VLAN it reaches the card; VLAN 0 is only a priority."""
+    with serving(cable, target_of(disk, writable=True)):
+        peer = Peer(cable)
+        for request in (peer.read(0), peer.write(0, b"!" * 512)):
+            peer.send(request[:12] + b"\x81\0" + tag.to_bytes(2, "big") + request[12:])
+            assert (peer.receive(3 if answered else 0.1) is not None) == answered
+        assert peer.ask(peer.read(0)).status == 0x40
+    assert (disk.read_bytes()[:512] == b"!" * 512) == answered
+
+
 def test_a_server_may_start_only_when_its_interfaces_are_there(cable: Cable, disk: Path) -> None:
     with (
         pytest.raises(Exception, match="no interface 'eth9'"),

@@ -1,7 +1,7 @@
 """The core and the plain Python reference give the same replies and leave the same images.
 
-PXED_DIFF_FRAMES sets how many frames (default a million, some 10 s), PXED_DIFF_SEED which ones. A failure prints
-the seed and the frame; the state before it is rebuilt by running the same seed again.
+PXED_DIFF_FRAMES sets how many frames (default a million, some 10 s), PXED_DIFF_SEED which ones. A
+failure prints the seed and the frame; the state before it is rebuilt by running the seed again.
 """
 
 import os
