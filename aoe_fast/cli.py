@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import logging
 import os
 import select
 import signal
@@ -16,6 +17,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import click
 
 from aoe_fast import AoeError, Server, Target
+from aoe_fast.buffers import start_helper
 from aoe_fast.control import Control
 from aoe_fast.exports import (
     OPTIONS,
@@ -26,6 +28,8 @@ from aoe_fast.exports import (
 )
 from aoe_fast.frames import SECTOR, AtaError, Identity, InitiatorError
 from aoe_fast.initiator import Initiator
+from aoe_fast.notify import Notifier, log_to_stderr, to_journal
+from aoe_fast.privileges import Capability, find_user, reduce
 from aoe_fast.remote import export, stat
 from aoe_fast.service import Service
 
@@ -88,6 +92,7 @@ interface_option = click.option(
 @click.option("--state", metavar="PATH", help="Keep config strings, masks, reservations here.")
 @click.option("--clients", type=int, metavar="N", help="Size the receive rings for so many.")
 @click.option("--shared", is_flag=True, help="Other servers may have the same read-only images.")
+@click.option("--user", metavar="NAME", help="Become this user once everything is open.")
 def serve(
     interfaces: tuple[str, ...],
     exports: tuple[str, ...],
@@ -100,8 +105,12 @@ def serve(
     state: str | None,
     clients: int | None,
     shared: bool,
+    user: str | None,
 ) -> None:
-    """Serve images until SIGTERM or Ctrl-C."""
+    """Serve images until SIGTERM or Ctrl-C.
+
+    Of root's rights only CAP_NET_RAW is kept; the images and the control socket are opened before.
+    """
     specs = [parse_export(text) for text in exports]
     names = tuple(dict.fromkeys(check_interface(name) for name in interfaces))
     try:
@@ -114,21 +123,41 @@ def serve(
     except AoeError as error:
         raise click.UsageError(str(error)) from None
     service = Service(target, names, shared=shared)
+    notifier = Notifier()
+    if to_journal(sys.stderr):
+        log_to_stderr(logging.WARNING)
     with contextlib.ExitStack() as stack:
         wake = stack.enter_context(_signals())
         stack.callback(service.close)
         service.add(specs)
-        stack.enter_context(server)
         listener = _control(server, service, control, names[0])
         if listener is not None:
             stack.callback(listener.close)
-        click.echo(f"aoe-fast: ready on {', '.join(names)}: {service.says()}")
+        _give_up(user)  # the first thread comes after this
+        stack.enter_context(server)
+        text = f"ready on {', '.join(names)}: {service.says()}"
+        click.echo(f"aoe-fast: {text}")
         sys.stdout.flush()
-        _watch(listener, wake)
+        notifier.ready(text)
+        _watch(listener, wake, notifier, server)
+        notifier.stopping("answering what has arrived, syncing what was written")
+        click.echo("aoe-fast: stopping: answering what has arrived, syncing what was written")
+    click.echo(f"aoe-fast: stopped: {server.counters['replies'].sum()} answers sent, all synced")
+
+
+def _give_up(name: str | None) -> None:
+    """Keep only what serving needs, for ever; as user ``name`` if there is one."""
+    try:
+        user = find_user(name) if name else None
+        start_helper(user)
+        reduce({Capability.NET_RAW}, user)
+    except AoeError as error:
+        raise click.UsageError(f"--user {name}: {error}") from None
 
 
 def _alarm(text: str) -> None:
-    click.echo(f"aoe-fast: {text}", err=True)
+    if not to_journal(sys.stderr):  # there it is logged already
+        click.echo(f"aoe-fast: {text}", err=True)
 
 
 @contextlib.contextmanager
@@ -163,14 +192,17 @@ def _control(server: Server, service: Service, path: str | None, interface: str)
         return None
 
 
-def _watch(listener: Control | None, wake: int) -> None:
-    """Until a signal: answer the control socket."""
+def _watch(listener: Control | None, wake: int, notifier: Notifier, server: Server) -> None:
+    """Until a signal: answer the control socket, and the service manager's watchdog."""
+    patience = int(notifier.watchdog * 1000) or None
     poll = select.poll()
     poll.register(wake, select.POLLIN)
     if listener is not None:
         poll.register(listener, select.POLLIN)
     while True:
-        ready = [fd for fd, _ in poll.poll()]
+        if server.running:
+            notifier.alive()
+        ready = [fd for fd, _ in poll.poll(patience)]
         if wake in ready:
             return
         if listener is not None and ready:

@@ -7,7 +7,6 @@ second kind of ring and spreads clients by source MAC, which keeps one client's 
 Each socket's own filter makes sure of the kind even if the group's order were ever different.
 """
 
-import contextlib
 import ctypes
 import errno as codes
 import os
@@ -24,6 +23,7 @@ from .wire cimport (
     ATA_UNC, ATA_WRITE, ATA_WRITE_EXT, CLASS_ATA, ETHERTYPE_AOE, FLAG_RESPONSE, SECTOR,
 )
 
+from .buffers import widen
 from .wire import AoeError
 
 
@@ -83,7 +83,6 @@ _TPACKET_V2 = 1
 _FANOUT_CBPF = 6
 _FANOUT_UNIQUE = 0x2000
 _SO_ATTACH_FILTER = 26
-_SO_SNDBUFFORCE = 32
 _SIOCGIFHWADDR = 0x8927
 _SIOCGIFMTU = 0x8921
 _LL_OFF = 0xFFE00000  # SKF_LL_OFF: from here offsets count from the MAC header
@@ -352,8 +351,7 @@ cdef class Ring:
             self._option(_PACKET_VERSION, _TPACKET_V2)
             self._option(_PACKET_IGNORE_OUTGOING, 1)
             self._option(_PACKET_QDISC_BYPASS, 1)
-            with contextlib.suppress(OSError):
-                self.socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 8 << 20)
+            widen(self.socket, socket.SO_SNDBUF, 8 << 20)
             self.socket.setsockopt(_SOL_PACKET, _PACKET_RX_RING, struct.pack(
                 "=IIII", block, blocks, frame_bytes, blocks * block // frame_bytes
             ))

@@ -19,7 +19,9 @@ import click
 import uvloop
 
 from aoe_fast import AoeError, Server, Target
+from aoe_fast.notify import Notifier
 from aoe_fast.rivals import check_rivals
+from pxed import privileges
 from pxed.bootplans import BootPlans
 from pxed.choice import Choice
 from pxed.clients import Client, Clients
@@ -74,6 +76,7 @@ class App:
         self._stack = contextlib.AsyncExitStack()
         self._tasks: set[asyncio.Task[None]] = set()
         self._alarms: dict[str, float] = {}
+        self.notifier = Notifier()
 
     # Start and stop
 
@@ -89,7 +92,7 @@ class App:
         raise_file_limit()
         self.link: Link = look_up(config.interface)
         check(config, self.choice.use())
-        if os.geteuid() != 0:
+        if not privileges.ready():
             raise HostError("serving a network needs root: run it with sudo")
         self._stack.callback(os.close, claim(config.state_dir))
         self.library = Library(config.images_dir)
@@ -115,6 +118,8 @@ class App:
         self._stack.callback(self._helpers.shutdown)
         self._spawn(self._poll_aoe())
         self._spawn(self._tick())
+        if self.notifier.watchdog:
+            self._spawn(self._be_watched())
         # Last: who is answered can rely on the rest.
         control = Control(Status(self), config.control_socket, routes(self), config.control.group)
         await control.start()
@@ -182,11 +187,14 @@ class App:
 
     def hang_up(self) -> None:
         """SIGHUP: take over the configuration as it is now, or say why not."""
+        self.notifier.reloading()
         try:
             found = reload_configuration(self)
         except PxedError as error:
             log.error("the configuration was not reloaded: %s", error)
             return
+        finally:
+            self.notifier.ready(self.says())
         log.info("the configuration was reloaded: %s",
                  "; ".join(str(each) for each in found) or "nothing was changed")  # fmt: skip
 
@@ -233,6 +241,10 @@ class App:
     def policy(self) -> Policy:
         """The DHCP server's decisions."""
         return self.netboot.policy
+
+    def says(self) -> str:
+        """One line for the service manager."""
+        return f"serving {self.config.interface} ({self.link.address()})"
 
     async def stop(self) -> None:
         """Stop every service in reverse order, sync and save; stopping twice is fine."""
@@ -285,6 +297,13 @@ class App:
                 checkpoint = time.monotonic() + CHECKPOINT
                 await self._look_at_disk()
 
+    async def _be_watched(self) -> None:
+        """Tell the service manager that the loop turns and that every worker is there."""
+        while True:
+            if self.aoe.running:
+                self.notifier.alive()
+            await asyncio.sleep(self.notifier.watchdog)
+
     async def _look_at_disk(self) -> None:
         """What would hold up the loop: bring the database up to date, see what room there is."""
         try:
@@ -329,9 +348,24 @@ async def _serve(config: Config, reread: Callable[[], Config] | None) -> None:
     # What is known now stays: no collection need look at it again and hold up the loop.
     gc.collect()
     gc.freeze()
-    log.info("serving %s (%s)", config.interface, app.link.address())
+    log.info("%s %s", app.says(), privileges.describe())
+    app.notifier.ready(app.says())
     try:
         await stopping.wait()
-        log.info("stopping")
     finally:
-        await app.stop()
+        await _stop(app)
+
+
+async def _stop(app: App) -> None:
+    """Stop in order, and say how it went."""
+    began = time.monotonic()
+    text = "stopping: answering what has arrived, syncing what was written"
+    log.info("%s", text)
+    app.notifier.stopping(text)
+    aoe, exports = app.aoe, app.exports
+    await app.stop()
+    log.info(
+        "stopped after %.2f s: %d AoE frames heard, %d answers sent, %d writable devices synced",
+        time.monotonic() - began, aoe.counters["frames"].sum(), aoe.counters["replies"].sum(),
+        exports.synced,
+    )  # fmt: skip

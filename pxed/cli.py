@@ -2,14 +2,13 @@
 
 import json
 import logging
-import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
-from pxed import __version__, cli_client, cli_image, cli_midlayer, doctor
+from pxed import __version__, cli_client, cli_image, cli_midlayer, doctor, images
 from pxed import config as configuration
 from pxed.cli_base import (
     config_option,
@@ -41,7 +40,9 @@ def serve(
     config_path: Path | None, interface: str | None, state_dir: Path | None, verbose: bool
 ) -> None:
     """Serve one Ethernet segment until SIGTERM or Ctrl-C."""
-    from pxed import app  # the compiled data path and uvloop: only where they are used
+    # The compiled data path and uvloop: only where they are used.
+    from aoe_fast.notify import log_to_stderr
+    from pxed import app, privileges
 
     if state_dir is not None and not state_dir.is_absolute():
         raise UsageError(f"--state-dir {state_dir}: must be an absolute path")
@@ -51,12 +52,9 @@ def serve(
         return configuration.with_state_dir(read_now, state_dir) if state_dir else read_now
 
     config = read()
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    log_to_stderr(logging.DEBUG if verbose else logging.INFO)
     logging.getLogger("pyroute2").setLevel(logging.WARNING)  # it would log whole netlink messages
+    privileges.settle(config, images.served_in_place(config.images_dir))
     app.run(config, read)
 
 

@@ -1,6 +1,7 @@
 """``pxed image``: through the running server, or without one directly in the state directory."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -27,7 +28,17 @@ def image() -> None:
 
 def _library(state_dir: Path | None, config_path: Path | None) -> Library:
     state = state_directory(state_dir, config_path)
-    return Library(configuration.Config(interface="", state_dir=state).images_dir)
+    library = Library(configuration.Config(interface="", state_dir=state).images_dir)
+    # The server may have a user of its own, and this be root: what is made here is the server's.
+    click.get_current_context().call_on_close(lambda: _hand_over(library.directory))
+    return library
+
+
+def _hand_over(directory: Path) -> None:
+    if os.geteuid() == 0 and directory.is_dir():
+        from aoe_fast.privileges import give_like  # compiled: only where it is needed
+
+        give_like(directory, directory.parent)
 
 
 @image.command("list")

@@ -218,6 +218,14 @@ class Events:
 
 
 @dataclass(frozen=True, slots=True)
+class Security:
+    """[security]: whom the server becomes, and how strictly machines are told apart."""
+
+    user: str | None = _key(_text, None)
+    bind_boot: bool = _key(_switch, False)
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The whole configuration, checked."""
 
@@ -231,6 +239,7 @@ class Config:
     admission: Admission = field(default_factory=Admission)
     control: ControlSocket = field(default_factory=ControlSocket)
     events: Events = field(default_factory=Events)
+    security: Security = field(default_factory=Security)
     classes: Mapping[str, Class] = field(default_factory=lambda: {"x86": Class()})
     clients: Mapping[Mac, Client] = field(default_factory=dict)
 
@@ -256,7 +265,7 @@ def with_state_dir(config: Config, state_dir: Path) -> Config:
 _TOP = {"interface": _text, "state_dir": _path}
 _TABLES: dict[str, type] = {"dhcp": Dhcp, "tftp": Tftp, "aoe": Aoe, "midlayer": Midlayer,
                            "http": Http, "clients": Admission, "control": ControlSocket,
-                           "events": Events}  # fmt: skip
+                           "events": Events, "security": Security}  # fmt: skip
 _FIELDS = {"clients": "admission"}  # where a table's name is not its field's
 
 

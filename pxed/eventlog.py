@@ -1,8 +1,9 @@
 """The event log: the latest entries in memory for any number of followers, more in the store."""
 
 import asyncio
+import json
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -10,6 +11,17 @@ Entry = dict[str, Any]
 
 Archive = Callable[[float, int], Iterable[Entry]]
 """Entries from a time on, with ids below a number, oldest first."""
+
+
+def line_of(fields: Mapping[str, Any]) -> str:
+    """``fields`` as key=value words on one line; what has blanks or quotes in it is a JSON text."""
+    words = []
+    for key, value in fields.items():
+        text = "" if value is None else str(value)
+        if text:
+            plain = text.isprintable() and not set(text) & {" ", '"', "="}
+            words.append(f"{key}={text if plain else json.dumps(text)}")
+    return " ".join(words)
 
 
 class EventLog:

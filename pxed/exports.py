@@ -3,6 +3,7 @@
 Unknown machines get the default view: the images' read-only devices, and nothing private.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from aoe_fast import AoeError, Export, Target
 from pxed.errors import HostError
 from pxed.images import CONFIG_SLOT, REPORT_SLOT, SLOTS, Image
 from pxed.mac import Mac, mac_bytes
+
+log = logging.getLogger("pxed")
 
 Bindings = dict[tuple[int, int], Export]
 
@@ -26,6 +29,7 @@ class Exports:
         self.durability = durability  # of the midlayers that are opened from now on
         self._of_image: dict[Path, dict[int, Export]] = {}
         self._private: dict[Mac, tuple[Export | None, Export]] = {}
+        self.synced = 0  # writable devices that ``close`` synced
 
     def show_to_all(self, images: Mapping[str, Image]) -> None:
         """The default view: the devices of each class's image at that class's shelf."""
@@ -98,15 +102,23 @@ class Exports:
         for raw in {raw for raw, _, _ in self._target.rows() if raw is not None}:
             self._target.drop_view(raw)
         self._target.set_view(None, {})
-        for pair in self._private.values():
+        for mac, pair in self._private.items():
             for export in pair:
                 if export is not None:
-                    export.close()
+                    self._close(mac, export)
         self._private.clear()
         for devices in self._of_image.values():
             for export in devices.values():
                 export.close()
         self._of_image.clear()
+
+    def _close(self, mac: Mac, export: Export) -> None:
+        """One disk that refuses must not keep the others from being synced."""
+        try:
+            export.close()
+            self.synced += 1
+        except AoeError as error:
+            log.error("%s: %s", mac, error)
 
     def _image_bindings(self, shelf: int, image: Image) -> Bindings:
         devices = self._of_image.get(image.directory)

@@ -47,13 +47,14 @@ def look(path: Path) -> Super:
     return Super(blocks << (10 + shift), clean, errors)
 
 
-def make(path: str, label: str) -> None:
-    """Make a file system in the sparse file ``path``, as large as it is."""
+def make(fd: int, label: str) -> None:
+    """Make a file system in the sparse file that is open as ``fd``, as large as it is."""
     # Inode tables of a sparse file are zero already: mke2fs then marks them as done, and no client
     # spends its first minute writing zeros over the wire.
     _run(
         "mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-L", label,
-        "-E", "lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0", path,
+        "-E", "lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0", f"/proc/self/fd/{fd}",
+        keep=fd,
     )  # fmt: skip
 
 
@@ -78,11 +79,13 @@ def resize(path: Path, size: int) -> None:
         file.truncate(size)
 
 
-def _run(*command: str, good: int = 0) -> int:
+def _run(*command: str, good: int = 0, keep: int | None = None) -> int:
+    """``keep``: a descriptor that the program inherits (our own /proc is closed to it)."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
-        )
+            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
+            pass_fds=() if keep is None else (keep,),
+        )  # fmt: skip
     except FileNotFoundError:
         raise HostError(f"{command[0]}: not found: is e2fsprogs installed?") from None
     except OSError as error:

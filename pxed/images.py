@@ -4,6 +4,7 @@ On disk ``images/NAME/VERSION/manifest.json`` beside the files that it names, an
 ``images/NAME/channels.json`` the channels: names that point to versions (docs/architecture.md).
 """
 
+import contextlib
 import json
 import re
 import stat
@@ -91,6 +92,18 @@ def load(directory: Path) -> Image:
         kernel_of(manifest, data), tree_of(manifest, data),
         released, _sums(manifest, data.get("files", {})),
     )  # fmt: skip
+
+
+def served_in_place(directory: Path) -> frozenset[Path]:
+    """The block devices that images below ``directory`` name; broken images name none."""
+    found: set[Path] = set()
+    for name in names(directory):
+        for version in versions(directory, name):
+            with contextlib.suppress(UsageError):
+                image = load(directory / name / version)
+                devices = image.devices.values()
+                found |= {path for path in devices if not path.is_relative_to(directory)}
+    return frozenset(found)
 
 
 def _sums(manifest: Path, named: Any) -> dict[str, Sum]:

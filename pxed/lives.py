@@ -9,7 +9,7 @@ from typing import Any
 
 from pxed.choice import Choice
 from pxed.clients import Change, Client, State, What
-from pxed.eventlog import EventLog
+from pxed.eventlog import EventLog, line_of
 from pxed.events import Event, Kind
 from pxed.keeper import Keeper
 from pxed.mac import Mac
@@ -23,6 +23,8 @@ log = logging.getLogger("pxed")
 _LOUD = frozenset(
     ("boot", "stage", "state", "refused", "alarm", "mode", "rival", "rival-gone", "hint")
 )
+_BAD = frozenset(("alarm", "rival", "refused"))
+_WARN = logging.WARNING
 
 
 class Lives:
@@ -110,10 +112,9 @@ class Lives:
     def _note(self, kind: str, mac: Mac | None, at: float, detail: Any) -> None:
         self._events.add({"time": at, "kind": kind, "mac": mac, **detail})
         self._keeper.soon()
-        level = logging.INFO if kind in _LOUD else logging.DEBUG
+        level = _WARN if kind in _BAD else logging.INFO if kind in _LOUD else logging.DEBUG
         if log.isEnabledFor(level):
-            words = " ".join(f"{key}={value}" for key, value in detail.items() if value != "")
-            log.log(level, "%s %s %s", mac or "-", kind, words)
+            log.log(level, "%s", line_of({"mac": mac or "-", "event": kind, **detail}))
 
     def tick(self, now: float) -> None:
         """What the time alone shows: why a boot came to its end, and who fell silent."""

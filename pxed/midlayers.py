@@ -269,7 +269,7 @@ class Midlayers:
 
                 def make(fd: int) -> None:
                     os.ftruncate(fd, size)
-                    ext4.make(f"/proc/{os.getpid()}/fd/{fd}", "config")
+                    ext4.make(fd, "config")
 
                 self._appear(template, make)
         return template

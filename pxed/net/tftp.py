@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
+from aoe_fast.buffers import widen
 from pxed.errors import HostError
 from pxed.events import Event, Kind
 from pxed.mac import Mac
@@ -27,7 +28,6 @@ PORT = 69
 _BATCH = 64
 _SEND_BUFFER = 1 << 20
 _IP_PKTINFO = 8  # <bits/in.h>; not in Python 3.11's socket
-_SO_SNDBUFFORCE = 32
 _UDP_SEGMENT = 103  # <linux/udp.h>
 _MAX_SEGMENTS = 64
 _MAX_DATAGRAM = 65507
@@ -180,10 +180,7 @@ class TftpServer:
         """The transfer's TID: a port of its own at the address that the client asked."""
         udp = bind_udp(self._link, 0, "", local)
         try:
-            try:
-                udp.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
-            except PermissionError:
-                udp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+            widen(udp, socket.SO_SNDBUF, _SEND_BUFFER)
             udp.connect(client)
         except OSError:
             udp.close()

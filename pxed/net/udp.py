@@ -1,15 +1,14 @@
 """UDP sockets that are bound to one interface, with errors that say what to do."""
 
-import contextlib
 import errno
 import socket
 
+from aoe_fast.buffers import widen
 from pxed.errors import HostError
 from pxed.net.link import Link
 
 # A room that is switched on at once must fit: the usual 208 KiB hold 166 DISCOVERs.
 _RECEIVE_BUFFER = 4 << 20
-_SO_RCVBUFFORCE = 33  # <asm-generic/socket.h>
 
 
 def bind_udp(link: Link, port: int, in_use: str, ip: str = "") -> socket.socket:
@@ -21,9 +20,7 @@ def bind_udp(link: Link, port: int, in_use: str, ip: str = "") -> socket.socket:
     try:
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, link.name.encode())
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-        with contextlib.suppress(PermissionError):  # beyond the system's usual limit: root only
-            udp.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        widen(udp, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         udp.bind((ip, port))
     except OSError as error:
         udp.close()

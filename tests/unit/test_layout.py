@@ -15,6 +15,7 @@ LAYERS = [
     ["cli_base"],
     ["lab"],
     ["app"],
+    ["privileges"],
     ["manage"],
     ["status"],
     ["lives"],

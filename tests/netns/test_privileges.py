@@ -1,0 +1,224 @@
+"""What the running servers may still do: two capabilities, no way back, and no root."""
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aoe_fast.initiator import Initiator
+from pxed import ext4
+from tests.aoe_peer import eventually
+from tests.conftest import WITHOUT_PRIVILEGE, Cable
+from tests.netns.conftest import GOOD, Serve
+
+pytestmark = pytest.mark.netns
+
+RAW, BIND, ADMIN, OVERRIDE = 1 << 13, 1 << 10, 1 << 12, 1 << 1
+USER = "nobody"
+AS_USER = GOOD + f'[security]\nuser = "{USER}"\n'
+SEAT = "02:00:00:00:00:11"
+
+
+def status(pid: int) -> list[dict[str, str]]:
+    """/proc/PID/status of every thread."""
+    return [
+        dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines()
+             if ":\t" in line)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+    ]  # fmt: skip
+
+
+def capabilities(pid: int) -> set[tuple[int, int, int]]:
+    """Effective, permitted and bounding sets, of all threads."""
+    return {
+        (int(each["CapEff"], 16), int(each["CapPrm"], 16), int(each["CapBnd"], 16))
+        for each in status(pid)
+    }
+
+
+@pytest.fixture
+def open_state(state: Path) -> Iterator[Path]:
+    """The state directory at a place that every user can reach."""
+    where = Path(tempfile.mkdtemp(prefix="pxed-state-"))
+    try:
+        where.chmod(0o755)
+        shutil.move(state, where / "state")
+        for path in (Path(sys.prefix), Path(__file__).parents[2]):
+            done = subprocess.run(["setpriv", "--reuid", USER, "--clear-groups", "--", "ls",
+                                   str(path)], capture_output=True, check=False)  # fmt: skip
+            if done.returncode:
+                pytest.skip(f"{path} cannot be read by user {USER}: use another checkout")
+        yield where / "state"
+    finally:
+        shutil.rmtree(where)
+
+
+@pytest.fixture
+def served(cable: Cable, open_state: Path) -> Serve:
+    return Serve(cable, open_state)
+
+
+def test_root_keeps_two_capabilities_in_every_thread(serve: Serve) -> None:
+    process = serve.start()
+    assert capabilities(process.pid) == {(RAW | BIND, RAW | BIND, RAW | BIND)}
+    assert {each["NoNewPrivs"] for each in status(process.pid)} == {"1"}
+
+
+def test_as_its_own_user(served: Serve) -> None:
+    process = served.start(AS_USER)
+    user = pwd.getpwnam(USER)
+    assert {each["Uid"].split()[0] for each in status(process.pid)} == {str(user.pw_uid)}
+    assert capabilities(process.pid) == {(RAW | BIND, RAW | BIND, RAW | BIND)}
+    assert "0" not in {g for each in status(process.pid) for g in each["Groups"].split()}
+    assert {path.stat().st_uid for path in served.state.rglob("*")} == {user.pw_uid}
+
+
+def test_its_own_user_makes_a_midlayer_and_mends_it(served: Serve) -> None:
+    process = served.start(AS_USER)
+    path = served.state / "config" / "midlayers" / "020000000011.ext4"
+
+    def discover() -> None:
+        served.cable.cli.run(
+            ["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "3", "-T", "1", "-s", "/bin/true",
+             "-V", "PXEClient:Arch:00000:UNDI:002001"], check=False,
+        )  # fmt: skip
+
+    served.cable.cli.ip("link set eth0 down", f"link set eth0 address {SEAT}", "link set eth0 up")
+    discover()
+    assert eventually(path.exists)
+    assert path.stat().st_uid == pwd.getpwnam(USER).pw_uid
+    # As after a crash of the machine that uses it.
+    subprocess.run(["debugfs", "-w", "-R", "set_super_value state 0", str(path)], check=True)
+    assert not ext4.look(path).clean
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
+    for database in served.state.glob("pxed.db*"):
+        database.unlink()
+    served.start(AS_USER)
+    discover()
+    assert eventually(lambda: ext4.look(path).clean)
+
+
+def test_the_helper_widens_buffers_and_can_do_nothing_else(serve: Serve) -> None:
+    process = serve.start()
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert capabilities(int(child)) == {(ADMIN, ADMIN, ADMIN)}
+    shown = serve.cable.srv.run(["ss", "-ulnm", "sport = 67"]).stdout
+    assert "rb8388608" in shown  # the kernel counts its own part: twice what was asked for
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 5
+    while Path(f"/proc/{child}").exists():
+        assert time.monotonic() < end, "the helper outlives its server"
+        time.sleep(0.02)
+
+
+def test_without_the_helper_a_buffer_is_what_the_system_allows(cable: Cable) -> None:
+    code = (
+        "import socket; from aoe_fast.buffers import widen\n"
+        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "widen(s, socket.SO_RCVBUF, 1 << 22)\n"
+        "print(s.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))"
+    )
+    done = cable.srv.run([*WITHOUT_PRIVILEGE, sys.executable, "-c", code])
+    limit = int(Path("/proc/sys/net/core/rmem_max").read_text())
+    assert int(done.stdout) == 2 * min(limit, 1 << 22)
+
+
+def test_a_unit_with_a_user_needs_no_root(served: Serve) -> None:
+    """As systemd starts it: the unit's user, its two capabilities as ambient ones."""
+    user = pwd.getpwnam(USER)
+    for path in (served.state, *served.state.rglob("*")):
+        os.chown(path, user.pw_uid, user.pw_gid)
+    served.config = served.state.parent / "pxed.toml"
+    command = served.command(GOOD)
+    process = served.cable.srv.popen(
+        ["setpriv", "--reuid", USER, "--regid", str(user.pw_gid), "--clear-groups",
+         "--bounding-set", "-all,+net_raw,+net_bind_service",
+         "--inh-caps", "-all,+net_raw,+net_bind_service",
+         "--ambient-caps", "-all,+net_raw,+net_bind_service", "--", *command],
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    end = time.monotonic() + 20
+    while not (served.state / "control.sock").exists():
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert capabilities(process.pid) == {(RAW | BIND, RAW | BIND, RAW | BIND)}
+    assert {each["CapAmb"] for each in status(process.pid)} == {"0" * 16}
+
+
+def test_a_user_who_does_not_exist(serve: Serve) -> None:
+    serve.refuses(GOOD + '[security]\nuser = "nosuchuser"', 2, "nosuchuser", "useradd")
+
+
+def test_root_is_no_user_to_become(serve: Serve) -> None:
+    serve.refuses(GOOD + '[security]\nuser = "root"', 2, "root", "fewer rights")
+
+
+def test_a_state_directory_that_the_user_cannot_enter(serve: Serve) -> None:
+    before = serve.state.stat().st_uid
+    serve.state.parent.chmod(0o700)
+    serve.refuses(AS_USER, 1, str(serve.state.parent), USER)
+    assert serve.state.stat().st_uid == before
+
+
+def test_somebody_elses_state_directory_stays_usable(serve: Serve) -> None:
+    for path in (serve.state, *serve.state.rglob("*")):
+        os.chown(path, pwd.getpwnam("daemon").pw_uid, -1)
+    process = serve.start()
+    keeps = RAW | BIND | OVERRIDE
+    assert capabilities(process.pid) == {(keeps, keeps, keeps)}
+
+
+def test_the_block_server_keeps_raw_sockets_alone(cable: Cable, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    control = tmp_path / "control"
+    process = cable.srv.popen(
+        [sys.executable, "-m", "aoe_fast.cli", "serve", "-i", "eth0", "--control", str(control),
+         "--export", f"7.0={disk},rw", "--user", USER], stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert b"ready on eth0" in process.stdout.readline()
+    assert capabilities(process.pid) == {(RAW, RAW, RAW)}
+    assert {e["Uid"].split()[0] for e in status(process.pid)} == {str(pwd.getpwnam(USER).pw_uid)}
+    with cable.cli.inside(), Initiator("eth0") as client:
+        client.write(7, 0, 0, b"x" * 512)
+        assert client.read(7, 0, 0, 1) == b"x" * 512
+    process.send_signal(signal.SIGTERM)
+    said = process.stdout.read().decode()
+    assert process.wait(10) == 0
+    assert "stopping: answering" in said
+    assert "all synced" in said
+
+
+def test_ready_watchdog_and_stop_are_told(serve: Serve, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(20)
+        process = serve.cable.srv.popen(
+            serve.command(GOOD), stderr=subprocess.DEVNULL,
+            env=os.environ | {"NOTIFY_SOCKET": str(tmp_path / "notify"),
+                              "WATCHDOG_USEC": "400000"},
+        )  # fmt: skip
+        told = [manager.recv(4096) for _ in range(4)]
+        assert sum(each.startswith(b"READY=1\nSTATUS=serving eth0 (10.77.0.1/24)\n")
+                   for each in told) == 1  # fmt: skip
+        assert told.count(b"WATCHDOG=1") == 3
+        process.send_signal(signal.SIGHUP)
+        while not manager.recv(4096).startswith(b"RELOADING=1"):
+            pass
+        process.send_signal(signal.SIGTERM)
+        while not manager.recv(4096).startswith(b"STOPPING=1"):
+            pass
+        assert process.wait(10) == 0
