@@ -34,6 +34,7 @@ from pxed.events import Event, Kind
 from pxed.exports import Exports
 from pxed.host import claim, raise_file_limit
 from pxed.images import Image
+from pxed.journal import Journal
 from pxed.keeper import Keeper
 from pxed.library import Library
 from pxed.lives import Lives
@@ -108,7 +109,7 @@ class App:
         self.events.archive = lambda since, before: self.store.events(since=since, before=before)
         self.keeper = Keeper(
             self.store, self.clients, self.events, config.events.keep,
-            lambda text: self.alarm("store", text),
+            lambda text: self.alarm("store", text), Journal(config.state_dir / "leases.journal"),
         )  # fmt: skip
         self._stack.callback(self.keeper.close)
         self._start_aoe()
@@ -175,9 +176,9 @@ class App:
     async def _start_boot_protocols(self) -> None:
         plans = BootPlans(self.choice, lambda: self.netboot.base, lambda: self.netboot.mode)
         self.netboot = self.lives.netboot = NetBoot(
-            self.config, self.link, self.clients, self.store.leases(), keep=self.keeper.leased,
-            plan=plans.plan, image_of=self.choice.image_of, scripts=plans.scripts(),
-            emit=self.emit,
+            self.config, self.link, self.clients, self.keeper.known_leases(),
+            keep=self.keeper.leased, plan=plans.plan, image_of=self.choice.image_of,
+            scripts=plans.scripts(), emit=self.emit,
         )  # fmt: skip
         await self.netboot.start()
         self._stack.push_async_callback(self.netboot.close)

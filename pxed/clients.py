@@ -360,6 +360,12 @@ def _offer(client: Client, event: Event) -> Iterator[Change]:
     yield from _reach(client, Stage.OFFER, event.time, client.ip)
 
 
+def _request(client: Client, event: Event) -> Iterator[Change]:
+    if client.in_boot and event.detail.get("server"):  # beside a proxy: another server's address
+        client.ip = str(event.detail.get("ip", ""))
+    return iter(())
+
+
 def _ack(client: Client, event: Event) -> Iterator[Change]:
     if client.in_boot and event.detail.get("firmware") != "other":
         client.ip = str(event.detail.get("ip", "")) or client.ip
@@ -459,6 +465,7 @@ def _fail(client: Client, now: float, why: str) -> list[Change]:
 _HANDLERS = {
     Kind.DISCOVER: _discover,
     Kind.OFFER: _offer,
+    Kind.REQUEST: _request,
     Kind.ACK: _ack,
     Kind.TFTP_DONE: _boot_file,
     Kind.HTTP_DONE: _http_file,

@@ -57,14 +57,21 @@ class Finding:
 class Conflicts:
     """The rivals that are known now. ``in_pool`` says whether an address is one of ours to give.
 
-    ``gone``: seconds of silence after which a rival is no longer one.
+    ``gone``: seconds of silence after which a rival is no longer one. ``mode`` may change,
+    and with ``auto`` it follows what is found.
     """
 
     def __init__(
-        self, mode: Mode, in_pool: Callable[[IPv4Address], bool], *, gone: float = GONE
+        self,
+        mode: Mode,
+        in_pool: Callable[[IPv4Address], bool],
+        *,
+        gone: float = GONE,
+        auto: bool = False,
     ) -> None:
-        self._mode = mode
+        self.mode = mode
         self._gone = gone
+        self._auto = auto
         self._in_pool = in_pool
         self._found: dict[tuple[What, Mac, str], Finding] = {}
         self._alone = False  # proxy mode without a DHCP server was told
@@ -100,10 +107,14 @@ class Conflicts:
                 detail = {"what": str(finding.what), "rival": finding.mac, "ip": finding.ip}
                 events.append(Event(Kind.RIVAL_GONE, None, now, detail))
         leased = any(finding.what is What.DHCP for finding in self._found.values())
-        if self._mode is Mode.PROXY and not leased and not self._alone:
+        if self.mode is Mode.PROXY and not (leased or self._alone or self._auto):
             events.append(Event(Kind.ALARM, None, now, {"text": _ALONE}))
         self._alone = not leased
         return events
+
+    def leasing(self) -> Finding | None:
+        """A server that gives out addresses; None: nobody."""
+        return next((found for found in self if found.what is What.DHCP), None)
 
     def booter(self) -> Finding | None:
         """A rival that tells firmware what to boot, or else one that leases; None: nobody."""
@@ -139,14 +150,14 @@ class Conflicts:
 
     def _of_dhcp(self, rival: Rival) -> tuple[bool, str]:
         clash = bool(rival.address) and self._in_pool(IPv4Address(rival.address))
-        if self._mode is Mode.PROXY:
+        if self.mode is Mode.PROXY or self._auto:
             return False, "none: in proxy mode it hands out the addresses"
         if clash:
             return True, (
                 f"{rival.address} is in our range too, so two machines may get one address: "
                 "set [dhcp] range to addresses that it does not give out"
             )
-        if self._mode is Mode.ALL:
+        if self.mode is Mode.ALL:
             return True, (
                 "each machine takes the address of whoever answers first: "
                 'stop one of the two, or set [dhcp] mode = "auto"'

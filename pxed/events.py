@@ -16,7 +16,7 @@ class Kind(StrEnum):
     # DHCP, from pxed.dhcp.policy
     DISCOVER = "discover"  # firmware, arch; serial (of a Raspberry Pi), secs (it asks)
     OFFER = "offer"  # ip, boot_file, root_path
-    REQUEST = "request"  # firmware, arch, ip
+    REQUEST = "request"  # firmware, arch, ip; server: in proxy mode, whose address it takes
     ACK = "ack"  # ip, boot_file, root_path
     NAK = "nak"  # ip, why
     DECLINE = "decline"  # ip

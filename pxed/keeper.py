@@ -14,6 +14,7 @@ from pxed.clients import Client, Clients
 from pxed.dhcp.leases import Lease
 from pxed.errors import HostError
 from pxed.eventlog import EventLog
+from pxed.journal import Journal
 from pxed.mac import Mac
 from pxed.store import Batch, Store
 
@@ -28,12 +29,12 @@ EVENTS_AT_ONCE = 200
 class Keeper:
     """Saves clients, leases and events; ``failed`` is told in one line when the disk refuses.
 
-    ``keep``: how many events the database holds.
+    ``keep``: how many events the database holds. What is in ``journal`` goes to the database first.
     """
 
     def __init__(
         self, store: Store, clients: Clients, events: EventLog, keep: int,
-        failed: Callable[[str], None],
+        failed: Callable[[str], None], journal: Journal,
     ) -> None:  # fmt: skip
         self.keep = keep
         self._store = store
@@ -42,7 +43,8 @@ class Keeper:
         self._failed = failed
         self._dirty: set[Mac] = set()
         self._heard: set[Mac] = set()
-        self._leases: dict[IPv4Address, Lease] = {}
+        self._leases: dict[IPv4Address, Lease] = {lease.ip: lease for lease in journal.leases}
+        self._journal = journal
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Future[None] | None = None
@@ -57,9 +59,17 @@ class Keeper:
         self._heard.add(client.mac)
 
     def leased(self, lease: Lease) -> None:
-        """Save this lease before long."""
+        """Save this lease; it outlives a kill of the server when this returns."""
         self._leases[lease.ip] = lease
+        try:
+            self._journal.add(lease)
+        except HostError as error:
+            self._failed(str(error))
         self.soon()
+
+    def known_leases(self) -> list[Lease]:
+        """Every lease that was saved, or that a server which was killed had still to save."""
+        return list(({lease.ip: lease for lease in self._store.leases()} | self._leases).values())
 
     def soon(self) -> None:
         """Save what is new, the events too, in a moment."""
@@ -94,6 +104,18 @@ class Keeper:
                 self._store.save(batch, self.keep)
             except HostError as error:
                 log.error("%s", error)
+                self._leases |= {lease.ip: lease for lease in batch.of_leases}
+                break
+        self._forget_journal()
+        self._journal.close()
+
+    def _forget_journal(self) -> None:
+        """What is in the database need not be in the journal."""
+        if self._journal.size:
+            try:
+                self._journal.keep(self._leases.values())
+            except HostError as error:
+                self._failed(str(error))
 
     def _batch(self, limit: int) -> Batch | None:
         macs = [self._dirty.pop() for _ in range(min(len(self._dirty), limit))]
@@ -124,7 +146,9 @@ class Keeper:
         if (error := done.exception()) is not None:
             # Tried again with the next change; a full disk must not become a busy loop.
             self._dirty |= {Mac(row[0]) for row in batch.clients}
+            self._leases = {lease.ip: lease for lease in batch.of_leases} | self._leases
             self._failed(str(error))
             return
+        self._forget_journal()
         if self._dirty or self._leases or self._events.has_unsaved:
             self.soon()

@@ -15,17 +15,18 @@ from pathlib import Path
 from pxed import images
 from pxed.clients import Clients, State
 from pxed.config import Config
-from pxed.conflicts import Conflicts
+from pxed.conflicts import GONE, Conflicts
 from pxed.dhcp.bootplan import BOOT_FILES, HTTP_FILES
 from pxed.dhcp.classify import RPI_OUIS
 from pxed.dhcp.leases import Lease, Leases, carve
 from pxed.dhcp.policy import PlanFor, Policy
 from pxed.dhcp.replies import Mode, Settings
+from pxed.dhcp.rival import Rival
 from pxed.errors import HostError, UsageError
 from pxed.events import Event, Kind
 from pxed.http.site import Site
 from pxed.mac import Mac
-from pxed.net.conflicts import ConflictWatch
+from pxed.net.conflicts import EVERY, ConflictWatch
 from pxed.net.dhcp import DhcpServer
 from pxed.net.http import HttpServer
 from pxed.net.link import Link
@@ -97,6 +98,7 @@ class NetBoot:
         self._plan = plan
         self._image_of = image_of
         self._timers: dict[Mac, asyncio.TimerHandle] = {}
+        self._leasing: list[Rival] = []  # other DHCP servers that were there at the start
         self._scripts = scripts
         self._emit = emit
         self._stack = contextlib.AsyncExitStack()
@@ -120,7 +122,12 @@ class NetBoot:
         self._stack.callback(self._trees.close)
         self._stack.callback(self._cancel_timers)
         self.mode = await self._choose_mode()
-        self.conflicts = Conflicts(self.mode, lambda ip: ip in self.leases)
+        self.conflicts = Conflicts(
+            self.mode,
+            lambda ip: ip in self.leases,
+            gone=GONE,
+            auto=config.dhcp.mode == "auto",
+        )
         address = link.address()
         settings = Settings(
             mode=self.mode,
@@ -146,9 +153,14 @@ class NetBoot:
             advertiser = RouterAdvertiser(link, self._in_boot_phase, self._emit)
             await advertiser.start()
             self._stack.push_async_callback(advertiser.close)
-        self.watch = ConflictWatch(link, self.conflicts, self._emit, shelves=set(shelves.values()))
+        self.watch = ConflictWatch(
+            link, self.conflicts, self._emit, shelves=set(shelves.values()), every=EVERY
+        )
         await self.watch.start()
         self._stack.push_async_callback(self.watch.close)
+        for rival in self._leasing:
+            for event in self.conflicts.dhcp(rival, time.time()):
+                self._emit(event)
 
     def _pool(self) -> Leases:
         config, address = self.config, self.link.address()
@@ -186,7 +198,7 @@ class NetBoot:
         if wanted not in ("auto", "all") or (wanted == "all" and self.config.dhcp.force):
             return Mode(wanted)
         rivals = await find_rivals(self.link, LOOK, enough=lambda rival: rival.leases)
-        leasing = [rival for rival in rivals if rival.leases]
+        leasing = self._leasing = [rival for rival in rivals if rival.leases]
         if wanted == "all":
             if leasing:
                 raise HostError(
@@ -199,9 +211,37 @@ class NetBoot:
         else:
             mode = Mode.PXE_ONLY
             why = f"no other DHCP server answered within {LOOK:g} s; pxed leases to boot firmware"
+        self._say(mode, why)
+        return mode
+
+    def _say(self, mode: Mode, why: str) -> None:
         log.info('[dhcp] mode = "auto": %s: %s', mode, why)
         self._emit(Event(Kind.MODE, None, time.time(), {"mode": str(mode), "why": why}))
-        return mode
+
+    def _choose_again(self) -> None:
+        """``auto``: a DHCP server has turned up, or the last one has gone."""
+        found = self.conflicts.leasing()
+        if (found is not None) == (self.mode is Mode.PROXY):
+            return
+        if found is not None:
+            mode = Mode.PROXY
+            why = (
+                f"the DHCP server {found.ip} ({found.mac}) has turned up: it hands out addresses, "
+                "pxed what to boot; leases that pxed gave run on to their end"
+            )
+        else:
+            mode = Mode.PXE_ONLY
+            why = (
+                "no DHCP server answers here any more; pxed leases to boot firmware until one does"
+            )
+        try:
+            self.dhcp.set_mode(mode)
+        except HostError as error:
+            text = f'[dhcp] mode = "auto" stays {self.mode}: {error}'
+            self._emit(Event(Kind.ALARM, None, time.time(), {"text": text}))
+            return
+        self.mode = self.conflicts.mode = mode
+        self._say(mode, why)
 
     # What the others ask
 
@@ -246,6 +286,10 @@ class NetBoot:
         serial = event.detail.get("serial") if event.kind is Kind.DISCOVER else None
         if serial and event.mac is not None:
             self._trees.learn(str(serial), event.mac)
+        if event.kind is Kind.TFTP_READ and event.mac is not None:
+            self.policy.taken(event.mac, event.time)
+        if event.kind in (Kind.RIVAL, Kind.RIVAL_GONE) and self.config.dhcp.mode == "auto":
+            self._choose_again()
 
     def settled(self, mac: Mac) -> None:
         """The machine runs: its temporary lease goes back to the pool soon (M3)."""

@@ -51,6 +51,7 @@ class Batch:
     clients: list[Row]
     leases: list[Row]
     events: list[Row]
+    of_leases: list[Lease]  # what those rows were made of
 
 
 class Store:
@@ -100,6 +101,7 @@ class Store:
     ) -> Batch:
         """The rows of all these; nothing is written yet."""
         entries = []
+        leases = list(leases)
         for entry in events:
             rest = {key: value for key, value in entry.items() if key not in ("id", "time")}
             entries.append((entry["id"], entry["time"], json.dumps(rest, separators=(",", ":"))))
@@ -107,6 +109,7 @@ class Store:
             [(c.mac, c.state.value, c.last_seen, _data(c)) for c in clients],
             [(str(lease.ip), lease.mac, lease.state.value, lease.expires) for lease in leases],
             entries,
+            leases,
         )
 
     def save(self, batch: Batch, keep: int) -> None:

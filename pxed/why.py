@@ -176,7 +176,7 @@ def _not_taken(
         return None
     rival = scene.rival
     if scene.mode is Mode.PROXY:
-        return _proxy_not_taken(client, scene)
+        return _proxy_not_taken(client, trace, scene)
     if rival is not None and rival.what is What.BOOT:
         if rival.asks_4011 and client.arch not in (None, 0):
             return Reason(
@@ -198,25 +198,37 @@ def _not_taken(
     )
 
 
-def _proxy_not_taken(client: Client, scene: Scene) -> Reason:
-    if scene.rival is None:
-        return Reason(
-            "no DHCP server gave it an address, and in proxy mode we do not",
-            'start the DHCP server, or set [dhcp] mode = "auto"',
-        )
-    if scene.rival.what is What.BOOT:
+def _proxy_not_taken(client: Client, trace: Sequence[Event], scene: Scene) -> Reason:
+    if scene.rival is not None and scene.rival.what is What.BOOT:
         return Reason(f"another boot server's offer won, probably that of {_name(scene.rival)}",
                       _beside(scene))  # fmt: skip
-    if client.arch in (None, 0):
+    took = _last(trace, Kind.REQUEST)
+    if took is None or not took.detail.get("server"):
+        if scene.rival is None:
+            return Reason(
+                "no DHCP server gave it an address, and in proxy mode we do not",
+                'start the DHCP server, or set [dhcp] mode = "auto"',
+            )
         return Reason(
-            "it has our boot offer and never asked for its boot file",
-            "open port 69/udp in this server's firewall; see that the DHCP server has an address "
-            "for it",
+            f"it took no address from the DHCP server {_name(scene.rival)}, and in proxy mode we "
+            "give none",
+            "look whether that server has an address for it (its range, its list of known "
+            'machines), or set [dhcp] mode = "pxe-only"',
+        )
+    has = f"it has {took.detail.get('ip')} from the DHCP server {took.detail.get('server')}"
+    if client.firmware == "uefi-http":
+        return Reason(
+            f"{has} and never asked for its boot file here",
+            f"open port {scene.http_port}/tcp in this server's firewall",
+        )
+    if client.arch in (None, 0) or client.firmware == "rpi":
+        return Reason(
+            f"{has} and never asked for its boot file here",
+            "open port 69/udp in this server's firewall",
         )
     return Reason(
-        "it never asked port 4011 for its boot file; its screen says PXE-E16",
-        "open port 4011/udp in this server's firewall; see that the DHCP server has an address "
-        "for it",
+        f"{has} and never asked port 4011 here for its boot file; its screen says PXE-E16",
+        "open port 4011/udp in this server's firewall",
     )
 
 

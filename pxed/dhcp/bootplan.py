@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pxed.dhcp.classify import Feature, Firmware
+from pxed.dhcp.classify import Feature, Firmware, arch_name
 
 BOOT_FILES: Mapping[int, str] = {
     0: "undionly.kpxe",  # x86 BIOS
@@ -24,6 +24,7 @@ HTTP_FILES: Mapping[int, str] = {
     16: "snponly.efi",  # x64 UEFI by HTTP
     18: "snponly-arm32.efi",
     19: "snponly-arm64.efi",
+    20: "undionly.kpxe",  # BIOS by HTTP
 }
 """The same for the architecture numbers of UEFI HTTP boot."""
 
@@ -85,7 +86,7 @@ def choose(
     if firmware is Firmware.UEFI_HTTP:
         if plan.http_url:
             return Choice(Step.HTTP, file=plan.http_url)
-        return _refuse("UEFI HTTP boot, and no URL is set for it: set the firmware to PXE boot")
+        return _refuse(f"no boot file by HTTP for {arch_name(arch)}: set the firmware to PXE boot")
     if firmware is Firmware.PXE:
         return _chain(plan, arch)
     if firmware is not Firmware.IPXE:
@@ -116,7 +117,7 @@ def _lacks(plan: BootPlan, features: frozenset[int]) -> str:
 def _chain(plan: BootPlan, arch: int | None) -> Choice:
     if plan.boot_file:
         return Choice(Step.CHAIN, file=plan.boot_file)
-    return _refuse(f"no boot file for architecture {arch}")
+    return _refuse(f"no boot file for {arch_name(arch)}")
 
 
 def _refuse(why: str) -> Choice:

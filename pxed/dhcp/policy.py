@@ -15,7 +15,7 @@ from pxed.dhcp import replies
 from pxed.dhcp.bootplan import BootPlan, Choice, Step, choose
 from pxed.dhcp.classify import Firmware, Identity, identify
 from pxed.dhcp.codec import NOWHERE, Message, Op, Opt, Type, decode
-from pxed.dhcp.leases import HOLD, Lease, Leases, carve
+from pxed.dhcp.leases import HOLD, Lease, Leases, State, carve
 from pxed.dhcp.replies import Mode, Reply, Settings
 from pxed.dhcp.rival import LOOKING
 from pxed.events import Event, Kind
@@ -26,6 +26,8 @@ PlanFor = Callable[[Mac, Firmware, int | None, frozenset[int]], BootPlan | None]
 
 CHAIN_SECONDS = 60.0
 """An iPXE that asks within this time of being told to load ours is taken for ours."""
+RPI3_HOLD = 60.0
+"""Seconds that a Pi 3's offer holds: no REQUEST follows; its first read of a file takes it."""
 _MEMORY = 4096
 
 
@@ -101,6 +103,16 @@ class Policy:
         self._keep_out()
         return True
 
+    def taken(self, mac: Mac, now: float) -> None:
+        """The machine uses the address on offer, whether it said so or not (a Pi 3 never does)."""
+        lease = self.leases.of(mac, now)
+        if lease is not None and lease.state is State.OFFERED:
+            self.leases.bind(mac, lease.ip, now, self.settings.lease)
+
+    def set_mode(self, mode: Mode) -> None:
+        """From now on this mode; leases that were given run on to their end."""
+        self.settings = replace(self.settings, mode=mode)
+
     def conflict(self, ip: IPv4Address, now: float) -> bool:
         """Somebody answered a probe for ``ip``: quarantine it; True if it was on offer."""
         mac = self.leases.owner(ip, now)
@@ -115,26 +127,35 @@ class Policy:
         if self._strange_relay(message.giaddr):
             why = f"relayed from {message.giaddr}, a subnet that has no range here"
             return case.ignored(why)
+        # A proxy gives no address, but keeps the promises from before it became one.
+        leases = self.settings.mode is not Mode.PROXY or self._promised(case)
         match message.type:
             case Type.DISCOVER:
                 outcome = self._discover(case)
                 if message.options.get(Opt.HOST_NAME) == LOOKING:
                     return replace(outcome, events=(), probe=None)
                 return outcome
-            case Type.REQUEST if self.settings.mode is not Mode.PROXY:
+            case Type.REQUEST if leases:
                 return self._request(case)
-            case Type.DECLINE if self.settings.mode is not Mode.PROXY:
+            case Type.DECLINE if leases:
                 return self._decline(case)
-            case Type.RELEASE if self.settings.mode is not Mode.PROXY:
+            case Type.RELEASE if leases:
                 return self._release(case)
             case Type.INFORM if self.settings.mode is not Mode.PROXY:
                 return self._inform(case)
+            case Type.REQUEST:
+                return self._taken_elsewhere(case)
             case None:
                 return case.ignored("plain BOOTP: no message type")
             case other:
                 return case.ignored(
                     f"message type {other} is not for a {self.settings.mode} server"
                 )
+
+    def _promised(self, case: _Case) -> bool:
+        lease = self.leases.of(case.mac, case.now)
+        theirs = case.message.address(Opt.SERVER_ID)
+        return lease is not None and theirs in (None, self.settings.server)
 
     def handle_boot(self, data: bytes, now: float, source: tuple[IPv4Address, int]) -> Outcome:
         """Answer a datagram that came to port 4011 from ``source``. DhcpError as ``handle``."""
@@ -181,8 +202,7 @@ class Policy:
             reply = replies.proxy_offer(message, settings, who, choice)
             case.event(Kind.OFFER, ip="", boot_file=choice.file, root_path=choice.root_path)
             return case.done(reply)
-        # A Pi 3 never sends a REQUEST: its offer is its lease.
-        hold = float(settings.lease) if who.rpi3 else HOLD
+        hold = RPI3_HOLD if who.rpi3 else HOLD
         wanted = message.address(Opt.REQUESTED_IP)
         fresh = self.leases.of(case.mac, case.now) is None
         lease = self.leases.offer(case.mac, case.now, wanted, hold)
@@ -203,6 +223,17 @@ class Policy:
         if lease is not None and self.leases.release(case.mac, lease.ip, case.now):
             case.event(Kind.RELEASE, ip=str(lease.ip))
         return case.ignored("not network-boot firmware: left to the site's DHCP server")
+
+    def _taken_elsewhere(self, case: _Case) -> Outcome:
+        """Proxy mode: firmware takes an address, and from whom is good to know."""
+        message, who = case.message, identify(case.message)
+        ip = message.address(Opt.REQUESTED_IP) or message.ciaddr
+        theirs = message.address(Opt.SERVER_ID)
+        if not who.boots or theirs is None:
+            return case.ignored("asks its DHCP server for an address")
+        case.event(Kind.REQUEST, firmware=str(who.firmware), arch=who.arch, ip=str(ip),
+                   server=str(theirs))  # fmt: skip
+        return Outcome((), tuple(case.events))
 
     # REQUEST (RFC 2131 section 4.3.2)
 

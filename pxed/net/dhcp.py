@@ -17,6 +17,7 @@ from pxed.dhcp.codec import BOOT_PORT, SERVER_PORT, DhcpError
 from pxed.dhcp.policy import Outcome, Policy
 from pxed.dhcp.replies import Destination, Mode, Reply
 from pxed.dhcp.replies import Kind as To
+from pxed.errors import HostError
 from pxed.events import Event, Kind
 from pxed.mac import Mac, mac_bytes, mac_text
 from pxed.net.link import Link
@@ -76,17 +77,37 @@ class DhcpServer:
         try:
             self._udp = bind_udp(self._link, SERVER_PORT, _IN_USE)
             self._raw = open_raw(self._link, ETH_ARP)
-            if self.policy.settings.mode is Mode.PROXY:
-                self._boot = bind_udp(self._link, BOOT_PORT, _IN_USE)
+            self._follow_mode()
         except BaseException:
             await self.close()
             raise
         loop.add_reader(self._udp.fileno(), self._readable, self._udp)
         loop.add_reader(self._raw.fileno(), self._arp_readable)
-        if self._boot is not None:
-            loop.add_reader(self._boot.fileno(), self._readable, self._boot)
         settings = self.policy.settings
         _log.debug("DHCP on %s: %s as %s", self._link.name, settings.mode, settings.server)
+
+    def set_mode(self, mode: Mode) -> None:
+        """Answer in another mode from now on; HostError if port 4011 is not to be had, and then
+        nothing has changed."""
+        before = self.policy.settings.mode
+        self.policy.set_mode(mode)
+        try:
+            self._follow_mode()
+        except HostError:
+            self.policy.set_mode(before)
+            raise
+
+    def _follow_mode(self) -> None:
+        """Port 4011 is a proxy's."""
+        loop = asyncio.get_running_loop()
+        if self.policy.settings.mode is not Mode.PROXY:
+            if self._boot is not None:
+                loop.remove_reader(self._boot.fileno())
+                self._boot.close()
+                self._boot = None
+        elif self._boot is None:
+            self._boot = bind_udp(self._link, BOOT_PORT, _IN_USE)
+            loop.add_reader(self._boot.fileno(), self._readable, self._boot)
 
     async def close(self) -> None:
         """Stop, and forget replies that wait; closing twice is fine."""

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,13 @@ def dnsmasq(cable: Cable, folder: Path, *more: str) -> "subprocess.Popen[bytes]"
 
 
 @contextmanager
-def running(serve: Serve, text: str) -> Iterator[ControlClient]:
-    process = serve.cable.srv.popen(serve.command(text), stderr=subprocess.DEVNULL)
+def running(serve: Serve, text: str, *, before: str = "") -> Iterator[ControlClient]:
+    """The server while the block runs; ``before``: Python that its process runs first."""
+    command = serve.command(text)
+    if before:
+        main = f"{before}import sys; from pxed.cli import main; sys.argv[0] = 'pxed'; main()"
+        command = [command[0], "-c", main, *command[3:]]
+    process = serve.cable.srv.popen(command, stderr=subprocess.DEVNULL)
     socket = serve.state / "control.sock"
     until = time.monotonic() + 20
     while not socket.exists():
@@ -135,3 +140,64 @@ def test_the_status_says_which(serve: Serve) -> None:
             capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
     assert "pxe-only (auto)" in shown
+
+
+def eventually(what: Callable[[], bool], seconds: float = 20) -> None:
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def modes(control: ControlClient) -> list[str]:
+    return [e["mode"] for e in control.follow("/v1/events") if e["kind"] == "mode"]
+
+
+def alarms(control: ControlClient) -> list[str]:
+    return [e["text"] for e in control.follow("/v1/events") if e["kind"] == "alarm"]
+
+
+def test_auto_follows_a_server_that_turns_up_and_goes(serve: Serve, tmp_path: Path) -> None:
+    """Leases while nobody else gives any; a proxy, with its port 4011, while somebody does."""
+    quick = "from pxed import netboot; netboot.GONE, netboot.EVERY = 4.0, 1.0\n"
+    with running(serve, AUTO, before=quick) as control:
+        assert modes(control) == ["pxe-only"]
+        rival = dnsmasq(serve.cable, tmp_path, "--no-ping")
+        eventually(lambda: modes(control) == ["pxe-only", "proxy"])
+        assert control.get("/v1/status")["dhcp"]["mode"] == "proxy"
+        assert "0.0.0.0:4011" in listening(serve)
+        rival.kill()
+        eventually(lambda: len(modes(control)) == 3)
+        assert "0.0.0.0:4011" not in listening(serve)
+        said = mode_events(control)
+        assert alarms(control) == []
+    assert [each["mode"] for each in said] == ["pxe-only", "proxy", "pxe-only"]
+    assert "10.77.0.2" in said[1]["why"]
+    assert "has turned up" in said[1]["why"]
+    assert "no DHCP server answers here any more" in said[2]["why"]
+
+
+def test_a_fixed_mode_stays_and_says_what_that_means(serve: Serve, tmp_path: Path) -> None:
+    with running(serve, ALL) as control:
+        dnsmasq(serve.cable, tmp_path, "--no-ping")
+        serve.cable.srv.run(["udhcpc", "-i", "eth0", "-B", "-n", "-q", "-f", "-t", "2", "-T", "1",
+                             "-s", "/bin/true"], check=False)  # fmt: skip
+        eventually(lambda: bool(control.get("/v1/status")["conflicts"]))
+        (found,) = control.get("/v1/status")["conflicts"]
+        assert control.get("/v1/status")["dhcp"]["mode"] == "all"
+    assert found["serious"]
+    assert "whoever answers first" in found["consequence"]
+
+
+def test_proxy_says_that_nobody_gives_addresses(serve: Serve) -> None:
+    with running(serve, GOOD + '[dhcp]\nmode = "proxy"\n') as control:
+        eventually(lambda: bool(alarms(control)))
+        assert "machines get no address" in alarms(control)[0]
+
+
+def mode_events(control: ControlClient) -> list[dict[str, Any]]:
+    return [e for e in control.follow("/v1/events") if e["kind"] == "mode"]
+
+
+def listening(serve: Serve) -> str:
+    return serve.cable.srv.run(["ss", "-ulnH"]).stdout.replace("%eth0", "")

@@ -64,7 +64,10 @@ def test_uefi_http_needs_a_url() -> None:
 
 def test_unknown_architecture_is_named() -> None:
     refused = choose(BootPlan(root_path="aoe:e16.0"), Firmware.PXE, 37, NONE)
-    assert (refused.step, refused.why) == (Step.REFUSE, "no boot file for architecture 37")
+    assert (refused.step, refused.why) == (
+        Step.REFUSE,
+        "no boot file for architecture 37 (32-bit LoongArch UEFI)",
+    )
 
 
 def test_pi_gets_its_own_recipe() -> None:

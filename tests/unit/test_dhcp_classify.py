@@ -2,7 +2,7 @@
 
 import pytest
 
-from pxed.dhcp.classify import Feature, Firmware, Identity, identify
+from pxed.dhcp.classify import Feature, Firmware, Identity, arch_name, identify
 from pxed.dhcp.codec import Message, Op, Opt
 from pxed.mac import Mac
 
@@ -35,7 +35,7 @@ def test_ovmf_http() -> None:
     assert got == Identity(Firmware.UEFI_HTTP, 16)
 
 
-@pytest.mark.parametrize("user_class", [b"iPXE", b"\4iPXE"])
+@pytest.mark.parametrize("user_class", [b"iPXE", b"\4iPXE", b"\3lab\4iPXE"])
 def test_ipxe_by_user_class(user_class: bytes) -> None:
     got = who(user_class=user_class, vendor_class=PI_CLASS, arch=b"\0\0", ipxe=IPXE_175)
     assert got.firmware is Firmware.IPXE
@@ -63,6 +63,34 @@ def test_pi4(name: bytes) -> None:
     assert got == Identity(Firmware.RPI, 0, serial="10abcdef")
 
 
+@pytest.mark.parametrize("name", [b"RPi5", b"5iPR", b"RPi4"])
+def test_a_pi_with_an_address_of_its_owners(name: bytes) -> None:
+    """Its EEPROM can set any address; the name in option 97 remains."""
+    uuid = b"\0" + name + bytes(8) + b"\xef\xcd\xab\x10"
+    got = who(PC, vendor_class=PI_CLASS, arch=b"\0\0", uuid=uuid)
+    assert got == Identity(Firmware.RPI, 0, serial="10abcdef")
+
+
+def test_pi5() -> None:
+    uuid = b"\0RPi5" + bytes.fromhex("1741d000 11223344 0d0c0b0a")
+    got = who(Mac("2c:cf:67:11:22:33"), vendor_class=PI_CLASS, arch=b"\0\0", uuid=uuid)
+    assert got == Identity(Firmware.RPI, 0, serial="0a0b0c0d")
+
+
+def test_the_number_of_rpiboot() -> None:
+    assert who(vendor_class=b"PXEClient:Arch:00041:UNDI:002001").firmware is Firmware.RPI
+
+
+@pytest.mark.parametrize("uuid", [bytes(17), b"\0" + b"\xff" * 16])
+def test_a_pc_with_an_empty_uuid_is_no_pi(uuid: bytes) -> None:
+    assert who(PC, vendor_class=PI_CLASS, arch=b"\0\0", uuid=uuid).firmware is Firmware.PXE
+
+
+def test_uefi_on_a_pi_is_uefi() -> None:
+    got = who(PI4, vendor_class=b"PXEClient:Arch:00011:UNDI:003016", uuid=b"\0RPi4" + bytes(12))
+    assert got == Identity(Firmware.PXE, 11)
+
+
 def test_pi_without_uuid() -> None:
     got = who(PI4, vendor_class=PI_CLASS)
     assert (got.firmware, got.serial) == (Firmware.RPI, None)
@@ -86,3 +114,9 @@ def test_systems(vendor: bytes) -> None:
     got = who(vendor_class=vendor)
     assert got.firmware is Firmware.OTHER
     assert not got.boots
+
+
+def test_architectures_have_names() -> None:
+    assert arch_name(39) == "architecture 39 (64-bit LoongArch UEFI)"
+    assert arch_name(4711) == "architecture 4711"
+    assert arch_name(None) == "an unnamed architecture"

@@ -191,7 +191,7 @@ def test_pi3_is_answered_late_and_keeps_its_offer() -> None:
     outcome = discover(server, {**PI, Opt.UUID: uuid}, mac=PI3)
     assert outcome.replies[0].delay == 2.0
     assert b"Raspberry Pi Boot   " in only(outcome).options[Opt.VENDOR]
-    assert server.leases.owner(only(outcome).yiaddr, HOLD + 60) == PI3
+    assert server.leases.owner(only(outcome).yiaddr, HOLD + 40) == PI3
 
 
 def test_no_plan_no_answer() -> None:
@@ -359,6 +359,42 @@ def test_a_reply_is_not_answered() -> None:
     message = ask(Type.OFFER, {})
     message.op = Op.REPLY
     assert policy().handle(encode(message), 0) == Outcome()
+
+
+def test_a_pi3_takes_its_offer_by_reading_a_file() -> None:
+    server = policy()
+    ip = only(discover(server, {**PI, Opt.UUID: b"\0" + b"\x44\x33\x22\x11" * 4}, mac=PI3)).yiaddr
+    assert [lease.state for lease in server.leases.export()] == []
+    server.taken(PI3, 5)
+    assert server.leases.owner(ip, 500) == PI3
+    assert server.leases.is_known(PI3)
+    server.taken(PI3, 6)  # twice is fine
+    server.taken(MAC, 6)  # and one that has no offer
+
+
+def test_a_mode_that_changes_keeps_the_promises_of_before() -> None:
+    """``auto``: a DHCP server has turned up between our OFFER and the REQUEST."""
+    server = policy()
+    offer = only(discover(server, BIOS))
+    server.set_mode(Mode.PROXY)
+    assert only(select(server, offer.yiaddr, BIOS)).type == Type.ACK
+    renewal = ask(Type.REQUEST, BIOS)
+    renewal.ciaddr = offer.yiaddr
+    assert only(server.handle(encode(renewal), 100)).type == Type.ACK
+    assert only(discover(server, BIOS, now=101, xid=9)).yiaddr == IPv4Address(0)
+    release = ask(Type.RELEASE, {Opt.SERVER_ID: SERVER.packed})
+    release.ciaddr = offer.yiaddr
+    assert kinds(server.handle(encode(release), 102)) == [Kind.RELEASE]
+
+
+def test_a_proxy_notes_whose_address_firmware_takes() -> None:
+    server = policy(Mode.PROXY)
+    discover(server, UEFI)
+    outcome = select(server, IPv4Address("10.77.0.100"), UEFI, chosen=OTHER_SERVER)
+    assert outcome.replies == ()
+    (event,) = outcome.events
+    assert (event.kind, event.detail["server"]) == (Kind.REQUEST, "10.77.0.2")
+    assert event.detail["ip"] == "10.77.0.100"
 
 
 # Destinations

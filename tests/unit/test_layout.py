@@ -25,7 +25,7 @@ LAYERS = [
     ["net"],
     ["client"],
     ["offline", "keeper"],
-    ["store"],
+    ["store", "journal"],
     ["why"],
     ["selector"],
     ["clients", "conflicts"],

@@ -118,21 +118,39 @@ def test_pxe_e16_by_a_rival() -> None:
     assert "PXE-E16; remove option 60" in boot.why(16)
 
 
+def took(boot: Boot, firmware: str = "pxe") -> Boot:
+    """Its REQUEST to the site's DHCP server, which everybody hears."""
+    return boot(Kind.REQUEST, firmware=firmware, arch=boot.arch, ip="10.77.0.100",
+                server="10.77.0.2")  # fmt: skip
+
+
 def test_pxe_e16_in_proxy_mode() -> None:
-    boot = Boot(mode=Mode.PROXY).offered()
+    boot = took(Boot(mode=Mode.PROXY).offered())
     boot.rival = rival(What.DHCP)
-    assert "4011" in boot.why(16)
-    assert "PXE-E16" in boot.why(16)
+    said = boot.why(16)
+    assert said.startswith("it has 10.77.0.100 from the DHCP server 10.77.0.2")
+    assert "PXE-E16; open port 4011/udp" in said
 
 
 def test_proxy_mode_without_a_dhcp_server() -> None:
     assert "no DHCP server gave it an address" in Boot(mode=Mode.PROXY).offered().why(16)
 
 
-def test_proxy_mode_on_bios_goes_to_tftp_directly() -> None:
-    boot = Boot(mode=Mode.PROXY, arch=0).offered()
+def test_proxy_mode_and_a_dhcp_server_that_gives_it_nothing() -> None:
+    boot = Boot(mode=Mode.PROXY).offered()
     boot.rival = rival(What.DHCP)
+    assert "it took no address from the DHCP server 10.77.0.2" in boot.why(16)
+
+
+def test_proxy_mode_on_bios_goes_to_tftp_directly() -> None:
+    boot = took(Boot(mode=Mode.PROXY, arch=0).offered())
     assert "open port 69/udp" in boot.why(16)
+
+
+def test_proxy_mode_and_boot_by_http() -> None:
+    boot = Boot(mode=Mode.PROXY, arch=16)
+    boot.offered("uefi-http", boot_file="http://10.77.0.1/ipxe/snponly.efi")
+    assert "open port 80/tcp" in took(boot, "uefi-http").why(16)
 
 
 def test_the_boot_file_was_never_asked_for() -> None:

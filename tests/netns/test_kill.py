@@ -1,0 +1,112 @@
+"""kill -9 of the running server: no address is given twice, and every machine keeps its own."""
+
+import signal
+import socket
+import subprocess
+import time
+from ipaddress import IPv4Address
+
+import pytest
+
+from pxed.dhcp.codec import Message, Op, Opt, Type, decode, encode
+from pxed.lab.netns import Namespace
+from pxed.mac import Mac
+from tests.netns.conftest import GOOD, Serve
+from tests.netns.test_mode import serve
+
+__all__ = ["serve"]  # the fixture
+pytestmark = pytest.mark.netns
+TEXT = GOOD + '[dhcp]\nrange = "10.77.0.100-10.77.0.139"\nlease = "1h"\n'
+
+
+class Room:
+    """Machines behind one socket; none of them answers ARP, like one that loads its boot file."""
+
+    def __init__(self, host: Namespace) -> None:
+        with host.inside():
+            self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._udp.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        self._udp.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+        self._udp.bind(("", 68))
+        self._udp.settimeout(5)
+
+    def _say(self, mac: Mac, kind: Type, **more: bytes) -> None:
+        options: dict[int, bytes] = {
+            Opt.TYPE: bytes((kind,)),
+            Opt.VENDOR_CLASS: b"PXEClient:Arch:00000:UNDI:002001",
+            Opt.ARCH: b"\0\0",
+        }
+        options |= {Opt[name]: value for name, value in more.items()}
+        message = Message(Op.REQUEST, 7, mac, flags=0x8000, options=options)
+        self._udp.sendto(encode(message), ("255.255.255.255", 67))
+
+    def _answer(self, mac: Mac) -> Message:
+        while True:
+            message = decode(self._udp.recv(2048))
+            if message.chaddr == mac:
+                return message
+
+    def boot(self, mac: Mac) -> IPv4Address:
+        """DISCOVER to ACK."""
+        self._say(mac, Type.DISCOVER)
+        offer = self._answer(mac)
+        self._say(mac, Type.REQUEST, SERVER_ID=offer.options[Opt.SERVER_ID],
+                  REQUESTED_IP=offer.yiaddr.packed)  # fmt: skip
+        ack = self._answer(mac)
+        assert ack.type == Type.ACK
+        return ack.yiaddr
+
+    def decline(self, mac: Mac, ip: IPv4Address) -> None:
+        self._say(mac, Type.DECLINE, REQUESTED_IP=ip.packed,
+                  SERVER_ID=IPv4Address("10.77.0.1").packed)  # fmt: skip
+
+    def close(self) -> None:
+        self._udp.close()
+
+
+def machine(number: int) -> Mac:
+    return Mac(f"52:54:00:00:0a:{number:02x}")
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_no_address_is_given_twice(serve: Serve) -> None:
+    """Killed right after each third ACK; the pool has one address for each machine and no more."""
+    serve.cable.cli.ip("addr flush dev eth0")
+    room, has = Room(serve.cable.cli), dict[Mac, IPv4Address]()
+    for generation in range(3):
+        (serve.state / "control.sock").unlink(missing_ok=True)
+        process = serve.start(TEXT)
+        for number in range(3):
+            mac = machine(generation * 3 + number)
+            has[mac] = room.boot(mac)
+        kill(process)
+    (serve.state / "control.sock").unlink()
+    process = serve.start(TEXT)
+    again = {mac: room.boot(mac) for mac in has}
+    for number in range(100, 131):  # all the rest of the pool
+        has[machine(number)] = room.boot(machine(number))
+    kill(process)
+    room.close()
+    assert again.items() <= has.items()
+    assert len(set(has.values())) == len(has) == 40
+
+
+def test_a_declined_address_stays_in_quarantine(serve: Serve) -> None:
+    serve.cable.cli.ip("addr flush dev eth0")
+    room = Room(serve.cable.cli)
+    text = TEXT.replace("139", "101")
+    process = serve.start(text)
+    bad = room.boot(machine(0))
+    room.decline(machine(0), bad)
+    time.sleep(0.3)
+    kill(process)
+    (serve.state / "control.sock").unlink()
+    process = serve.start(text)
+    good = room.boot(machine(0))
+    kill(process)
+    room.close()
+    assert good != bad
