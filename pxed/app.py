@@ -154,6 +154,7 @@ class App:
         self.lives = Lives(
             self.choice, self.events, self.keeper, self.watch,
             lambda client, since: self._spawn(self.preparing.prepare(client, since)),
+            self.preparing.drop,
         )  # fmt: skip
         if not aoe.force:
             self._refuse_rivals()

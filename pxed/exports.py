@@ -4,7 +4,7 @@ Unknown machines get the default view: the images' read-only devices, and nothin
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from aoe_fast import AoeError, Export, Target
@@ -57,9 +57,18 @@ class Exports:
 
         A view that has them keeps them until it is replaced. May block on the disk.
         """
-        for export in self._private.pop(mac, ()):
-            if export is not None:
-                export.close()
+        self.take_private(mac)()
+
+    def take_private(self, mac: Mac) -> Callable[[], None]:
+        """Forget a client's own devices at once; what it returns closes them, and may block."""
+        taken = self._private.pop(mac, ())
+
+        def close() -> None:
+            for export in taken:
+                if export is not None:
+                    export.close()
+
+        return close
 
     def has_layer(self, mac: Mac) -> bool:
         """Whether this client's own /config is open."""

@@ -43,6 +43,7 @@ class Keeper:
         self._failed = failed
         self._dirty: set[Mac] = set()
         self._heard: set[Mac] = set()
+        self._gone: set[Mac] = set()
         self._leases: dict[IPv4Address, Lease] = {lease.ip: lease for lease in journal.leases}
         self._journal = journal
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
@@ -52,6 +53,14 @@ class Keeper:
     def changed(self, client: Client) -> None:
         """Save this client before long."""
         self._dirty.add(client.mac)
+        self._gone.discard(client.mac)
+        self.soon()
+
+    def forgotten(self, client: Client) -> None:
+        """This client is no more: delete its row before long."""
+        self._dirty.discard(client.mac)
+        self._heard.discard(client.mac)
+        self._gone.add(client.mac)
         self.soon()
 
     def heard(self, client: Client) -> None:
@@ -125,9 +134,10 @@ class Keeper:
         leases = list(self._leases.values())
         self._leases.clear()
         events = self._events.unsaved(EVENTS_AT_ONCE)
-        if not (clients or leases or events):
+        gone, self._gone = self._gone, set()
+        if not (clients or leases or events or gone):
             return None
-        return self._store.batch(clients, leases, events)
+        return self._store.batch(clients, leases, events, gone)
 
     def _begin(self) -> None:
         if self._timer is not None:
@@ -147,8 +157,9 @@ class Keeper:
             # Tried again with the next change; a full disk must not become a busy loop.
             self._dirty |= {Mac(row[0]) for row in batch.clients}
             self._leases = {lease.ip: lease for lease in batch.of_leases} | self._leases
+            self._gone |= {Mac(row[0]) for row in batch.gone}
             self._failed(str(error))
             return
         self._forget_journal()
-        if self._dirty or self._leases or self._events.has_unsaved:
+        if self._dirty or self._leases or self._gone or self._events.has_unsaved:
             self.soon()

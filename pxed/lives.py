@@ -14,6 +14,7 @@ from pxed.events import Event, Kind
 from pxed.keeper import Keeper
 from pxed.mac import Mac
 from pxed.netboot import NetBoot
+from pxed.strangers import Strangers, is_stranger, proves
 from pxed.watch import Watch
 from pxed.why import Traces, explain, hint
 
@@ -27,25 +28,35 @@ _BAD = frozenset(("alarm", "rival", "refused"))
 _WARN = logging.WARNING
 
 
+TELL = 60.0  # seconds between two words on messages that were not logged
+
+
 class Lives:
     """``begin(client, since)`` prepares the devices of a client that has begun to boot.
 
-    ``netboot`` is set before the first event.
+    ``drop(client)`` takes them away from one that is forgotten. ``netboot`` is set before the first
+    event.
     """
 
     netboot: NetBoot
 
     def __init__(
         self, choice: Choice, events: EventLog, keeper: Keeper, watch: Watch,
-        begin: Callable[[Client, float], None],
+        begin: Callable[[Client, float], None], drop: Callable[[Client], None],
     ) -> None:  # fmt: skip
         self._choice = choice
         self._events = events
         self._keeper = keeper
         self._watch = watch
         self._begin = begin
+        self._drop = drop
         self.traces = Traces()
+        self.strangers = Strangers()
+        for client in choice.clients:
+            if is_stranger(client):
+                self.strangers.asks(client.mac, client.last_seen)
         self.tftp_bytes = 0
+        self._told = 0.0  # when that was said of messages that were not logged
 
     def emit(self, event: Event) -> None:
         """Take an event from any protocol: log it, feed it to the clients, act on the changes."""
@@ -55,6 +66,8 @@ class Lives:
             self._note(event.kind.value, event.mac, event.time, event.detail)
         self.netboot.heard(event)
         changes = self._choice.clients.feed(event)
+        if event.mac is not None and proves(event):
+            self._proven(event.mac, event.time)
         if any(change.what is What.NEW_BOOT for change in changes) and event.mac is not None:
             self.traces.begin(event.mac)
         for change in changes:
@@ -63,6 +76,11 @@ class Lives:
             (self._keeper.changed if changes else self._keeper.heard)(client)
             self.traces.add(event)
             self._look_into(client, event)
+
+    def _proven(self, mac: Mac, now: float) -> None:
+        client = self._choice.clients.get(mac)
+        if client is not None and self.strangers.proven(client.mac):
+            self._begin(client, now)
 
     def _look_into(self, client: Client, event: Event) -> None:
         """What this event says of a delay, or of a boot that ends before it has begun."""
@@ -85,6 +103,7 @@ class Lives:
         if change.what is What.NEW_BOOT:
             override = self._choice.config.clients.get(client.mac)
             client.name = (override.name if override else None) or client.name
+            at_once = not is_stranger(client) or self.strangers.asks(client.mac, change.time)
             if not self._choice.admits(client.mac, client):
                 why = ("it is blocked" if client.admission == "blocked"
                        else f"it waits for approval: pxed client approve {client.mac}")  # fmt: skip
@@ -94,7 +113,8 @@ class Lives:
                                                          "order": client.doing})  # fmt: skip
             for mac in client.all_macs:
                 self._watch.begin_boot(mac)
-            self._begin(client, change.time)
+            if at_once:
+                self._begin(client, change.time)
         elif change.what is What.STAGE and change.step is not None:
             after = round(change.step.time - client.boot_started, 3)
             self._note(
@@ -110,6 +130,11 @@ class Lives:
                 self.netboot.settled(client.mac)
 
     def _note(self, kind: str, mac: Mac | None, at: float, detail: Any) -> None:
+        strange = mac is not None and (
+            mac in self.strangers or self._choice.clients.get(mac) is None
+        )
+        if strange and not self.strangers.may_log(at):
+            return
         self._events.add({"time": at, "kind": kind, "mac": mac, **detail})
         self._keeper.soon()
         level = _WARN if kind in _BAD else logging.INFO if kind in _LOUD else logging.DEBUG
@@ -122,4 +147,16 @@ class Lives:
             self.explain(client, now)
         for change in self._choice.clients.tick(now):
             self.act(change)
+        for mac in self.strangers.too_many(now):
+            if (gone := self._choice.clients.get(mac)) is not None:
+                self._choice.clients.forget(gone)
+                self._keeper.forgotten(gone)
+                self._drop(gone)
+        if self.strangers.unlogged and now - self._told > TELL:
+            text = (
+                f"{self.strangers.unlogged} messages of machines that nobody has heard of before "
+                "were not logged: made-up addresses? Look for a loop or a broken card"
+            )
+            self._told, self.strangers.unlogged = now, 0
+            self.emit(Event(Kind.ALARM, None, now, {"text": text}))
         self._keeper.soon()

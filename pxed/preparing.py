@@ -120,6 +120,19 @@ class Preparing:
             )
         self._exports.show(client.all_macs, client.class_name, image)
 
+    def drop(self, client: Client) -> None:
+        """A stranger that is forgotten: it never used its devices, so they go."""
+        self._exports.drop(client.all_macs)
+        close = self._exports.take_private(client.mac)
+        self._watch.forget(client.mac)
+        try:
+            # Here and now: it may ask again in a moment, and then gets new ones.
+            self._midlayers.remove(client.mac)
+        except PxedError as error:
+            log.error("%s: %s", client.mac, error)
+        self._threads.submit(close)
+        self.refresh_soon()
+
     # Views
 
     def restore_all(self) -> None:

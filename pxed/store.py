@@ -51,7 +51,8 @@ class Batch:
     clients: list[Row]
     leases: list[Row]
     events: list[Row]
-    of_leases: list[Lease]  # what those rows were made of
+    gone: list[Row]  # clients to delete
+    of_leases: list[Lease]  # what the rows of leases were made of
 
 
 class Store:
@@ -76,6 +77,7 @@ class Store:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("PRAGMA wal_autocheckpoint=0")  # it waits for the disk: checkpoint()
+            self._db.execute("PRAGMA journal_size_limit=16777216")  # after a flood it shrinks again
             for number, step in enumerate(_MIGRATIONS[version:], version + 1):
                 self._db.executescript(f"BEGIN;{step}PRAGMA user_version={number};COMMIT;")
             # Whoever reads must not wait for what a writer waits for.
@@ -97,7 +99,11 @@ class Store:
         return found
 
     def batch(
-        self, clients: Iterable[Client], leases: Iterable[Lease], events: Iterable[Entry]
+        self,
+        clients: Iterable[Client],
+        leases: Iterable[Lease],
+        events: Iterable[Entry],
+        gone: Iterable[Mac] = (),
     ) -> Batch:
         """The rows of all these; nothing is written yet."""
         entries = []
@@ -109,6 +115,7 @@ class Store:
             [(c.mac, c.state.value, c.last_seen, _data(c)) for c in clients],
             [(str(lease.ip), lease.mac, lease.state.value, lease.expires) for lease in leases],
             entries,
+            [(mac,) for mac in gone],
             leases,
         )
 
@@ -116,6 +123,7 @@ class Store:
         """Write a batch, and drop all but the last ``keep`` events."""
         oldest = [(batch.events[-1][0] - keep,)] if batch.events else []
         self._write(
+            ("DELETE FROM client WHERE mac = ?", batch.gone),
             ("INSERT OR REPLACE INTO client VALUES (?, ?, ?, ?)", batch.clients),
             ("INSERT OR REPLACE INTO lease VALUES (?, ?, ?, ?)", batch.leases),
             ("INSERT OR REPLACE INTO event VALUES (?, ?, ?)", batch.events),

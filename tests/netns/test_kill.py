@@ -30,7 +30,7 @@ class Room:
         self._udp.bind(("", 68))
         self._udp.settimeout(5)
 
-    def _say(self, mac: Mac, kind: Type, **more: bytes) -> None:
+    def say(self, mac: Mac, kind: Type, **more: bytes) -> None:
         options: dict[int, bytes] = {
             Opt.TYPE: bytes((kind,)),
             Opt.VENDOR_CLASS: b"PXEClient:Arch:00000:UNDI:002001",
@@ -48,16 +48,24 @@ class Room:
 
     def boot(self, mac: Mac) -> IPv4Address:
         """DISCOVER to ACK."""
-        self._say(mac, Type.DISCOVER)
+        self.say(mac, Type.DISCOVER)
         offer = self._answer(mac)
-        self._say(mac, Type.REQUEST, SERVER_ID=offer.options[Opt.SERVER_ID],
+        self.say(mac, Type.REQUEST, SERVER_ID=offer.options[Opt.SERVER_ID],
                   REQUESTED_IP=offer.yiaddr.packed)  # fmt: skip
         ack = self._answer(mac)
         assert ack.type == Type.ACK
         return ack.yiaddr
 
+    def tries(self, mac: Mac) -> bool:
+        """``boot``, or False: there was no answer."""
+        self._udp.settimeout(1)
+        try:
+            return bool(self.boot(mac))
+        except TimeoutError:
+            return False
+
     def decline(self, mac: Mac, ip: IPv4Address) -> None:
-        self._say(mac, Type.DECLINE, REQUESTED_IP=ip.packed,
+        self.say(mac, Type.DECLINE, REQUESTED_IP=ip.packed,
                   SERVER_ID=IPv4Address("10.77.0.1").packed)  # fmt: skip
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ LAYERS = [
     ["client"],
     ["offline", "keeper"],
     ["store", "journal"],
-    ["why"],
+    ["why", "strangers"],
     ["selector"],
     ["clients", "conflicts"],
     ["dhcp", "tftp", "http"],
@@ -44,7 +44,18 @@ LAYERS = [
     ["__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-SANS_IO = ["dhcp", "tftp", "http", "scripts", "clients", "conflicts", "why", "events", "config"]
+SANS_IO = [
+    "dhcp",
+    "tftp",
+    "http",
+    "scripts",
+    "clients",
+    "conflicts",
+    "why",
+    "strangers",
+    "events",
+    "config",
+]
 SOCKETS = {"socket", "asyncio", "uvloop", "aiohttp", "subprocess"}
 
 

@@ -1,0 +1,52 @@
+"""A flood of made-up addresses at the running server: it costs a bounded amount of everything."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pxed.dhcp.codec import Type
+from pxed.mac import Mac
+from tests.netns.conftest import GOOD, Serve
+from tests.netns.test_kill import Room, machine
+from tests.netns.test_mode import eventually, running, serve
+
+__all__ = ["serve"]  # the fixture
+pytestmark = pytest.mark.netns
+SMALL = (
+    "from pxed import strangers; strangers.TRUST, strangers.MOST, strangers.AT_ALL = 20, 40, 60\n"
+    "strangers.LOG_BURST = 300.0\n"
+)
+
+
+def files(serve: Serve) -> list[str]:
+    return os.listdir(serve.state / "config/midlayers")
+
+
+def descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def test_a_flood_of_made_up_addresses(serve: Serve) -> None:
+    serve.cable.cli.ip("addr flush dev eth0")
+    with running(serve, GOOD, before=SMALL) as control:
+        room, pid = Room(serve.cable.cli), control.get("/v1/status")["pid"]
+        known = {machine(number): room.boot(machine(number)) for number in range(5)}
+        eventually(lambda: len(files(serve)) >= 10)
+        before = descriptors(pid)
+        for number in range(600):
+            room.say(Mac(f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"), Type.DISCOVER)
+        eventually(lambda: control.get("/v1/status")["dhcp"]["received"] >= 610)
+        eventually(lambda: sum(control.get("/v1/status")["clients"].values()) <= 65)
+        assert len(files(serve)) <= 2 * (20 + 5) + 1  # and the template
+        assert descriptors(pid) <= before + 2 * 20 + 5
+        events = list(control.follow("/v1/events"))
+        assert len(events) < 500
+        assert any("were not logged" in e.get("text", "") for e in events if e["kind"] == "alarm")
+        # Known machines keep their addresses; a new one is served although nobody trusts it yet.
+        assert {mac: room.boot(mac) for mac in known} == known
+        new = machine(77)
+        eventually(lambda: room.tries(new))
+        eventually(lambda: f"{new.replace(':', '')}.ext4" in files(serve))
+        assert control.get(f"/v1/clients/{new}")["state"] == "booting"
+        room.close()
