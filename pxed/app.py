@@ -59,6 +59,7 @@ POLL_BUSY = 0.02  # seconds between looks at the AoE counters while somebody boo
 POLL_IDLE = 0.25
 TICK = 1.0
 CHECKPOINT = 10.0
+COPY = 3600.0  # between copies of the database
 ALARM_AGAIN = 60.0
 HELPERS = 4  # threads for what people ask for: copies of images, checks, backups
 
@@ -291,13 +292,16 @@ class App:
             await asyncio.sleep(POLL_BUSY if self.clients.booting else POLL_IDLE)
 
     async def _tick(self) -> None:
-        checkpoint = 0.0
+        checkpoint, copy = 0.0, time.monotonic() + CHECKPOINT
         while True:
             await asyncio.sleep(TICK)
             self.lives.tick(time.time())
             if time.monotonic() > checkpoint:
                 checkpoint = time.monotonic() + CHECKPOINT
                 await self._look_at_disk()
+            if time.monotonic() > copy:
+                copy = time.monotonic() + COPY
+                await self._copy_database()
 
     async def _be_watched(self) -> None:
         """Tell the service manager that the loop turns and that every worker is there."""
@@ -315,6 +319,12 @@ class App:
             self.alarm("no-room", str(error))
         except PxedError as error:
             log.error("%s", error)
+
+    async def _copy_database(self) -> None:
+        try:
+            await self.keeper.copy()
+        except HostError as error:
+            self.alarm("store", str(error))
 
     async def blocking(self, call: Callable[..., T], *args: Any) -> T:
         """Do something that waits for the disk in a thread."""

@@ -1,14 +1,15 @@
 """The ``pxed`` command. Exit status: 0 fine, 1 failed, 2 usage or configuration."""
 
+import importlib
 import json
-import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import click
 
-from pxed import __version__, cli_client, cli_image, cli_midlayer, doctor, images
+from pxed import __version__, images
 from pxed import config as configuration
 from pxed.cli_base import (
     config_option,
@@ -24,7 +25,28 @@ from pxed.errors import HostError, UsageError
 from pxed.table import ago, amount, table
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """Imports a command's module when it is called: no listing waits for what it never uses."""
+
+    others: ClassVar[Mapping[str, str]] = {
+        "client": "cli_client", "doctor": "doctor", "image": "cli_image",
+        "midlayer": "cli_midlayer", "promote": "cli_promote",
+    }  # fmt: skip
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *self.others])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if (module := self.others.get(cmd_name)) is None:
+            return super().get_command(ctx, cmd_name)
+        found: click.Command = getattr(importlib.import_module(f"pxed.{module}"), cmd_name)
+        return found
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="pxed")
 def main() -> None:
     """Network-boot server for diskless labs."""
@@ -41,6 +63,8 @@ def serve(
 ) -> None:
     """Serve one Ethernet segment until SIGTERM or Ctrl-C."""
     # The compiled data path and uvloop: only where they are used.
+    import logging
+
     from aoe_fast.notify import log_to_stderr
     from pxed import app, privileges
 
@@ -90,12 +114,6 @@ def _conflict(each: dict[str, Any]) -> str:
     kind = {"dhcp": "DHCP server", "boot": "boot server", "aoe": "AoE target"}[each["what"]]
     where = f"{each['ip']} ({each['rival']})" if each["ip"] else each["rival"]
     return f"{kind} {where}, offers {each['offer']}: {each['consequence']}"
-
-
-main.add_command(cli_client.client)
-main.add_command(cli_image.image)
-main.add_command(cli_midlayer.midlayer)
-main.add_command(doctor.doctor)
 
 
 @main.command("event")

@@ -44,6 +44,7 @@ class Keeper:
         self._dirty: set[Mac] = set()
         self._heard: set[Mac] = set()
         self._gone: set[Mac] = set()
+        self._refused: Batch | None = None  # by the disk: first of all it is tried again
         self._leases: dict[IPv4Address, Lease] = {lease.ip: lease for lease in journal.leases}
         self._journal = journal
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
@@ -94,12 +95,18 @@ class Keeper:
             if self._writing is None:
                 return
             await asyncio.shield(self._writing)
-            if not self._dirty:
+            if not (self._dirty or self._gone or self._refused):
                 return
 
     async def checkpoint(self) -> None:
-        """Bring the database's main file up to date; HostError."""
+        """Bring the database's main file up to date, and try again what was refused; HostError."""
+        if self._refused is not None:
+            self.soon()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._store.checkpoint)
+
+    async def copy(self) -> None:
+        """Keep a copy of the database beside it; HostError, also if it is found damaged."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._store.copy)
 
     def close(self) -> None:
         """Save everything that is left, here and now; closing twice is fine."""
@@ -112,8 +119,8 @@ class Keeper:
             try:
                 self._store.save(batch, self.keep)
             except HostError as error:
-                log.error("%s", error)
-                self._leases |= {lease.ip: lease for lease in batch.of_leases}
+                log.error("%s: the last changes are lost", error)
+                self._leases = {lease.ip: lease for lease in batch.of_leases} | self._leases
                 break
         self._forget_journal()
         self._journal.close()
@@ -121,12 +128,17 @@ class Keeper:
     def _forget_journal(self) -> None:
         """What is in the database need not be in the journal."""
         if self._journal.size:
+            refused = self._refused.of_leases if self._refused is not None else ()
+            left = {lease.ip: lease for lease in refused} | self._leases
             try:
-                self._journal.keep(self._leases.values())
+                self._journal.keep(left.values())
             except HostError as error:
                 self._failed(str(error))
 
     def _batch(self, limit: int) -> Batch | None:
+        if self._refused is not None:
+            batch, self._refused = self._refused, None
+            return batch
         macs = [self._dirty.pop() for _ in range(min(len(self._dirty), limit))]
         spare = min(len(self._heard), max(limit * HEARD_AT_ONCE // AT_ONCE, 1))
         macs += [self._heard.pop() for _ in range(spare)]
@@ -154,10 +166,8 @@ class Keeper:
         if done.cancelled():
             return
         if (error := done.exception()) is not None:
-            # Tried again with the next change; a full disk must not become a busy loop.
-            self._dirty |= {Mac(row[0]) for row in batch.clients}
-            self._leases = {lease.ip: lease for lease in batch.of_leases} | self._leases
-            self._gone |= {Mac(row[0]) for row in batch.gone}
+            # Tried again with the next change or check; a full disk must not become a busy loop.
+            self._refused = batch
             self._failed(str(error))
             return
         self._forget_journal()

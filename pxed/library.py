@@ -229,9 +229,9 @@ class Library:
                 (gone.parent / "channels.json").unlink(missing_ok=True)
                 gone.parent.rmdir()
 
-    def drop_channel(self, name: str, channel: str) -> None:
-        """Forget a channel other than stable."""
-        if channel == STABLE:
+    def drop_channel(self, name: str, channel: str, *, last: bool = False) -> None:
+        """Forget a channel other than stable; ``last``: stable too, its only version is to go."""
+        if channel == STABLE and not last:
             raise UsageError(f"{STABLE} cannot be dropped: point it to another version")
         with self._lock():
             past = images.channels(self.directory, images.word(name, "image"))

@@ -9,6 +9,7 @@ import json
 import logging
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -21,7 +22,7 @@ from pxed.dhcp.leases import Lease
 from pxed.dhcp.leases import State as LeaseState
 from pxed.errors import HostError, UsageError
 from pxed.eventlog import Entry
-from pxed.mac import Mac
+from pxed.mac import Mac, parse_mac
 
 log = logging.getLogger("pxed.store")
 
@@ -51,7 +52,7 @@ class Batch:
     clients: list[Row]
     leases: list[Row]
     events: list[Row]
-    gone: list[Row]  # clients to delete
+    gone: list[Row]  # clients that were forgotten before those above were made
     of_leases: list[Lease]  # what the rows of leases were made of
 
 
@@ -83,10 +84,19 @@ class Store:
             # Whoever reads must not wait for what a writer waits for.
             self._reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.Error) as error:
-            raise HostError(
-                f"{path}: cannot open the database: {error}: mend it with sqlite3 .recover, "
-                "or move it away (clients then count as new; their midlayers stay)"
-            ) from error
+            raise HostError(self._damaged(f"cannot open the database: {error}")) from error
+
+    def _damaged(self, what: str) -> str:
+        """One line that says what is wrong and how the lab goes on without losing more."""
+        kept = copy_of(self.path)
+        if kept.exists():
+            age = time.strftime("%Y-%m-%d %H:%M", time.localtime(kept.stat().st_mtime))
+            advice = f"stop the server, move it away with its -wal file, and rename {kept} ({age})"
+            return f"{self.path}: {what}: {advice} to it"
+        return (
+            f"{self.path}: {what}: mend it with sqlite3 .recover, or move it away with its -wal "
+            "file (clients then count as new; their midlayers stay)"
+        )
 
     def clients(self) -> list[Client]:
         """Every client that was saved."""
@@ -99,12 +109,9 @@ class Store:
         return found
 
     def batch(
-        self,
-        clients: Iterable[Client],
-        leases: Iterable[Lease],
-        events: Iterable[Entry],
+        self, clients: Iterable[Client], leases: Iterable[Lease], events: Iterable[Entry],
         gone: Iterable[Mac] = (),
-    ) -> Batch:
+    ) -> Batch:  # fmt: skip
         """The rows of all these; nothing is written yet."""
         entries = []
         leases = list(leases)
@@ -134,17 +141,15 @@ class Store:
         """Write these clients, all or none."""
         self.save(self.batch(clients, (), ()), 0)
 
-    def forget_clients(self, macs: Iterable[Mac]) -> None:
-        """Delete these clients, all or none."""
-        self._write(("DELETE FROM client WHERE mac = ?", [(mac,) for mac in macs]))
-
     def leases(self) -> list[Lease]:
         """Every lease that was saved."""
-        rows = self._read("SELECT ip, mac, state, expires FROM lease")
-        return [
-            Lease(Mac(mac), IPv4Address(ip), LeaseState(state), expires)
-            for ip, mac, state, expires in rows
-        ]
+        found = []
+        for ip, mac, state, expires in self._read("SELECT ip, mac, state, expires FROM lease"):
+            try:
+                found.append(Lease(parse_mac(mac), IPv4Address(ip), LeaseState(state), expires))
+            except (ValueError, TypeError) as error:
+                log.error("%s: the row of lease %s is damaged: %r", self.path, ip, error)
+        return found
 
     def save_leases(self, leases: Iterable[Lease]) -> None:
         """Write these leases, all or none; the address is the key."""
@@ -162,13 +167,19 @@ class Store:
             (after, before, _PAGE),
         ):
             after = rows[-1][0]
-            for number, at, data in rows:
-                yield {"id": number, "time": at} | json.loads(data)
+            yield from self._entries(rows)
 
     def events_after(self, number: int) -> list[Entry]:
         """Entries of the event log with an id above ``number``, oldest first."""
         rows = self._read("SELECT id, time, data FROM event WHERE id > ? ORDER BY id", (number,))
-        return [{"id": row[0], "time": row[1]} | json.loads(row[2]) for row in rows]
+        return list(self._entries(rows))
+
+    def _entries(self, rows: Iterable[Row]) -> Iterator[Entry]:
+        for number, at, data in rows:
+            try:
+                yield {"id": number, "time": at} | json.loads(data)
+            except (ValueError, TypeError) as error:
+                log.error("%s: event %s is damaged: %r", self.path, number, error)
 
     def last_event(self) -> int:
         """The highest id in the event log, 0 if it is empty."""
@@ -189,11 +200,37 @@ class Store:
         except sqlite3.Error as error:
             raise HostError(f"{self.path}: cannot write: {error}") from error
 
+    def copy(self) -> Path:
+        """Write a second database beside this one, whole or not at all; for a thread.
+
+        What takes its place if this one is damaged. HostError, and the earlier copy stays, if this
+        one already is.
+        """
+        kept = copy_of(self.path)
+        new = kept.with_name(f".new-{kept.name}")
+        try:
+            with contextlib.closing(sqlite3.connect(self.path)) as own:
+                (said,) = own.execute("PRAGMA quick_check(1)").fetchone()
+                if said != "ok":
+                    raise HostError(self._damaged(f"is damaged: {said.splitlines()[-1]}"))
+                new.unlink(missing_ok=True)
+                with contextlib.closing(sqlite3.connect(new)) as target:
+                    own.backup(target)
+            new.replace(kept)
+        except sqlite3.DatabaseError as error:
+            raise HostError(self._damaged(str(error))) from error
+        except (OSError, sqlite3.Error) as error:
+            raise HostError(f"{kept}: cannot be written: {error}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
+        return kept
+
     def _read(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         try:
             return self._reader.execute(statement, values).fetchall()
         except sqlite3.Error as error:
-            raise HostError(f"{self.path}: cannot read: {error}") from error
+            raise HostError(self._damaged(f"cannot read: {error}")) from error
 
     def _write(self, *statements: tuple[str, Sequence[Row]]) -> None:
         if not any(rows for _, rows in statements):
@@ -226,6 +263,11 @@ class Store:
         self.close()
 
 
+def copy_of(path: Path) -> Path:
+    """Where ``Store.copy`` writes."""
+    return path.with_name(f"{path.name}.copy")
+
+
 _PLAIN = ("class_name", "name", "firmware", "arch", "ip", "image", "boots", "boot_started",
           "chainloaded", "degraded", "why", "note", "groups", "admission", "order", "once",
           "fresh", "macs", "doing", "mode")  # fmt: skip
@@ -241,6 +283,6 @@ def _client(mac: str, state: str, last_seen: float, data: str) -> Client:
     values = json.loads(data)
     timeline = [Step(Stage(stage), time, detail) for stage, time, detail in values.pop("timeline")]
     return Client(
-        mac=Mac(mac), state=State(state), last_seen=last_seen, timeline=timeline,
+        mac=parse_mac(mac), state=State(state), last_seen=last_seen, timeline=timeline,
         **{key: values[key] for key in _PLAIN if key in values},
     )  # fmt: skip

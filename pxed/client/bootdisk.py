@@ -7,6 +7,7 @@ needs root.
 """
 
 import os
+import shutil
 import struct
 import subprocess
 import tempfile
@@ -33,9 +34,7 @@ def build_bootdisk(
 
     With ``epoch``, a date in seconds since 1970, the same files give the same bytes.
     """
-    for needed, package in ((_GPTMBR, "syslinux-common"), (_STUB, "systemd-boot-efi")):
-        if not needed.is_file():
-            raise HostError(f"{needed} is missing: apt install {package}")
+    check_tools()
     with tempfile.TemporaryDirectory(prefix="pxed-boot-", dir=destination.parent) as name:
         work = Path(name)
         unified = work / "BOOTX64.EFI"
@@ -58,6 +57,19 @@ def build_bootdisk(
         _partition(disk, content=sum(path.stat().st_size for path in files.values()))
         _fill(disk, files, epoch)
         disk.replace(destination)
+
+
+def check_tools() -> None:
+    """HostError that names every package which ``build_bootdisk`` would miss."""
+    wanted = {
+        package: shutil.which(program) is not None
+        for program, package in (
+            ("mcopy", "mtools"), ("mkfs.fat", "dosfstools"), ("sfdisk", "fdisk"),
+            ("objcopy", "binutils"), ("syslinux", "syslinux"),
+        )
+    } | {"syslinux-common": _GPTMBR.is_file(), "systemd-boot-efi": _STUB.is_file()}  # fmt: skip
+    if missing := [package for package, there in wanted.items() if not there]:
+        raise HostError(f"a boot disk cannot be made: apt install {' '.join(missing)}")
 
 
 def unified_image(destination: Path, *, vmlinuz: Path, initrd: Path, cmdline: str) -> None:

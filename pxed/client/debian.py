@@ -78,7 +78,7 @@ def build_debian(
         release, tuple(dict.fromkeys([*more, *packages])), sources(release, mirror), epoch
     )
     with image_directory(destination, manifest) as work:
-        log = _new_log(f"{name}@{version}")
+        log = new_log("debian", f"{name}@{version}")
         progress(f"the log is {log}")
         archive = fetch_packages(recipe, log, refresh=refresh, progress=progress)
         progress("unpacking")
@@ -155,8 +155,9 @@ def _epoch() -> int:
     return int(said)
 
 
-def _new_log(image: str) -> Path:
-    log = cache_dir() / "debian" / f"{image}.log"
+def new_log(folder: str, image: str) -> Path:
+    """An empty log for the making of ``image``, in the cache; HostError if it cannot be there."""
+    log = cache_dir() / folder / f"{image}.log"
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("")

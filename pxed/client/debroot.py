@@ -7,11 +7,13 @@ however it ends.
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 from pxed.client.imagedir import workplace
 from pxed.client.initramfs import script
@@ -41,6 +43,8 @@ FILES = (
     ("functions.sh", "usr/share/pxed/functions.sh", 0o644),
     ("keep.sh", "usr/share/pxed/keep.sh", 0o644),
     ("modules", "usr/share/pxed/modules", 0o644),
+    ("adopt.sh", "usr/share/pxed/adopt.sh", 0o644),
+    ("initrd.sh", "usr/share/pxed/initrd.sh", 0o644),
     ("report.sh", "usr/sbin/pxed-report", 0o755),
     ("system/pxed-running.service", "usr/lib/systemd/system/pxed-running.service", 0o644),
     ("system/ssh.conf", "usr/lib/systemd/system/ssh.service.d/pxed.conf", 0o644),
@@ -105,6 +109,11 @@ def unpack(archive: Path, root: Path, log: Path) -> None:
         str(archive),
     ]
     run_alone([*argv, "--numeric-owner"], log, timeout=600)
+    put_files(root)
+
+
+def put_files(root: Path) -> None:
+    """Our own files, where they belong in ``root``."""
     for name, place, mode in FILES:
         target = root / place
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -152,10 +161,11 @@ def run_alone(
     env: dict[str, str] | None = None,
     progress: Progress = lambda _: None,
     timeout: float,
+    what: str = "",
 ) -> None:
     """Run a program in namespaces of its own; what it says goes to ``log`` and ``progress``.
 
-    HostError with its last words if it fails or is missing.
+    HostError with its last words if it fails or is missing; ``what``: what to call it then.
     """
     if shutil.which(argv[0]) is None:
         raise HostError(f"{argv[0]} is missing: apt install {argv[0]}")
@@ -174,9 +184,10 @@ def run_alone(
     ):
         assert process.stdout is not None
         try:
-            for raw in process.stdout:
-                out.write(raw)
-                out.flush()
+            for raw in _lines(process.stdout):
+                if raw.endswith(b"\n"):  # the rest was only for the moment
+                    out.write(raw)
+                    out.flush()
                 line = raw.decode(errors="replace").strip()
                 last = line or last
                 progress(line)
@@ -184,7 +195,18 @@ def run_alone(
             process.kill()
             raise
     if process.returncode != 0:
-        raise HostError(f"{argv[0]} failed ({last[:200] or process.returncode}): see {log}")
+        text = last[:200] or process.returncode
+        raise HostError(f"{what or argv[0]} failed ({text}): see {log}")
+
+
+def _lines(stream: IO[bytes]) -> Iterator[bytes]:
+    """Lines as they come; one that ends in a carriage return shows progress."""
+    rest = b""
+    while data := os.read(stream.fileno(), 65536):
+        *whole, rest = re.split(rb"(?<=[\r\n])", rest + data)
+        yield from whole
+    if rest:
+        yield rest + b"\n"
 
 
 def _steps(progress: Progress) -> Progress:

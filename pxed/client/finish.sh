@@ -25,20 +25,8 @@ if [ -s /tmp/script ]; then
     /tmp/script
 fi
 
-# Only what pxed's own part asks for, not every driver for every disk: it is loaded at each boot.
 release=$(ls /lib/modules)
-case $INITRAMFS in
-initramfs-tools)
-    mkdir -p /etc/initramfs-tools/conf.d
-    printf 'MODULES=list\nRESUME=none\n' > /etc/initramfs-tools/conf.d/pxed
-    mkinitramfs -o /boot/initrd "$release"
-    ;;
-dracut)
-    dracut --quiet --reproducible --zstd --no-hostonly --kver "$release" --modules \
-        "base systemd systemd-initrd dracut-systemd udev-rules pxed" /boot/initrd
-    chmod 644 /boot/initrd
-    ;;
-esac
+sh /usr/share/pxed/initrd.sh "$INITRAMFS" "$release" /boot/initrd
 ln "/boot/vmlinuz-$release" /boot/vmlinuz
 ls -l /boot
 

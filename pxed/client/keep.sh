@@ -50,3 +50,14 @@ first_start() {
         cat "$kept" > "$1/etc/machine-id"
     fi
 }
+
+# adopt DIR: a root that is the disk of an installed machine becomes a seat's own, in this seat's layer
+# and once for each version. `pxed promote` puts /adopt into such an image's initramfs.
+adopt() {
+    [ -r /adopt/adopt.sh ] && [ ! -e "$1/etc/pxed-image" ] || return 0
+    read -r name < /adopt/image
+    cp -a /adopt/files/. "$1/"
+    # shellcheck source=adopt.sh
+    . /adopt/adopt.sh
+    adopt_root "$1" "$name"
+}

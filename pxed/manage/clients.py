@@ -131,6 +131,7 @@ class ManageClients:
         if not body.switch("force"):
             self._refuse_running(chosen, but_lost=True)
         self._forget(chosen)
+        await self._core.saved(())
         return _answer([(client, "forgotten") for client in chosen])
 
     async def join(self, call: Call) -> Json:
@@ -202,8 +203,8 @@ class ManageClients:
 
     def _forget(self, chosen: list[Client]) -> None:
         core = self._core
-        core.store.forget_clients([client.mac for client in chosen])
         for client in chosen:
+            core.keeper.forgotten(client)
             core.clients.forget(client)
             core.exports.drop(client.all_macs)
             core.exports.close_private(client.mac)

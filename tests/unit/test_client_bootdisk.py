@@ -96,7 +96,7 @@ def test_a_missing_program_is_named_with_its_package(
 ) -> None:
     (tmp_path / "x").write_bytes(b"x")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(HostError, match="objcopy is missing: apt install binutils"):
+    with pytest.raises(HostError, match=r"apt install .*binutils"):
         build_bootdisk(
             tmp_path / "boot.img", vmlinuz=tmp_path / "x", initrd=tmp_path / "x", cmdline=""
         )

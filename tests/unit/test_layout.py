@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = [
     ["__main__"],
     ["cli"],
-    ["cli_client", "cli_image", "cli_midlayer", "doctor"],
+    ["cli_client", "cli_image", "cli_midlayer", "cli_promote", "doctor"],
     ["cli_base"],
     ["lab"],
     ["app"],

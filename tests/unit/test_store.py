@@ -124,7 +124,7 @@ def test_what_people_said_comes_back(tmp_path: Path) -> None:
 def test_a_forgotten_client_is_gone(tmp_path: Path) -> None:
     with Store(tmp_path / "pxed.db") as store:
         store.save_clients([Client(MAC), Client(Mac("52:54:00:00:00:02"))])
-        store.forget_clients([MAC])
+        store.save(store.batch((), (), (), [MAC]), 0)
         assert [client.mac for client in store.clients()] == ["52:54:00:00:00:02"]
 
 

@@ -19,7 +19,7 @@ installkernel() {
 install() {
     inst_simple /usr/share/pxed/functions.sh /functions.sh
     inst_simple /usr/share/pxed/keep.sh /keep.sh
-    inst_multiple dd md5sum sed tr sleep mkdir mount umount cat reboot
+    inst_multiple dd md5sum sed tr sleep mkdir mount umount cat reboot cp ln mv rm
     inst_multiple -o e2fsck
     # The cards' names, which cannot change any more once they are up.
     inst_rules 75-net-description.rules 80-net-setup-link.rules

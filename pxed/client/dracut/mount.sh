@@ -20,6 +20,7 @@ pxed_mount() (
     mount_root "$NEWROOT"
     cd / || fail "the initramfs has no root directory"
     keep_link
+    adopt "$NEWROOT"
     first_start "$NEWROOT"
 )
 if [ "$root" = pxed ] && ! ismounted "$NEWROOT"; then
