@@ -50,11 +50,13 @@ class Room:
 
     def start(self, more: str = "") -> None:
         self.write(more)
-        command = [sys.executable, "-m", "pxed", "serve", "-c", str(self.config)]
         log = (self.state.parent / "log").open("ab")
-        self.process = self.cable.srv.popen(command, stderr=log)
+        self.process = self.cable.srv.popen(self.command(), stderr=log)
         log.close()
         self.until(lambda: (self.state / "control.sock").exists())
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "pxed", "serve", "-c", str(self.config)]
 
     def write(self, more: str = "") -> None:
         self.config.write_text(CONFIG.replace("STATE", str(self.state)) + more)
