@@ -269,8 +269,14 @@ class App:
         """Look up again what booting clients get; all or nothing. UsageError if one is missing."""
         before = self.images
         found = self.choice.use(classes)
-        if found != before:
-            self.exports.show_to_all(found)
+        try:
+            if classes is None:
+                check(self.config, found)
+            if found != before:
+                self.exports.show_to_all(found)
+        except PxedError:
+            self.choice.images = before
+            raise
         return found
 
     # Work that goes on

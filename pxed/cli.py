@@ -62,9 +62,9 @@ def serve(
     config_path: Path | None, interface: str | None, state_dir: Path | None, verbose: bool
 ) -> None:
     """Serve one Ethernet segment until SIGTERM or Ctrl-C."""
-    # The compiled data path and uvloop: only where they are used.
     import logging
 
+    # The compiled data path and uvloop: only where they are used.
     from aoe_fast.notify import log_to_stderr
     from pxed import app, privileges
 

@@ -135,6 +135,8 @@ def image_add(
         try:
             last = progress.last_of(server(state_dir, config_path).follow("/v1/images", body))
             added = last["image"]
+            if last["warning"]:
+                click.echo(f"pxed: {last['warning']}", err=True)
         except NoServer:
             library = _library(state_dir, config_path)
             library.directory.mkdir(parents=True, exist_ok=True)

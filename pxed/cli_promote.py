@@ -159,6 +159,8 @@ def _promote(
         built = library.seal(library.find(f"{name}@{version}"))
     _use(library, state, str(built), channel)
     disk.write_whole(state / RECORD, json.dumps(made | {"before": before}) + "\n")
+    owner = state.stat()
+    disk.give(state / RECORD, owner.st_uid, owner.st_gid)
     return made | {"before": before}
 
 

@@ -89,6 +89,15 @@ def sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
+def give(path: Path, uid: int, gid: int) -> None:
+    """Change the owner of ``path`` and all below; symbolic links are changed, never followed."""
+    os.chown(path, uid, gid, follow_symlinks=False)
+    if path.is_dir() and not path.is_symlink():
+        for _, folders, files, fd in os.fwalk(path, follow_symlinks=False):
+            for name in (*folders, *files):
+                os.chown(name, uid, gid, dir_fd=fd, follow_symlinks=False)
+
+
 def write_whole(path: Path, text: str, mode: int = 0o644) -> None:
     """Replace the small file ``path``: after a crash it is the old one or the new one. OSError."""
     new = path.parent / f".new-{path.name}-{os.getpid()}"

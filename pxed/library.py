@@ -152,6 +152,7 @@ class Library:
                 self._refuse_what_is_there(target)
                 new.rename(target)
                 disk.sync_directory(target.parent)
+                self._hand_over(target.parent)
         if first:
             self.use(f"{name}@{version}")
         return images.load(target)
@@ -177,6 +178,7 @@ class Library:
             manifest["files"] = sums
             manifest.setdefault("released", _today())
             disk.write_whole(image.directory / "manifest.json", _text(manifest))
+            self._hand_over(image.directory.parent)
         return images.load(image.directory)
 
     def use(self, spec: str, channel: str = STABLE) -> tuple[Image, str]:
@@ -228,6 +230,15 @@ class Library:
             if not images.versions(self.directory, image.name):
                 (gone.parent / "channels.json").unlink(missing_ok=True)
                 gone.parent.rmdir()
+
+    def channels(self, name: str) -> dict[str, list[str]]:
+        """Where the channels of an image point, and pointed before."""
+        return images.channels(self.directory, images.word(name, "name for an image"))
+
+    def restore(self, name: str, past: Mapping[str, list[str]]) -> None:
+        """Put back what ``channels`` told."""
+        with self._lock():
+            self._write_channels(name, past)
 
     def drop_channel(self, name: str, channel: str, *, last: bool = False) -> None:
         """Forget a channel other than stable; ``last``: stable too, its only version is to go."""
@@ -281,6 +292,7 @@ class Library:
         with _host_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             fd = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._hand_over(self.directory / ".lock")
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
@@ -291,6 +303,13 @@ class Library:
         path = self.directory / name / "channels.json"
         with _host_errors(path):
             disk.write_whole(path, _text(dict(past)))
+            self._hand_over(path.parent)
+
+    def _hand_over(self, path: Path) -> None:
+        """What root made belongs to who owns the library: a server that is no longer root."""
+        owner = self.directory.stat()
+        if os.geteuid() == 0 and owner.st_uid != 0:
+            disk.give(path, owner.st_uid, owner.st_gid)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from pxed.body import Body
 from pxed.choice import in_use
 from pxed.control import Call, Json, NotThere
 from pxed.describe import describe, detail, finding_line, source_of
-from pxed.errors import UsageError
+from pxed.errors import PxedError, UsageError
 from pxed.images import STABLE, Image
 from pxed.library import Finding, Report
 from pxed.manage.core import Core
@@ -25,6 +25,7 @@ class ManageImages:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._changing = asyncio.Lock()
 
     async def list(self, _call: Call) -> Json:
         def work() -> tuple[list[Image], list[str]]:
@@ -61,21 +62,37 @@ class ManageImages:
 
     async def use(self, call: Call) -> Json:
         body = Body(call.body, "image", "channel")
-        channel = body.text("channel", STABLE)
-        image, before = self._core.library.use(body.text("image"), channel)
+        spec, channel = body.text("image"), body.text("channel", STABLE)
+        library = self._core.library
+        name = spec.partition("@")[0]
+        image, before = await self._change(name, lambda: library.use(spec, channel))
         return self._switched(image, before, channel)
 
     async def rollback(self, call: Call) -> Json:
         body = Body(call.body, "name", "channel")
-        channel = body.text("channel", STABLE)
-        image, before = self._core.library.rollback(body.text("name"), channel)
+        name, channel = body.text("name"), body.text("channel", STABLE)
+        library = self._core.library
+        image, before = await self._change(name, lambda: library.rollback(name, channel))
         return self._switched(image, before, channel)
 
     async def drop_channel(self, call: Call) -> Json:
         body = Body(call.body, "name", "channel")
-        self._core.library.drop_channel(body.text("name"), body.text("channel"))
-        self._core.use_images()
-        return {"text": f"{body.text('name')} has no channel {body.text('channel')} any more"}
+        name, channel = body.text("name"), body.text("channel")
+        await self._change(name, lambda: self._core.library.drop_channel(name, channel))
+        return {"text": f"{name} has no channel {channel} any more"}
+
+    async def _change(self, name: str, change: Callable[[], T]) -> T:
+        """Move a channel of this image; if the server cannot serve what it then means, back."""
+        core = self._core
+        async with self._changing:
+            past = await core.blocking(core.library.channels, name)
+            done = await core.blocking(change)
+            try:
+                core.use_images()
+            except PxedError:
+                await core.blocking(core.library.restore, name, past)
+                raise
+            return done
 
     async def remove(self, call: Call) -> Json:
         core = self._core
@@ -93,14 +110,21 @@ class ManageImages:
             raise NotThere(str(error)) from None
 
     def _added(self, image: Image) -> Json:
-        self._core.use_images()
-        return {"image": describe(self._core.library, image, self._core.choice.uses(image))}
+        """``warning``: clients get what they got before, and what is to be done about that."""
+        try:
+            self._core.use_images()
+            warning = ""
+        except PxedError as error:
+            warning = str(error)
+        shown = describe(self._core.library, image, self._core.choice.uses(image))
+        return {"image": shown, "warning": warning}
 
     def _switched(self, image: Image, before: str, channel: str) -> Json:
         """What changed for whom, now that ``channel`` points to this version."""
         core = self._core
-        chosen = core.use_images()
-        classes = [name for name, each in chosen.items() if each.directory == image.directory]
+        classes = [
+            name for name, each in core.choice.images.items() if each.directory == image.directory
+        ]
         still = sum(
             in_use(c) and c.image.startswith(f"{image.name}@") and c.image != str(image)
             for c in core.clients
