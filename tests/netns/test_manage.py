@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from aoe_fast.initiator import Initiator
-from pxed.ask import ControlClient
+from pxed.ask import ControlClient, NoServer
 from pxed.dhcp.codec import BROADCAST_FLAG, Message, Op, Opt, Type, decode, encode
 from pxed.errors import UsageError
 from pxed.mac import Mac, mac_bytes
@@ -53,7 +53,14 @@ class Room:
         log = (self.state.parent / "log").open("ab")
         self.process = self.cable.srv.popen(self.command(), stderr=log)
         log.close()
-        self.until(lambda: (self.state / "control.sock").exists())
+        self.until(self.answers)
+
+    def answers(self) -> bool:
+        try:
+            self.control.get("/v1/status")
+        except NoServer:
+            return False
+        return True
 
     def command(self) -> list[str]:
         return [sys.executable, "-m", "pxed", "serve", "-c", str(self.config)]
