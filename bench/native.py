@@ -15,7 +15,9 @@ FLAGS = ["-O3", "-march=native", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE"]
 def program(name: str) -> Path:
     """The path of ``native/NAME.c`` as a program; HostError if it cannot be compiled."""
     source = SOURCES / f"{name}.c"
-    known = hashlib.sha256(source.read_bytes() + (SOURCES / "ring.h").read_bytes())
+    known = hashlib.sha256(source.read_bytes())
+    for header in sorted(SOURCES.glob("*.h")):
+        known.update(header.read_bytes())
     path = BUILT / f"{name}-{known.hexdigest()[:16]}"
     if path.exists():
         return path

@@ -1,4 +1,4 @@
-/* What generator.c and floor.c share: AoE frames, a TPACKET_V2 receive ring, clocks, arguments. */
+/* What the C programs share: AoE frames, a TPACKET_V2 receive ring, clocks, arguments. */
 #ifndef BENCH_RING_H
 #define BENCH_RING_H
 
@@ -93,9 +93,10 @@ static void keep_only(int fd, int response)
 }
 
 /* A packet socket on `interface` with a ring of at least `frames` frames of `frame_bytes`, a multiple
-   of 128: then 32 frames are whole pages, and all frames follow each other without gaps. */
-static struct ring open_ring(const char *interface, uint32_t frames, uint32_t frame_bytes,
-                             int responses)
+   of 128: then 32 frames are whole pages, and all frames follow each other without gaps. Of AoE only
+   what has the R flag like `responses`. */
+static struct ring open_ring_for(const char *interface, uint16_t protocol, uint32_t frames,
+                                 uint32_t frame_bytes, int responses)
 {
     struct ring ring = {0};
     uint32_t block = frame_bytes * 32;
@@ -106,7 +107,8 @@ static struct ring open_ring(const char *interface, uint32_t frames, uint32_t fr
     ring.fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
     if (ring.fd < 0)
         die("packet socket");
-    keep_only(ring.fd, responses);
+    if (protocol == ETHERTYPE_AOE)
+        keep_only(ring.fd, responses);
     option(ring.fd, PACKET_VERSION, TPACKET_V2);
     option(ring.fd, PACKET_IGNORE_OUTGOING, 1);
     option(ring.fd, PACKET_QDISC_BYPASS, 1);
@@ -122,11 +124,17 @@ static struct ring open_ring(const char *interface, uint32_t frames, uint32_t fr
     ring.frames = request.tp_frame_nr;
     ring.frame_bytes = frame_bytes;
     address.sll_family = AF_PACKET;
-    address.sll_protocol = htons(ETHERTYPE_AOE);
+    address.sll_protocol = htons(protocol);
     address.sll_ifindex = (int)if_nametoindex(interface);
     if (!address.sll_ifindex || bind(ring.fd, (struct sockaddr *)&address, sizeof address))
         die(interface);
     return ring;
+}
+
+static inline struct ring open_ring(const char *interface, uint32_t frames, uint32_t frame_bytes,
+                                    int responses)
+{
+    return open_ring_for(interface, ETHERTYPE_AOE, frames, frame_bytes, responses);
 }
 
 /* The frame `ahead` of the next one, or NULL if it has not arrived. */
