@@ -327,8 +327,10 @@ static void send_frame(struct client *client, uint32_t slot, int64_t now)
     const struct op *op = &ops[client->bios[frame->bio].op];
     uint8_t *data = payload[batched - 1];
     if (op->kind == TELL) {
+        uint32_t from = (uint32_t)(frame->lba - op->lba) * SECTOR;
+        uint32_t left = op->extra > from ? op->extra - from : 0;
         memset(data, 0, bytes);
-        memcpy(data, blobs + op->blob, op->extra);
+        memcpy(data, blobs + op->blob + from, left < bytes ? left : bytes);
     } else {
         fill(data, client->number, frame->lba, frame->sectors);
         mark(client->issued, frame->lba, frame->sectors);
@@ -746,7 +748,7 @@ static void take_aoe(const uint8_t *data, uint32_t size, int64_t now)
     struct client *client = client_of(head->dst);
     uint32_t tag = ntohl(head->tag);
     wire_bytes += size;
-    if (!client || client->ran || memcmp(head->src, target, 6) || size < HEAD) {
+    if (!client || client->ran || memcmp(head->src, target, 6) || size < (head->command == 1 ? 32 : HEAD)) {
         stray++;
         return;
     }
