@@ -24,7 +24,7 @@ from typing import Any
 from bench import native, stormreport, trace
 from bench.report import machine
 from bench.servers import ksoftirqd
-from bench.stormservers import NEEDED, ROOMS, SERVER, SIGNALS, Images, Pxed, Room
+from bench.stormservers import CPU, NEEDED, ROOMS, SERVER, SIGNALS, Images, Pxed, Room
 from bench.trace import Trace
 from pxed.config import parse_size
 from pxed.errors import HostError, PxedError
@@ -104,7 +104,7 @@ def measure(room: Room, cable: Cable, boot: Trace, words: dict[str, Any], limit:
     file.write_bytes(trace.program(replay))
     room.start()
     pids = ksoftirqd()
-    before, soft = room.cpu_s(), _soft(pids)
+    before, soft, busy = room.cpu_s(), _soft(pids), _cpu_times()
     argv = ["taskset", "-c", str(GENERATOR_CPU), str(native.program("storm"))]
     told = {
         "program": file, "clients": room.clients, "target": SERVER_MAC, "server": SERVER,
@@ -119,6 +119,7 @@ def measure(room: Room, cable: Cable, boot: Trace, words: dict[str, Any], limit:
     found: Figures = json.loads(out)
     room.check_alive()
     found["server_cpu_s"] = room.cpu_s() - before + _soft(pids) - soft
+    found["cpu_times"] = {name: now - busy[name] for name, now in _cpu_times().items()}
     found["memory"] = room.memory()
     found["drops"] = room.drops()
     found["switch_drops"] = cable.dropped()
@@ -130,6 +131,17 @@ def measure(room: Room, cable: Cable, boot: Trace, words: dict[str, Any], limit:
 
 def _soft(pids: Sequence[int]) -> float:
     return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)
+
+
+def _cpu_times() -> dict[str, float]:
+    """Seconds that the server's CPU was busy, idle, and taken away by the host, since its start."""
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *ticks = line.split()
+        if name == f"cpu{CPU}":
+            seconds = [int(tick) / os.sysconf("SC_CLK_TCK") for tick in ticks]
+            busy = sum(seconds[:3]) + sum(seconds[5:7])
+            return {"busy": busy, "idle": seconds[3] + seconds[4], "stolen": seconds[7]}
+    return {"busy": 0.0, "idle": 0.0, "stolen": 0.0}
 
 
 @contextlib.contextmanager

@@ -64,6 +64,8 @@ def derive(found: Figures, boot: Trace, rate: int) -> Figures:
     found["cpu_client_s"] = found["server_cpu_s"] / clients
     found["memory_client"] = found["memory"] / clients
     found["sent_again"] = sum(found["again"].values())
+    others = found["cpu_times"]["busy"] - found["server_cpu_s"]
+    found["others_s"] = max(0.0, others) + found["cpu_times"]["stolen"]
     found["link_s"] = found["wire_bytes"] * 8 / rate if rate else None
     return found
 
@@ -87,6 +89,8 @@ def faults(found: Figures) -> list[str]:
     if found["sent_again"]:
         kinds = ", ".join(f"{kind} {count}" for kind, count in found["again"].items() if count)
         said.append(f"{found['sent_again']} requests sent again: {kinds}")
+    if found["others_s"] > 0.1 * found["seconds"]:
+        said.append(f"others had the server's CPU for {found['others_s']:.1f} s: not a quiet run")
     return said
 
 

@@ -97,7 +97,8 @@ class Trace:
 
     def thought(self) -> float:
         """Seconds that the recorded client computed, one thing after the other."""
-        single = sum(op.pace_us * (op.count // 2) for op in self.ops if op.kind is Kind.SINGLE)
+        singles = [op for op in self.ops if op.kind is Kind.SINGLE]
+        single = sum(op.pace_us * max(0, op.count // 2 - 1) for op in singles)
         ends = [0] * len(self.ops)
         for number, op in enumerate(self.ops):
             ends[number] = op.think_us + (ends[number - op.after] if number else 0)
@@ -195,7 +196,8 @@ def shorten(trace: Trace, share: float) -> Trace:
         waits = number - op.after if op.after else -1
         while waits >= 0 and waits not in places:
             waits -= 1
-        kept.append(replace(op, after=len(kept) - places[waits] if waits >= 0 else 0))
+        back = len(kept) - places[waits] if waits >= 0 else int(not kept)
+        kept.append(replace(op, after=back))
     return replace(trace, ops=tuple(kept))
 
 

@@ -1,0 +1,173 @@
+"""The storm: clients of every server come to run, wrong data is noticed, nothing is left."""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import stormreport, trace
+from bench.storm import TRACE, Cable, options, storm
+from bench.stormservers import NEEDED, Images
+from pxed.errors import HostError
+from tests.conftest import requires
+
+pytestmark = pytest.mark.netns
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "bench", "storm"]
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A short one: pxed's control socket is in there, and a socket's path has 107 bytes at most."""
+    with tempfile.TemporaryDirectory(prefix="st-", dir="/var/tmp") as name:
+        yield Path(name)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=110
+    )
+
+
+@pytest.mark.parametrize("server", ["pxed", "vblade", "floor"])
+def test_clients_come_to_run(server: str, tmp_path: Path) -> None:
+    requires("gcc", "taskset", *NEEDED[server])
+    out = tmp_path / "out.json"
+    done = run(
+        "--clients", "5", "--server", server, "--share", "0.05", "--limit", "60",
+        "--json", str(out), "--dir", str(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr + done.stdout
+    (found,) = json.loads(out.read_text())["storms"]
+    assert found["running"] == len(found["run_s"]) == 5
+    assert found["wrong"] == found["failed"] == found["bad_sectors"] == 0
+    boot = trace.shorten(trace.load(TRACE), 0.05)
+    assert found["latency"]["ipxe"]["count"] == 5 * sum(
+        -(-op.count // 2) for op in boot.ops if op.kind is trace.Kind.SINGLE
+    )
+    if server != "floor":
+        assert found["tftp_bytes"] == 5 * boot.total(trace.Kind.TFTP)
+        assert found["written_bytes"] > 0
+    if server == "pxed":
+        assert found["server_running"] == 5
+        assert found["drops"] == 0
+    assert found["t50_s"] <= found["t95_s"] <= found["t100_s"]
+    assert found["server_cpu_s"] > 0
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.fixture
+def short() -> trace.Trace:
+    return trace.shorten(trace.load(TRACE), 0.02)
+
+
+def measured(name: str, boot: trace.Trace, images: Images, *words: str) -> dict[str, Any]:
+    requires("gcc", "taskset")
+    return storm(name, 2, boot, images, options().parse_args(["--limit", "20", *words]))
+
+
+def test_one_wrong_byte_is_noticed(tmp_path: Path, short: trace.Trace) -> None:
+    images = Images(tmp_path, short)
+    first = next(op for op in short.ops if op.kind is trace.Kind.SINGLE)
+    with images.floor.open("r+b") as file:
+        file.seek(first.lba * 512 + 3)
+        file.write(b"!")
+    found = measured("floor", short, images)
+    assert found["wrong"] == 2  # once for each client
+    assert "WRONG DATA" in stormreport.faults(found)[0]
+    assert not stormreport.sound({"storms": [found | {"server": "pxed"}]})
+
+
+def test_a_shaped_link_is_the_limit(tmp_path: Path, short: trace.Trace) -> None:
+    found = measured("floor", short, Images(tmp_path, short), "--link", "10M")
+    assert found["running"] == 2
+    # The burst is sent at once.
+    assert found["t100_s"] > 0.5 * (found["link_s"] - 0.2)
+
+
+def test_clients_that_do_not_get_there_are_counted(tmp_path: Path, short: trace.Trace) -> None:
+    found = measured("pxed", short, Images(tmp_path, short), "--think", "10", "--limit", "2")
+    assert found["running"] == 0
+    assert found["t100_s"] is found["fairness"] is None
+    assert "2 clients do not run" in " ".join(stormreport.faults(found))
+    assert not stormreport.sound({"storms": [found | {"server": "pxed"}]})
+
+
+def test_a_server_that_ends_is_said(tmp_path: Path, short: trace.Trace) -> None:
+    images = Images(tmp_path, short)
+    images.floor.write_bytes(b"")
+    with pytest.raises(HostError, match="floor"):
+        measured("floor", short, images)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_of_a_storm_that_is_ended(number: signal.Signals, tmp_path: Path) -> None:
+    requires("gcc", "taskset")
+    child = subprocess.Popen(
+        [*COMMAND, "--clients", "3", "--server", "pxed", "--dir", str(tmp_path), "--think", "1"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until = time.monotonic() + 40
+    while not list(tmp_path.glob("pxed-storm-*/pxed-3/state/control.sock")):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    child.send_signal(number)
+    child.communicate(timeout=30)
+    if number != signal.SIGKILL:
+        assert child.returncode == 130
+        assert list(tmp_path.iterdir()) == []
+    deadline = time.monotonic() + 10
+    while left := processes_of(tmp_path):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    done = run("--clients", "1", "--server", "floor", "--share", "0.01", "--dir", str(tmp_path))
+    assert done.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def processes_of(folder: Path) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in words:
+            found.append(words)
+    return found
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--clients", "0"], ["--clients", "x"], ["--share", "0"], ["--link", "fast"],
+        ["--link", "0G"], ["--mtu", "100"], ["--server", "nothing"], ["--rounds", "0"],
+    ],
+)  # fmt: skip
+def test_wrong_options_are_a_usage_error(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert "usage" in done.stderr
+
+
+def test_a_trace_that_is_none_is_an_error_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"nothing")
+    done = run("--trace", str(tmp_path / "x"))
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "bench record" in done.stderr
+
+
+def test_a_cable_goes_with_its_end() -> None:
+    cable = Cable(10**9)
+    assert cable.dropped() == 0
+    cable.close()
+    cable.close()
