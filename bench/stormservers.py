@@ -51,7 +51,7 @@ class Images:
                     shutil.copyfileobj(part, out, 1 << 20)
         with self.template.open("wb") as out:
             out.truncate(CONFIG_SIZE)
-        make(str(self.template), "config")
+            make(out.fileno(), "config")
         self.files.mkdir()
         for name in ("undionly.kpxe", "snponly.efi"):
             if (FILES / name).exists():
