@@ -11,7 +11,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from aoe_fast.linkwatch import EVERY, LinkWatch
@@ -20,6 +20,7 @@ from aoe_fast.throttle import Throttle, announcements
 from aoe_fast.wire import AoeError
 
 if TYPE_CHECKING:
+    from aoe_fast import Export
     from aoe_fast.port import Port
     from aoe_fast.server import Server
 
@@ -29,6 +30,7 @@ TICK_S = 1.0
 # 4 MiB each: at start, and then in each second. A word takes about 10 us.
 _FIRST_WORDS = 1024
 _WORDS = 128
+_AT_ONCE = 512  # exports in one second
 _ACTIVE_NS = 120 * 10**9
 """A client that was heard of within two minutes counts: Linux asks every minute."""
 
@@ -50,6 +52,7 @@ class Caretaker:
         self._throttles: list[Throttle] = []
         self._postponed: dict[int, int] = {}
         self._words: dict[int, int] = {}
+        self._turn = 0
 
     def start(self) -> None:
         self._links = LinkWatch()
@@ -61,7 +64,8 @@ class Caretaker:
             Throttle(server.target.bufcnt, server.ring_frames, server.write_frames)
             for _ in range(len(server.ports) * server.workers)
         ]
-        self.learn(_FIRST_WORDS)
+        # What everybody reads is known before the first frame, private disks soon after.
+        self.learn(_FIRST_WORDS, server.target.view_of(None).values())
         self._thread = threading.Thread(target=self._run, name="aoe-care", daemon=True)
         self._thread.start()
 
@@ -92,6 +96,7 @@ class Caretaker:
         poll = select.poll()
         poll.register(self._links, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
+        self.learn(_FIRST_WORDS)
         next_tick = time.monotonic() + TICK_S
         while True:
             left = max(0.0, next_tick - time.monotonic())
@@ -180,16 +185,28 @@ class Caretaker:
                         sent += 1
             self._server.counters["announced"][-1] += sent
 
-    def learn(self, budget: int) -> None:
-        """Look at ``budget`` words of residency, all exports in turn; new ones as a whole."""
-        exports = {id(export): export for export in self._server.target.exports()}
-        for gone in self._words.keys() - exports.keys():
-            del self._words[gone]
-        for name, export in exports.items():
+    def learn(self, budget: int, chosen: Iterable["Export"] | None = None) -> None:
+        """Look at ``budget`` words of residency, all exports in turn; new ones as a whole.
+
+        ``chosen``: at these only.
+        """
+        look_at = self._server.target.exports() if chosen is None else chosen
+        exports = {id(export): export for export in look_at}
+        if chosen is None:
+            for gone in self._words.keys() - exports.keys():
+                del self._words[gone]
+        names = list(exports)
+        if len(names) > _AT_ONCE and chosen is None:
+            # Thousands are looked at a part at a time; those of which nothing is known come first.
+            new_ones = [name for name in names if self._words.get(name, -1) < 0]
+            self._turn = self._turn % len(names) + _AT_ONCE
+            names = [*new_ones, *names[self._turn - _AT_ONCE : self._turn]]
+        for name in names:
+            export = exports[name]
             # -1: nothing is known of it. Afterwards only what was known needs another look.
             first = self._words.get(name, 0)
             new = name not in self._words or first < 0
-            share = max(1, budget // len(exports))
+            share = max(1, budget // len(names))
             with contextlib.suppress(AoeError):
                 after = scan(export, -first - 1 if first < 0 else first, share, new)
                 self._words[name] = -after - 1 if new and after else after

@@ -15,7 +15,7 @@ from aoe_fast.initiator import Initiator
 from aoe_fast.store import Export
 
 WAIT_S = 0.3
-_FEW = 4
+_FEW = 2  # shelves that are asked one by one
 _MAGIC = b"\x5d\xaf"
 _DIGEST = slice(260, 292)
 """IDENTIFY words 129-159 are the vendor's (ATA/ATAPI-6 8.15): 129 the magic, 130-145 SHA-256."""
@@ -58,9 +58,12 @@ def check_rivals(interface: str, exports: Mapping[tuple[int, int], Export]) -> N
 
 
 def _found(initiator: Initiator, exports: Mapping[tuple[int, int], Export]) -> list[Device]:
-    if len(exports) > _FEW:
+    shelves = {shelf for shelf, _ in exports}
+    if len(exports) > 1 and len(shelves) > _FEW:
         return initiator.discover(ANY_SHELF, ANY_SLOT, wait=WAIT_S)
     found = []
-    for shelf, slot in exports:
+    for shelf in shelves:
+        slots = [slot for its, slot in exports if its == shelf]
+        slot = slots[0] if len(slots) == 1 else ANY_SLOT
         found += initiator.discover(shelf, slot, wait=WAIT_S)
     return found

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from aoe_fast.admin import Settings, changes, key_of, read_settings, take_restored, write_settings
@@ -55,14 +55,17 @@ class StateFile:
                     export, config=known.config, allowed=known.allowed, holders=known.holders
                 )
 
-    def save(self, exports: Iterable[Export]) -> None:
-        """Write the file if a setting of an open export changed; a full disk is logged, once."""
+    def save(self, exports: Callable[[], Iterable[Export]]) -> None:
+        """Write the file if a setting of an open export changed; a full disk is logged, once.
+
+        ``exports`` tells which are open, if that matters: mostly nothing has changed.
+        """
         with self._lock:
             now = changes()
             if now == self._seen:
                 return
             entries = dict(self._entries)
-            for export in exports:
+            for export in exports():
                 with contextlib.suppress(AoeError):  # closed meanwhile
                     settings = read_settings(export)
                     if settings == Settings():

@@ -203,7 +203,7 @@ cdef class Target:
     def save_state(self):
         """Write the state file if there is one and a setting changed; never on the data path."""
         if self.state is not None:
-            self.state.save(self.views.exports())
+            self.state.save(self.views.exports)
 
     def rows(self):
         """{(mac or None, shelf, slot): row number in ``stats``}, a copy."""

@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +60,7 @@ POLL_BUSY = 0.02  # seconds between looks at the AoE counters while somebody boo
 POLL_IDLE = 0.25
 TICK = 1.0
 CHECKPOINT = 10.0
+SWITCH = 0.001  # seconds that another thread may keep the interpreter from the loop
 COPY = 3600.0  # between copies of the database
 ALARM_AGAIN = 60.0
 HELPERS = 4  # threads for what people ask for: copies of images, checks, backups
@@ -83,11 +85,16 @@ class App:
     # Start and stop
 
     async def start(self) -> None:
+        # Threads that clone and write are short of nothing but the loop's patience.
+        sys.setswitchinterval(SWITCH)
+        gc.disable()  # thousands of clients come back, and none of them is rubbish
         try:
             await self._start()
         except BaseException:
             await self.stop()
             raise
+        finally:
+            gc.enable()
 
     async def _start(self) -> None:
         config = self.config
@@ -103,6 +110,10 @@ class App:
             config.midlayers_dir, config.midlayer.size, config.midlayer.keep_free
         )
         self.midlayers.open()
+        self._open_target()
+        # Waits for answers of others, and meanwhile all the rest can come back.
+        rivals = asyncio.get_running_loop().run_in_executor(None, self._refuse_rivals)
+        rivals.add_done_callback(lambda done: done.cancelled() or done.exception())
         self.store = self._stack.enter_context(Store(config.state_dir / "pxed.db"))
         self.choice.clients = Clients(self.store.clients())
         last = self.store.last_event()
@@ -113,7 +124,13 @@ class App:
             lambda text: self.alarm("store", text), Journal(config.state_dir / "leases.journal"),
         )  # fmt: skip
         self._stack.callback(self.keeper.close)
-        self._start_aoe()
+        self._restore_views()
+        await rivals
+        try:
+            self.aoe.start()
+        except AoeError as error:
+            raise HostError(str(error)) from error
+        self._stack.callback(self.aoe.stop)
         await self._start_boot_protocols()
         self._stack.callback(self.preparing.close)
         self._helpers = ThreadPoolExecutor(HELPERS, thread_name_prefix="manage")
@@ -127,7 +144,7 @@ class App:
         await control.start()
         self._stack.push_async_callback(control.close)
 
-    def _start_aoe(self) -> None:
+    def _open_target(self) -> None:
         config, aoe = self.config, self.config.aoe
         loop = asyncio.get_running_loop()
 
@@ -146,6 +163,8 @@ class App:
         self.exports = Exports(self.target, shelves, config.midlayer.durability)
         self._stack.callback(self.exports.close)
         self.exports.show_to_all(self.images)
+
+    def _restore_views(self) -> None:
         self.watch = Watch(self.target, self._report_path)
         self.preparing = Preparing(
             self.choice, self.midlayers, self.exports, self.watch,
@@ -157,16 +176,11 @@ class App:
             lambda client, since: self._spawn(self.preparing.prepare(client, since)),
             self.preparing.drop,
         )  # fmt: skip
-        if not aoe.force:
-            self._refuse_rivals()
-        try:
-            self.aoe.start()
-        except AoeError as error:
-            raise HostError(str(error)) from error
-        self._stack.callback(self.aoe.stop)
 
     def _refuse_rivals(self) -> None:
         """UsageError if another target has one of our addresses: clients would mix the two."""
+        if self.config.aoe.force:
+            return
         try:
             check_rivals(self.config.interface, self.target.view_of(None))
         except click.UsageError as error:

@@ -273,6 +273,9 @@ _PLAIN = ("class_name", "name", "firmware", "arch", "ip", "image", "boots", "boo
           "fresh", "macs", "doing", "mode")  # fmt: skip
 
 
+_STAGES = {int(stage): stage for stage in Stage}  # much quicker than Stage(number)
+
+
 def _data(client: Client) -> str:
     data = {key: getattr(client, key) for key in _PLAIN}
     data["timeline"] = [[int(step.stage), step.time, step.detail] for step in client.timeline]
@@ -281,7 +284,7 @@ def _data(client: Client) -> str:
 
 def _client(mac: str, state: str, last_seen: float, data: str) -> Client:
     values = json.loads(data)
-    timeline = [Step(Stage(stage), time, detail) for stage, time, detail in values.pop("timeline")]
+    timeline = [Step(_STAGES[stage], at, detail) for stage, at, detail in values.pop("timeline")]
     return Client(
         mac=parse_mac(mac), state=State(state), last_seen=last_seen, timeline=timeline,
         **{key: values[key] for key in _PLAIN if key in values},
