@@ -156,6 +156,9 @@ class Dhcp:
 @dataclass(frozen=True, slots=True)
 class Tftp:
     root: Path = _key(_path, Path("/usr/lib/ipxe"))
+    single_port: bool = _key(_switch, False)
+    fold_case: bool = _key(_switch, False)
+    max_blksize: int = _key(_number(512, 65464), 65464)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +197,7 @@ class Client:
     name: str | None = _key(_text, None)
     image: str | None = _key(_text, None)
     size: int | None = _key(parse_midlayer_size, None)
+    max_blksize: int | None = _key(_number(512, 65464), None)
 
 
 @dataclass(frozen=True, slots=True)

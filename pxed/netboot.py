@@ -139,7 +139,15 @@ class NetBoot:
         )
         self.policy = Policy(settings, self.leases, self._plan)
         self.dhcp = DhcpServer(link, self.policy, self._emit)
-        self.tftp = TftpServer(link, self._trees.open, self._emit, mac_of=self.mac_of)
+        self.tftp = TftpServer(
+            link,
+            self._trees.open,
+            self._emit,
+            mac_of=self.mac_of,
+            largest_block=self._largest_block,
+            single_port=config.tftp.single_port,
+            spin_us=config.aoe.spin_us,
+        )
         shelves = {name: each.shelf for name, each in config.classes.items()}
         programs = {*BOOT_FILES.values(), *HTTP_FILES.values()}
         site = Site(self._image, shelves, config.tftp.root, programs)
@@ -185,7 +193,12 @@ class NetBoot:
                 f"[tftp] root = {root}: no such directory: install Debian's package ipxe, "
                 "or name the directory with iPXE's files"
             )
-        return Files(root, virtual=self._scripts)
+        return Files(root, virtual=self._scripts, fold_case=self.config.tftp.fold_case)
+
+    def _largest_block(self, mac: Mac | None) -> int:
+        """The TFTP block size that a machine gets at most, whatever it asks for."""
+        one = self.config.clients.get(mac) if mac is not None else None
+        return (one.max_blksize if one else None) or self.config.tftp.max_blksize
 
     # The mode
 
@@ -269,6 +282,7 @@ class NetBoot:
         """The interface has an address, maybe another one (M1); True if that is new."""
         self.link = link
         self.watch.follow(link)
+        self.tftp.follow(link)
         address = link.address()
         return self.policy.update_server(address.ip, address.network.prefixlen)
 

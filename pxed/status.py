@@ -72,7 +72,11 @@ class Status:
                  "consequence": f.consequence, "serious": f.serious, "since": f.since}
                 for f in boot.conflicts
             ],
-            "tftp": {"bytes": self._core.lives.tftp_bytes, **_counts(boot.tftp.counters)},
+            "tftp": {
+                "bytes": self._core.lives.tftp_bytes,
+                **_counts(boot.tftp.counters),
+                **boot.tftp.mover.counters,
+            },
             "http": {"port": config.http.port, **_counts(boot.http.counters)},
             "images": {name: str(image) for name, image in self._core.images.items()},
             "midlayers": {

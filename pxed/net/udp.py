@@ -11,8 +11,12 @@ from pxed.net.link import Link
 _RECEIVE_BUFFER = 4 << 20
 
 
-def bind_udp(link: Link, port: int, in_use: str, ip: str = "") -> socket.socket:
+def bind_udp(
+    link: Link, port: int, in_use: str, ip: str = "", *, shared: bool = False
+) -> socket.socket:
     """A non-blocking UDP socket on ``port`` of ``link``; ``in_use`` is advice for a taken port.
+
+    ``shared``: beside others of ours on that port that allow it (SO_REUSEADDR).
 
     HostError, one line: port in use, no privilege, address or interface gone.
     """
@@ -21,6 +25,8 @@ def bind_udp(link: Link, port: int, in_use: str, ip: str = "") -> socket.socket:
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, link.name.encode())
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         widen(udp, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        if shared:
+            udp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         udp.bind((ip, port))
     except OSError as error:
         udp.close()

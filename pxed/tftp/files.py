@@ -41,6 +41,10 @@ class DiskFile:
     def size(self) -> int:
         return self._size
 
+    @property
+    def source(self) -> int | bytes:
+        return self._fd
+
     def read(self, offset: int, count: int) -> bytes:
         return os.pread(self._fd, count, offset)
 

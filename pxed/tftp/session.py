@@ -1,34 +1,38 @@
-"""One TFTP read: packets and the time in, packets and events out. Sans-IO.
+"""What is agreed with one client about one file, and what its transfer means. Sans-IO.
 
-RFC 1350, 2347 (options), 2348 (blksize), 2349 (timeout, tsize), 7440 (windowsize). Only the timer
-retransmits, never a duplicate ACK (the Sorcerer's Apprentice; a Pi 4 hangs on duplicate DATA).
-Blocks are counted without a limit; the wire's 16 bits roll over to 0.
+RFC 2347 (options), 2348 (blksize), 2349 (timeout, tsize), 7440 (windowsize). The conversation
+itself, packet by packet, is ``aoe_fast.transfer``: this says what it is given to send, and turns
+its progress and its end into events.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Protocol
 
+from aoe_fast.transfer import Transfer
 from pxed.events import Event, Kind
 from pxed.mac import Mac
-from pxed.tftp.codec import Ack, Code, Error, Oack, Request, TftpError, decode, encode
+from pxed.tftp.codec import Code, Oack, Request, TftpError, encode
 
 MAX_WINDOW = 64
 MAX_BLKSIZE = 65464  # RFC 2348
 _DEFAULT_BLKSIZE = 512
 _HEADERS = 32  # IPv4 20, UDP 8, TFTP 4
-_READ_AHEAD = 1 << 16
 _FIRST_WAIT = 1.0
-_LONGEST_WAIT = 8.0
-_TRIES = 6
-_LAST_TRIES = 3  # for the final window: the ACK that never comes
 _NETASCII_LIMIT = 1 << 20
 
 
 class File(Protocol):
-    """Something to send: its size and bytes at an offset; ``close`` twice is fine."""
+    """Something to send: its size and bytes at an offset; ``close`` twice is fine.
+
+    ``source`` is what a transfer takes: a descriptor of a regular file, or the bytes.
+    """
 
     @property
     def size(self) -> int: ...
+
+    @property
+    def source(self) -> int | bytes: ...
 
     def read(self, offset: int, count: int) -> bytes: ...
 
@@ -44,13 +48,12 @@ class Peer:
 
 
 class Session:
-    """The transfer of ``file`` to one client; owns ``file`` and closes it at the end.
+    """One client and ``file``, which it owns and closes at the end.
 
-    ``start``, ``receive`` and ``expire`` return packets to send. Events collect in ``events`` until
-    they are taken. ``deadline`` is when ``expire`` is due, on the clock of the ``now`` passed in;
-    ``done`` ends everything. ``largest_block`` is a clamp for this client; blocks always fit the
-    MTU.
-    TftpError from the constructor if the request cannot be served.
+    ``transfer`` is to be driven by a mover; ``news`` gives the events of what it did meanwhile and
+    ``done`` is true after the last. ``largest_block`` is a clamp for this client; blocks always fit
+    the MTU. ``asks``: see ``Transfer``.
+    TftpError from the constructor if the request cannot be served; ``file`` is closed then.
     """
 
     def __init__(
@@ -61,88 +64,52 @@ class Session:
         *,
         mtu: int = 1500,
         largest_block: int = MAX_BLKSIZE,
+        asks: bool = False,
     ) -> None:
         self.request = request
         self.peer = peer
-        self.events: list[Event] = []
         self.done = False
-        self.deadline = 0.0
         self.blksize = _DEFAULT_BLKSIZE
         self.windowsize = 1
         self._wait = _FIRST_WAIT
         self._file = _transcoded(file, request.mode)
         self._size = self._file.size
-        limit = min(mtu - _HEADERS, largest_block)
-        self._agreed = self._negotiate(limit)
-        self._last = self._size // self.blksize + 1  # a short or empty block ends the transfer
-        self._acked = 0
-        self._sent = 0
-        self._tries = 0
-        self._patience = self._wait
-        self._waiting_for_options = bool(self._agreed)
-        self._chunk = b""
-        self._chunk_at = 0
-        self._began = 0.0
+        self._agreed = self._negotiate(min(mtu - _HEADERS, largest_block))
+        self._reading = False
+        self._why = ""
+        self.transfer = Transfer(
+            self._file.source,
+            self._size,
+            blksize=self.blksize,
+            windowsize=self.windowsize,
+            wait=self._wait,
+            opening=encode(Oack(self._agreed)) if self._agreed else b"",
+            asks=asks,
+        )
 
-    # Calls from the adapter. ``wall`` is the time of day for events.
+    def stopping(self, why: str) -> None:
+        """The transfer is being stopped: the reason, should it be told as a failure."""
+        self._why = why
 
-    def start(self, now: float, wall: float) -> list[bytes]:
-        """The first packets: OACK if options were agreed on, else the first window."""
-        self.deadline = now + self._patience
-        self._began = now
-        if self._waiting_for_options:
-            return [encode(Oack(self._agreed))]
-        return self._read_begins(wall)
-
-    def receive(self, data: bytes, now: float, wall: float) -> list[bytes]:
-        """A packet of the client's; rubbish is ignored. Nothing is raised."""
+    def news(self, wall: float) -> list[Event]:
+        """What is new about the transfer, at ``wall`` (time of day)."""
         if self.done:
             return []
-        if len(data) >= 4 and data[:2] == b"\x00\x04":  # the hot path: ACK
-            return self._ack((data[2] << 8) | data[3], now, wall)
-        try:
-            packet = decode(data)
-        except TftpError:
-            return []
-        if isinstance(packet, Error):
-            self._refused(packet, wall)
-        elif not isinstance(packet, Ack):
-            return [encode(Error(Code.ILLEGAL, "this is a read transfer"))]
-        return []
+        events = []
+        if self.transfer.opened and not self._reading:
+            self._reading = True
+            events.append(self._event(Kind.TFTP_READ, wall, size=self._size))
+        if self.transfer.end:
+            self.done = True
+            kind, detail = self._end()
+            events.append(self._event(kind, wall, **detail))
+            self._file.close()
+        return events
 
-    def expire(self, now: float, wall: float) -> list[bytes]:
-        """The timer fired: send again from the last ACK on, or give up."""
-        if self.done or now < self.deadline:
-            return []
-        self._tries += 1
-        final = self._sent == self._last and not self._waiting_for_options
-        if final and self._tries > _LAST_TRIES:
-            self._finish(
-                Kind.TFTP_DONE, wall, bytes=self._size, seconds=round(now - self._began, 3)
-            )
-            return []
-        if self._tries > _TRIES:
-            self._finish(Kind.TFTP_FAILED, wall, why=f"no answer after block {self._acked}")
-            return []
-        self._patience = min(self._patience * 2, max(_LONGEST_WAIT, self._wait))
-        self.deadline = now + self._patience
-        if self._waiting_for_options:
-            return [encode(Oack(self._agreed))]
-        self._sent = self._acked
-        return self._window(wall)
-
-    def abort(self, why: str, wall: float) -> None:
-        """The client is gone (port unreachable, replaced): end as what it was, once."""
-        if self.done:
-            return
-        if self._waiting_for_options:
-            self._finish(Kind.TFTP_PROBE, wall)
-        elif self._sent == self._last:
-            self._finish(Kind.TFTP_DONE, wall, bytes=self._size)
-        else:
-            self._finish(Kind.TFTP_FAILED, wall, why=why)
-
-    # Inside
+    def close(self) -> None:
+        """It never began."""
+        self.done = True
+        self._file.close()
 
     def _negotiate(self, limit: int) -> dict[str, str]:
         """What of the client's options is agreed to; only those that it asked for (RFC 2347)."""
@@ -164,87 +131,39 @@ class Session:
                 agreed[name] = str(self.windowsize)
         return agreed
 
-    def _ack(self, wire: int, now: float, wall: float) -> list[bytes]:
-        if self._waiting_for_options:
-            if wire != 0:
-                return []
-            self._waiting_for_options = False
-            self._progress(now)
-            return self._read_begins(wall)
-        step = (wire - self._acked) & 0xFFFF
-        if step == 0 or self._acked + step > self._sent:
-            return []  # a duplicate or a stale one: the timer's business
-        self._acked += step
-        if self._acked == self._last:
-            self._finish(
-                Kind.TFTP_DONE, wall, bytes=self._size, seconds=round(now - self._began, 3)
-            )
-            return []
-        self._sent = self._acked  # less than a window: go back to it (RFC 7440 section 4)
-        self._progress(now)
-        return self._window(wall)
+    def _end(self) -> tuple[Kind, dict[str, object]]:
+        """How the transfer ended, as an event."""
+        transfer = self.transfer
+        failed = Kind.TFTP_FAILED
+        match transfer.end:
+            case "complete" | "unconfirmed":
+                seconds = round(transfer.seconds, 3)
+                return Kind.TFTP_DONE, {"bytes": self._size, "seconds": seconds}
+            case "silent":
+                return failed, {"why": f"no answer after block {transfer.acked}"}
+            case "refused":
+                # After an OACK that is how firmware asks for the size: a probe.
+                early = transfer.acked == 0 and bool(self._agreed)
+                if early and transfer.code in (Code.UNDEFINED, Code.OPTIONS):
+                    return Kind.TFTP_PROBE, {}
+                said = transfer.words.decode("utf-8", "surrogateescape")
+                return failed, {"why": f"the client says: {shown(said)} (code {transfer.code})"}
+            case "short":
+                return failed, {"why": "the file was changed meanwhile"}
+            case "unreadable":
+                return failed, {"why": f"cannot read: {os.strerror(transfer.code)}"}
+        # Gone or stopped: ended as what it was.
+        if not transfer.opened:
+            return Kind.TFTP_PROBE, {}
+        if transfer.all_sent:
+            return Kind.TFTP_DONE, {"bytes": self._size}
+        if transfer.end == "gone":
+            return failed, {"why": f"the client is gone: {os.strerror(transfer.code)}"}
+        return failed, {"why": self._why or "stopped"}
 
-    def _progress(self, now: float) -> None:
-        self._tries = 0
-        self._patience = self._wait
-        self.deadline = now + self._wait
-
-    def _read_begins(self, wall: float) -> list[bytes]:
-        self._event(Kind.TFTP_READ, wall, size=self._size)
-        return self._window(wall)
-
-    def _window(self, wall: float) -> list[bytes]:
-        """The next blocks after the last sent one; [] if the file cannot be read any more."""
-        size = self.blksize
-        first = self._sent + 1
-        self._sent = min(self._sent + self.windowsize, self._last)
-        start = (first - 1) * size
-        end = min(self._sent * size, self._size)
-        chunk, at = self._chunk, self._chunk_at
-        if start < at or end > at + len(chunk):
-            try:
-                chunk = self._file.read(
-                    start, min(max(_READ_AHEAD, end - start), self._size - start)
-                )
-            except OSError as error:
-                return self._broken(f"cannot read: {error.strerror}", wall)
-            if len(chunk) < end - start:
-                return self._broken("the file became shorter meanwhile", wall)
-            at = start
-            self._chunk, self._chunk_at = chunk, at
-        packets = []
-        offset = start - at
-        for block in range(first, self._sent + 1):
-            packets.append(
-                b"\x00\x03"
-                + (block & 0xFFFF).to_bytes(2, "big")
-                + chunk[offset : min(offset + size, self._size - at)]
-            )
-            offset += size
-        return packets
-
-    def _broken(self, why: str, wall: float) -> list[bytes]:
-        self._finish(Kind.TFTP_FAILED, wall, why=why)
-        return [encode(Error(Code.UNDEFINED, why))]
-
-    def _refused(self, error: Error, wall: float) -> None:
-        """The client aborts. After an OACK that is how firmware asks for the size: a probe."""
-        before_data = self._acked == 0 and bool(self._agreed)
-        if before_data and error.code in (Code.UNDEFINED, Code.OPTIONS):
-            self._finish(Kind.TFTP_PROBE, wall)
-        else:
-            why = f"the client says: {shown(error.text)} (code {error.code})"
-            self._finish(Kind.TFTP_FAILED, wall, why=why)
-
-    def _event(self, kind: Kind, wall: float, **detail: object) -> None:
+    def _event(self, kind: Kind, wall: float, **detail: object) -> Event:
         about = {"ip": self.peer.ip, "file": shown(self.request.file), **detail}
-        self.events.append(Event(kind, self.peer.mac, wall, about))
-
-    def _finish(self, kind: Kind, wall: float, **detail: object) -> None:
-        self.done = True
-        self._event(kind, wall, **detail)
-        self._file.close()
-        self._chunk = b""
+        return Event(kind, self.peer.mac, wall, about)
 
 
 def shown(text: str) -> str:
@@ -261,6 +180,10 @@ class Bytes:
     @property
     def size(self) -> int:
         return len(self._content)
+
+    @property
+    def source(self) -> int | bytes:
+        return self._content
 
     def read(self, offset: int, count: int) -> bytes:
         return self._content[offset : offset + count]

@@ -358,6 +358,8 @@ HOT = {
     "spread": ["put_off", "spread_loop"],
     "fetch": ["hand_over", "fetch_loop", "serve"],
     "syncer": ["defer", "mark_dirty", "sync_loop", "commit"],
+    "transfer": ["machine_receive", "machine_expire", "lay_out"],
+    "mover": ["hall_loop", "serve", "send_blocks", "send_many"],
     "store": ["backing_write", "backing_sync", "backing_release"],
 }
 

@@ -1,19 +1,22 @@
 """The TFTP server against real clients: curl, tftp-hpa, atftp, and raw packets for the rest."""
 
 import os
+import random
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pxed.errors import HostError
 from pxed.events import Event, Kind
 from pxed.net.link import look_up
 from pxed.net.tftp import TftpServer
 from pxed.net.thread import LoopThread
-from pxed.tftp.codec import Ack, Data, Error, Oack, Request, decode, encode
+from pxed.tftp.codec import Ack, Data, Error, Oack, Packet, Request, decode, encode
 from pxed.tftp.files import Files
 from tests.conftest import Cable, requires
 
@@ -32,14 +35,14 @@ def root(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def serving(cable: Cable, root: Path) -> Iterator[tuple[TftpServer, list[Event]]]:
+def serving(cable: Cable, root: Path, **options: Any) -> Iterator[tuple[TftpServer, list[Event]]]:
     cable.cli.ip("addr add 10.77.0.2/24 dev eth0")
     events: list[Event] = []
     with LoopThread(cable.srv.inside()) as thread:
 
         async def start() -> TftpServer:
             files = Files(root, virtual={"boot.ipxe": b"#!ipxe\n"})
-            server = TftpServer(look_up("eth0"), files.open, events.append)
+            server = TftpServer(look_up("eth0"), files.open, events.append, **options)
             await server.start()
             return server
 
@@ -50,6 +53,7 @@ def serving(cable: Cable, root: Path) -> Iterator[tuple[TftpServer, list[Event]]
             thread.call(server.close())
             thread.call(server.close())
             assert server.sessions == 0
+            assert server.counters["faults"] == 0
 
 
 def kinds(events: list[Event], last: Kind) -> list[Kind]:
@@ -147,6 +151,16 @@ def test_atftp_with_loss(cable: Cable, root: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes() == CONTENT[:300_000]
 
 
+@pytest.mark.parametrize("blksize", [None, 1400])
+def test_busybox(cable: Cable, root: Path, tmp_path: Path, blksize: int | None) -> None:
+    requires("busybox")
+    options = [] if blksize is None else ["-b", str(blksize)]
+    get = ["busybox", "tftp", "-g", "-r", "big.bin", "-l", str(tmp_path / "out"), *options]
+    with serving(cable, root):
+        cable.cli.run([*get, "10.77.0.1"])
+    assert (tmp_path / "out").read_bytes() == CONTENT
+
+
 def test_probe_then_read_from_one_port(cable: Cable, root: Path) -> None:
     """OVMF's way: ask for the size, abort, ask again."""
     ask = Request("even.bin", options={"tsize": "0", "blksize": "1468"})
@@ -208,13 +222,199 @@ def test_one_client_cannot_take_every_session(cable: Cable, root: Path) -> None:
             udp.close()
 
 
+def ask(udp: socket.socket, name: str = "big.bin", **options: str) -> tuple[Packet, Any]:
+    udp.settimeout(5)
+    udp.sendto(encode(Request(name, options=options)), ("10.77.0.1", 69))
+    data, source = udp.recvfrom(65536)
+    return decode(data), source
+
+
+def test_a_flood_of_requests_is_bounded(cable: Cable, root: Path) -> None:
+    """Whoever never answers makes room for others; what is left ends at its timer."""
+    addresses = [f"10.77.0.{n}" for n in range(10, 74)]
+    with serving(cable, root, max_silent=100) as (server, _):
+        cable.cli.ip(*(f"addr add {ip}/24 dev eth0" for ip in addresses))
+        with cable.cli.inside(), ExitStack() as stack:
+            for _ in range(5):
+                for ip in addresses:
+                    udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                    udp.bind((ip, 0))
+                    udp.sendto(encode(Request("big.bin")), ("10.77.0.1", 69))
+                time.sleep(0.1)
+                assert server.sessions <= 100 + len(addresses)  # a batch may be on its way out
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+                packet, _ = ask(udp)
+                assert isinstance(packet, Data)
+            assert server.sessions <= 101  # the displaced one may be on its way out
+            assert server.counters["displaced"] >= 5 * len(addresses) - 100
+
+
+def test_every_session_taken_is_silence(cable: Cable, root: Path) -> None:
+    with (
+        serving(cable, root, max_sessions=1) as (server, _),
+        cable.cli.inside(),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as first,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as second,
+    ):
+        ask(first)
+        second.settimeout(0.3)
+        second.sendto(encode(Request("big.bin")), ("10.77.0.1", 69))
+        with pytest.raises(TimeoutError):
+            second.recv(2048)
+        assert server.counters["refused"] == 1
+
+
+def test_one_clients_blocks_are_clamped(cable: Cable, root: Path) -> None:
+    with (
+        serving(cable, root, largest_block=lambda mac: 1024) as _,
+        cable.cli.inside(),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+    ):
+        packet, _ = ask(udp, blksize="1468")
+        assert packet == Oack({"blksize": "1024"})
+
+
+def test_a_file_truncated_while_it_is_sent(cable: Cable, root: Path) -> None:
+    with (
+        serving(cable, root) as (_, events),
+        cable.cli.inside(),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+    ):
+        _, server = ask(udp)
+        os.truncate(root / "big.bin", 700)
+        udp.sendto(encode(Ack(1)), server)
+        assert decode(udp.recv(2048)) == Error(0, "the file was changed meanwhile")
+        assert kinds(events, Kind.TFTP_FAILED)[-1] is Kind.TFTP_FAILED
+
+
+def test_a_file_replaced_while_it_is_sent(cable: Cable, root: Path, tmp_path: Path) -> None:
+    with (
+        serving(cable, root),
+        cable.cli.inside(),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+    ):
+        _, server = ask(udp)
+        (root / "other").write_bytes(b"x" * 2000)
+        os.rename(root / "other", root / "big.bin")
+        udp.sendto(encode(Ack(1)), server)
+        assert decode(udp.recv(2048)) == Data(2, CONTENT[512:1024])
+
+
+def test_rubbish_on_a_transfers_port(cable: Cable, root: Path) -> None:
+    """Of any bytes at all: the transfer goes on, or ends by an ERROR packet."""
+    noise = random.Random(7)
+    with (
+        serving(cable, root) as (server, events),
+        cable.cli.inside(),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+    ):
+        _, port = ask(udp)
+        for _ in range(2000):
+            data = bytes((0, noise.choice((0, 1, 2, 3, 6, 7, 9)))) + noise.randbytes(
+                noise.randrange(600)
+            )
+            udp.sendto(noise.choice((data, noise.randbytes(noise.randrange(1, 9))[1:])), port)
+        udp.sendto(encode(Ack(1)), port)
+        while (packet := decode(udp.recv(2048))) != Data(2, CONTENT[512:1024]):
+            assert packet == Error(4, "this is a read transfer")
+        udp.sendto(encode(Error(3, "disk full")), port)
+        kinds(events, Kind.TFTP_FAILED)
+        assert events[-1].detail["why"] == "the client says: disk full (code 3)"
+        assert server.counters["received"] == 1
+
+
+def test_rubbish_on_port_69(cable: Cable, root: Path, tmp_path: Path) -> None:
+    noise = random.Random(8)
+    with serving(cable, root) as (server, _):
+        with cable.cli.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            for _ in range(1000):
+                head = bytes((0, noise.randrange(8)))
+                udp.sendto(head + noise.randbytes(noise.randrange(700)), ("10.77.0.1", 69))
+        curl(cable, "even.bin", tmp_path / "out")
+        assert server.counters["received"] > 500
+
+
+def test_a_closed_server_ends_what_runs(cable: Cable, root: Path) -> None:
+    with cable.cli.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        with serving(cable, root) as (_, events):
+            ask(udp)
+        assert events[-1].kind is Kind.TFTP_FAILED
+        assert events[-1].detail["why"] == "the server stops"
+
+
+# One port for everything
+
+
+def test_single_port(cable: Cable, root: Path, tmp_path: Path) -> None:
+    """What a client behind NAT needs: every packet comes from port 69."""
+    with serving(cable, root, single_port=True) as (_, events):
+        curl(cable, "big.bin", tmp_path / "out", "--tftp-blksize", "1468")
+        assert (tmp_path / "out").read_bytes() == CONTENT
+        assert kinds(events, Kind.TFTP_DONE)[-1] is Kind.TFTP_DONE
+        with cable.cli.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            udp.connect(("10.77.0.1", 69))  # hears this port and no other
+            udp.settimeout(5)
+            udp.send(encode(Request("even.bin")))
+            for block in range(1, 11):
+                assert decode(udp.recv(2048)) == Data(
+                    block, CONTENT[(block - 1) * 512 : block * 512]
+                )
+                udp.send(encode(Ack(block)))
+            assert decode(udp.recv(2048)) == Data(11, b"")
+
+
+def test_single_port_of_many_at_once(cable: Cable, root: Path) -> None:
+    with (
+        serving(cable, root, single_port=True) as (server, _),
+        cable.cli.inside(),
+        ExitStack() as stack,
+    ):
+        sockets = [
+            stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(16)
+        ]
+        for udp in sockets:
+            udp.settimeout(5)
+            udp.sendto(encode(Request("even.bin")), ("10.77.0.1", 69))
+        for udp in sockets:
+            assert decode(udp.recv(2048)) == Data(1, CONTENT[:512])
+        for udp in sockets:
+            udp.sendto(encode(Ack(1)), ("10.77.0.1", 69))
+        for udp in sockets:
+            assert decode(udp.recv(2048)) == Data(2, CONTENT[512:1024])
+        assert server.sessions == 16
+
+
+def test_single_port_starts_over_when_asked_again(cable: Cable, root: Path) -> None:
+    with (
+        serving(cable, root, single_port=True) as (server, _),
+        cable.cli.inside(),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+    ):
+        for _ in range(3):
+            packet, source = ask(udp, "even.bin", tsize="0")
+            assert packet == Oack({"tsize": "5120"})
+            assert source == ("10.77.0.1", 69)
+        assert server.sessions == 1
+
+
+def test_single_port_still_finds_another_server(cable: Cable, root: Path) -> None:
+    with cable.srv.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("10.77.0.1", 69))
+        with (
+            pytest.raises(HostError, match="port 69/udp is in use"),
+            serving(cable, root, single_port=True),
+        ):
+            pass
+
+
 def test_windows_without_segmentation(cable: Cable, root: Path, tmp_path: Path) -> None:
     """A kernel or an interface without UDP_SEGMENT sends block by block."""
     requires("atftp")
     out = str(tmp_path / "out")
     get = ["atftp", "--option", "windowsize 16", "-g", "-r", "big.bin", "-l", out, "10.77.0.1"]
     with serving(cable, root) as (server, _):
-        server.segmenting = False
+        server.mover.segmenting = False
         cable.cli.run(get)
     assert (tmp_path / "out").read_bytes() == CONTENT
 

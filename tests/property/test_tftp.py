@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from pxed.tftp.codec import Ack, Data, Error, Oack, Packet, Request, TftpError, decode, encode
 from pxed.tftp.files import Files
-from pxed.tftp.session import Bytes, Peer, Session
+from pxed.tftp.session import Bytes, Peer
+from tests.tftp_engines import ENGINES
 
 words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
 names = words.map(str.lower).filter(lambda name: name.lower() == name)
@@ -42,41 +43,60 @@ def test_round_trip(packet: Packet) -> None:
     assert decode(encode(packet)) == packet
 
 
-@given(
-    st.binary(max_size=3000),
-    st.dictionaries(
-        st.sampled_from(["blksize", "windowsize", "tsize", "timeout", "other"]),
-        st.one_of(st.integers(-1, 70_000).map(str), words),
-    ),
-    st.lists(
-        st.one_of(
-            st.integers(0, 8).map(lambda n: encode(Ack(n))), packets.map(encode), st.binary()
-        ),
-        max_size=30,
-    ),
+asked_for = st.dictionaries(
+    st.sampled_from(["blksize", "windowsize", "tsize", "timeout", "other"]),
+    st.one_of(st.integers(-1, 70_000).map(str), words),
 )
-def test_any_conversation(content: bytes, asked: dict[str, str], said: list[bytes]) -> None:
-    session = Session(Request("f", options=asked), Bytes(content), Peer("10.0.0.1"), mtu=1500)
-    sent, now = session.start(0, 0), 0.0
+said_by_client = st.lists(
+    st.one_of(
+        st.integers(0, 8).map(lambda n: encode(Ack(n))),
+        st.integers(0, 65535).map(lambda n: encode(Ack(n))),
+        packets.map(encode),
+        st.binary(),
+    ),
+    max_size=30,
+)
+
+
+@given(st.binary(max_size=3000), asked_for, said_by_client, st.floats(0, 3))
+def test_any_conversation_with_both_engines(
+    content: bytes, asked: dict[str, str], said: list[bytes], step: float
+) -> None:
+    """No packet raises anything; both answer every packet with the same bytes and end alike."""
+    engines = [
+        make(Request("f", options=asked), Bytes(content), Peer("10.0.0.1"), mtu=1500)
+        for make in ENGINES.values()
+    ]
+    now = 0.0
+    sent = [engine.start(now, now) for engine in engines]
     for data in said:
-        now += 0.7
-        sent += session.receive(data, now, now)
-        sent += session.expire(now, now)
-    assert len(sent) <= (len(said) * 2 + 1) * 64
-    assert all(len(packet) <= 1500 - 28 for packet in sent)
-    ends = [event for event in session.events if event.kind != "tftp-read"]
-    assert len(ends) == (1 if session.done else 0)
+        now += round(step, 6)
+        for packets_of, engine in zip(sent, engines, strict=True):
+            packets_of += engine.receive(data, now, now)
+            packets_of += engine.expire(now, now)
+    assert sent[0] == sent[1]
+    assert len(sent[0]) <= (len(said) * 2 + 1) * 64
+    assert all(len(packet) <= 1500 - 28 for packet in sent[0])
+    assert [event.kind for event in engines[0].events] == [e.kind for e in engines[1].events]
+    ends = [event for event in engines[0].events if event.kind != "tftp-read"]
+    assert len(ends) == (1 if engines[0].done else 0)
 
 
-@given(st.integers(0, 20_000), st.integers(8, 1468), st.integers(1, 64), st.integers(0, 2**32 - 1))
+@given(
+    st.sampled_from(list(ENGINES)),
+    st.integers(0, 20_000),
+    st.integers(8, 1468),
+    st.integers(1, 64),
+    st.integers(0, 2**32 - 1),
+)
 def test_acks_in_any_order_deliver_the_file(
-    size: int, blksize: int, window: int, seed: int
+    engine: str, size: int, blksize: int, window: int, seed: int
 ) -> None:
     """A client that acknowledges any prefix of what it has still gets every byte."""
     noise = random.Random(seed)
     content = noise.randbytes(size)
     asked = {"blksize": str(blksize), "windowsize": str(window)}
-    session = Session(Request("f", options=asked), Bytes(content), Peer("10.0.0.1"))
+    session = ENGINES[engine](Request("f", options=asked), Bytes(content), Peer("10.0.0.1"))
     session.start(0, 0)
     got, have = b"", 0
     packets = session.receive(encode(Ack(0)), 0, 0)
