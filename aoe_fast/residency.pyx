@@ -15,6 +15,10 @@ cdef extern from "<sys/mman.h>" nogil:
     int mincore(void *start, size_t size, unsigned char *into)
 
 
+cdef extern from "faults.h" nogil:
+    int aoe_fault_reads()
+
+
 cdef enum:
     PAGE = 4096
     WORD_CHUNKS = 64
@@ -37,6 +41,9 @@ cdef void look_at(Backing *backing, uint64_t word) noexcept nogil:
     cdef int chunk
     cdef bint all_there
     if backing.resident == NULL or base >= end:
+        return
+    if aoe_fault_reads():
+        backing.resident[word] = 0  # every read goes through backing_read
         return
     if end - base > <uintptr_t>(WORD_BYTES + PAGE):
         end = base + WORD_BYTES + PAGE

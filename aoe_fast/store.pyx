@@ -20,6 +20,16 @@ from .wire cimport SECTOR
 
 from .wire import AoeError
 
+
+cdef extern from "faults.h" nogil:
+    enum:
+        AOE_FAULT_READ
+        AOE_FAULT_WRITE
+        AOE_FAULT_SYNC
+        AOE_FAULT_LOSE
+    int aoe_fault(int kind, uint64_t sector, size_t size)
+
+
 cdef int64_t live = 0
 
 
@@ -49,6 +59,9 @@ cdef int backing_write(
     cdef off_t at = <off_t>(backing.offset + sector * SECTOR)
     cdef size_t done = 0
     cdef ssize_t put
+    cdef int fault = aoe_fault(AOE_FAULT_WRITE, sector, size)
+    if fault:
+        return 0 if fault == AOE_FAULT_LOSE else fault
     while done < size:
         put = pwrite(backing.fd, source + done, size - done, at + <off_t>done)
         if put > 0:
@@ -67,6 +80,9 @@ cdef int backing_read(
     cdef off_t at = <off_t>(backing.offset + sector * SECTOR)
     cdef size_t done = 0
     cdef ssize_t got
+    cdef int fault = aoe_fault(AOE_FAULT_READ, sector, size)
+    if fault:
+        return fault
     while done < size:
         got = pread(backing.fd, into + done, size - done, at + <off_t>done)
         if got > 0:
@@ -80,6 +96,9 @@ cdef int backing_read(
 
 cdef int backing_sync(Backing *backing) noexcept nogil:
     """What was written is on the disk when this returns 0; else the errno."""
+    cdef int fault = aoe_fault(AOE_FAULT_SYNC, 0, 0)
+    if fault:
+        return 0 if fault == AOE_FAULT_LOSE else fault
     while fdatasync(backing.fd) != 0:
         if errno != EINTR:
             return errno

@@ -1,0 +1,202 @@
+"""Pull the plug of the server's disk at hundreds of moments, and look at what is left.
+
+A server runs in a QEMU machine on a disk whose writes and flushes are logged. In the same machine
+a raw initiator writes stamped sectors, and Linux's own aoe driver has an ext4 file system on the
+second export, with files that are fsync'ed. The log is then replayed to a moment; what was written
+after the last flush is there or not, as a seeded coin says. Everything acknowledged before must be
+there, and both file systems, server's and client's, clean once their journals are replayed.
+"""
+
+import os
+import random
+import re
+import struct
+import subprocess
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from pxed.lab.lab import Lab
+from tests.conftest import requires
+from tests.fault.guest import boot_options, build_root, logged_disk
+from tests.fault.writelog import Disk, count
+
+pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.timeout(1500)]
+
+ROUNDS = int(os.environ.get("PXED_POWER_ROUNDS", "250"))
+CUTS = 2 * ROUNDS
+DISK = 256 << 20
+RAW_SECTORS = 8192
+STAMP = struct.Struct("<8sQQ")
+
+_SCRIPT = """
+export PATH=/usr/bin:/bin PYTHONPATH=/site PYTHONDONTWRITEBYTECODE=1
+mkfs.ext4 -q -F -b 4096 /dev/vdb && mount -t ext4 /dev/vdb /srv/state || exit 1
+/bin/busybox truncate -s 4M /srv/state/raw.img
+/bin/busybox truncate -s 24M /srv/state/layer.img
+mkfs.ext4 -q -F -b 4096 /srv/state/layer.img
+sync
+for each in "add va type veth peer name vb" "set va up" "set vb up"; do /usr/bin/ip link $each; done
+python3 -m aoe_fast.cli serve -i va --control /run/control --spin-us 0 \
+  --export 7.0=/srv/state/raw.img,rw,DURABILITY --export 7.1=/srv/state/layer.img,rw,DURABILITY &
+until [ -S /run/control ]; do sleep 0.1; done
+sleep 0.5
+until [ -b /dev/etherd/e7.1 ]; do echo > /dev/etherd/discover; sleep 0.3; done
+mount -t ext4 /dev/etherd/e7.1 /srv/client || exit 1
+cat > /run/work.py <<'END'
+import os, random, struct, sys
+from aoe_fast.initiator import Initiator
+chance = random.Random(1)
+stamp = struct.Struct("<8sQQ")
+def tell(text):
+    print("\\n@" + text, flush=True)
+    assert sys.stdin.readline().strip() == "go"
+with Initiator("vb", timeout=5) as raw:
+    tell("begin")
+    for number in range(1, ROUNDS + 1):
+        sector = chance.randrange(8192)
+        raw.write(7, 0, sector, stamp.pack(b"stamped!", sector, number) * 21 + bytes(8))
+        tell(f"raw {sector} {number}")
+        name = f"/srv/client/f{number % 40}"
+        with open(name + ".new", "wb") as file:
+            file.write(f"{number}\\n".encode() * chance.choice((1, 100, 5000)))
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(name + ".new", name)
+        folder = os.open("/srv/client", os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+        tell(f"file {number % 40} {number}")
+tell("end")
+END
+python3 /run/work.py
+"""
+
+
+@dataclass
+class Run:
+    """What was acknowledged, and where in the log the disk was then."""
+
+    disk: Path
+    log: Path
+    begin: int = 0
+    acknowledged: list[tuple[int, str, int, int]] = field(default_factory=list)
+
+
+def record(lab: Lab, directory: Path, durability: str) -> Run:
+    """Run the machine to the end of its work; it is off then."""
+    run = Run(directory / "disk", directory / "log")
+    for path, size in ((run.disk, DISK), (run.log, 0)):
+        with path.open("wb") as file:
+            file.truncate(size)
+    script = _SCRIPT.replace("DURABILITY", durability).replace("ROUNDS", str(ROUNDS))
+    options = boot_options(directory, build_root(directory), script)
+    machine = lab.add_client(extra=(*options, *logged_disk(run.disk, run.log)))
+    machine.power_on()
+    seen = 0
+    end = time.monotonic() + 400
+    while True:
+        words = re.findall(r"^@(\w+) ?(\d*) ?(\d*)\r?\n", machine.console(), re.MULTILINE)
+        for kind, one, two in words[seen:]:
+            position = count(run.log)
+            if kind == "begin":
+                run.begin = position
+            elif kind != "end":
+                run.acknowledged.append((position, kind, int(one), int(two)))
+            machine.send("go\n")
+            if kind == "end":
+                machine.power_off()
+                return run
+        seen = len(words)
+        assert machine.running, machine.console()[-2000:]
+        assert time.monotonic() < end, machine.console()[-2000:]
+        time.sleep(0.002)
+
+
+def check(run: Run, cuts: list[tuple[int, int]], directory: Path) -> list[str]:
+    """What is missing or broken after each cut (position in the log, seed), in words."""
+    directory.mkdir()
+    limit = max(cut for cut, _ in cuts)
+    disk = Disk(directory / "disk", DISK, run.log, limit)
+    image, layer, raw = (directory / name for name in ("image", "layer", "raw"))
+    found = []
+    for cut, seed in sorted(cuts):
+        disk.advance(cut)
+        disk.cut(image, random.Random(seed))
+        found += [f"cut {cut}: {text}" for text in _losses(run, cut, image, layer, raw)]
+    return found
+
+
+def _losses(run: Run, cut: int, image: Path, layer: Path, raw: Path) -> list[str]:
+    found = []
+    done = [ack for ack in run.acknowledged if ack[0] <= cut]
+    if not _clean(image):
+        return ["the server's file system is damaged"]
+    _debugfs(image, f"dump /raw.img {raw}", f"dump /layer.img {layer}")
+    data = raw.read_bytes()
+    newest = {one: two for _, kind, one, two in done if kind == "raw"}
+    for sector, number in newest.items():
+        have = STAMP.unpack_from(data.ljust(RAW_SECTORS * 512, b"\0"), sector * 512)
+        # A later write that nobody has acknowledged yet may be there as well.
+        if have[0] != b"stamped!" or have[1] != sector or have[2] < number:
+            found.append(f"sector {sector}: write {number} is lost")
+    if not _clean(layer):
+        return [*found, "the client's file system is damaged"]
+    files = {one: two for _, kind, one, two in done if kind == "file"}
+    shown = _debugfs(layer, *(f"cat /f{one}" for one in files))
+    for one, number in files.items():
+        later = [two for _, kind, other, two in run.acknowledged
+                 if kind == "file" and other == one and two >= number]  # fmt: skip
+        if not any(f"{each}\n" in shown for each in later):
+            found.append(f"file f{one}: write {number} is lost")
+    return found
+
+
+def _clean(image: Path) -> bool:
+    """Replay the journal, as a mount would; then nothing may be wrong."""
+    first = subprocess.run(["e2fsck", "-p", str(image)], capture_output=True, check=False)
+    second = subprocess.run(["e2fsck", "-fn", str(image)], capture_output=True, check=False)
+    return first.returncode in (0, 1) and second.returncode == 0
+
+
+def _debugfs(image: Path, *commands: str) -> str:
+    return subprocess.run(
+        ["debugfs", "-f", "-", str(image)], input="\n".join(commands) + "\n",
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+
+
+def positions(run: Run) -> list[tuple[int, int]]:
+    """A cut at each acknowledgement, as far as they go, and others anywhere between."""
+    chance = random.Random(7)
+    last = run.acknowledged[-1][0]
+    cuts = [position for position, *_ in run.acknowledged][: CUTS // 2]
+    cuts += [chance.randrange(run.begin, last + 1) for _ in range(CUTS - len(cuts))]
+    return [(cut, seed) for seed, cut in enumerate(cuts)]
+
+
+def power_loss(tmp_path: Path, durability: str) -> tuple[Run, list[str]]:
+    requires("qemu-system-x86_64", "mksquashfs", "debugfs", "e2fsck")
+    with Lab() as lab:
+        run = record(lab, tmp_path, durability)
+    cuts = positions(run)
+    with ProcessPoolExecutor(2) as pool:
+        halves = [pool.submit(check, run, cuts[half::2], tmp_path / f"half{half}")
+                  for half in range(2)]  # fmt: skip
+        return run, [text for half in halves for text in half.result()]
+
+
+def test_no_acknowledged_durable_write_is_lost(tmp_path: Path) -> None:
+    run, losses = power_loss(tmp_path, "durable")
+    assert len(run.acknowledged) == CUTS
+    print(f"{CUTS} cuts in {run.acknowledged[-1][0] - run.begin} writes and flushes of the disk")
+    assert losses == []
+
+
+def test_writeback_loses_something(tmp_path: Path) -> None:
+    """The same for acknowledgements from memory: without losses the test above proves nothing."""
+    _run, losses = power_loss(tmp_path, "writeback")
+    assert any("is lost" in text for text in losses)
