@@ -46,7 +46,7 @@ from pxed.midlayers import Midlayers, NoRoom
 from pxed.net.link import Link, look_up
 from pxed.net.link import Watch as LinkWatch
 from pxed.netboot import NetBoot, check
-from pxed.preparing import Preparing
+from pxed.preparing import BINDING, Preparing
 from pxed.probe import Probe
 from pxed.status import Status
 from pxed.store import Store
@@ -145,14 +145,19 @@ class App:
         self._stack.push_async_callback(control.close)
 
     def _open_target(self) -> None:
-        config, aoe = self.config, self.config.aoe
+        config, aoe, security = self.config, self.config.aoe, self.config.security
         loop = asyncio.get_running_loop()
 
         def complain(text: str) -> None:  # called from a thread of the block server's
             loop.call_soon_threadsafe(self.alarm, f"aoe {text}", text)
 
         try:
-            self.target = Target(bufcnt=aoe.bufcnt, state=config.state_dir / "aoe.json")
+            self.target = Target(
+                bufcnt=aoe.bufcnt,
+                wire_config=security.wire_config,
+                wire_reserve=security.wire_reserve,
+                state=config.state_dir / "aoe.json",
+            )
             self.aoe = Server(
                 self.target, [config.interface], workers=aoe.workers, spin_us=aoe.spin_us,
                 max_clients=aoe.max_clients, alarm=complain,
@@ -174,7 +179,7 @@ class App:
         self.lives = Lives(
             self.choice, self.events, self.keeper, self.watch,
             lambda client, since: self._spawn(self.preparing.prepare(client, since)),
-            self.preparing.drop,
+            self.preparing.drop, self.preparing.unbind,
         )  # fmt: skip
 
     def _refuse_rivals(self) -> None:
@@ -274,6 +279,10 @@ class App:
     def emit(self, event: Event) -> None:
         """Take an event from any protocol."""
         self.lives.emit(event)
+        if event.kind in BINDING and event.mac is not None:
+            client = self.clients.get(event.mac)
+            if client is not None:
+                self.preparing.bind(client)
 
     def probe(self) -> Probe:
         """A simulated client for the doctor."""

@@ -227,6 +227,8 @@ class Security:
 
     user: str | None = _key(_text, None)
     bind_boot: bool = _key(_switch, False)
+    wire_config: bool = _key(_switch, False)
+    wire_reserve: bool = _key(_switch, False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ What protocols saw goes through the clients' state machine; nothing else acts on
 """
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from pxed.keeper import Keeper
 from pxed.mac import Mac
 from pxed.netboot import NetBoot
 from pxed.strangers import Strangers, is_stranger, proves
+from pxed.twins import TOO_OLD, Twins
 from pxed.watch import Watch
 from pxed.why import Traces, explain, hint
 
@@ -43,6 +45,7 @@ class Lives:
     def __init__(
         self, choice: Choice, events: EventLog, keeper: Keeper, watch: Watch,
         begin: Callable[[Client, float], None], drop: Callable[[Client], None],
+        failed: Callable[[Client], None] = lambda _client: None,
     ) -> None:  # fmt: skip
         self._choice = choice
         self._events = events
@@ -50,11 +53,13 @@ class Lives:
         self._watch = watch
         self._begin = begin
         self._drop = drop
+        self._failed = failed
         self.traces = Traces()
         self.strangers = Strangers()
         for client in choice.clients:
             if is_stranger(client):
                 self.strangers.asks(client.mac, client.last_seen)
+        self._twins = Twins()
         self.tftp_bytes = 0
         self._told = 0.0  # when that was said of messages that were not logged
 
@@ -65,6 +70,8 @@ class Lives:
         if event.kind is not Kind.AOE_HEARD:
             self._note(event.kind.value, event.mac, event.time, event.detail)
         self.netboot.heard(event)
+        if event.kind in (Kind.DISCOVER, Kind.ACK):
+            self._look_for_twins(event)
         changes = self._choice.clients.feed(event)
         if event.mac is not None and proves(event):
             self._proven(event.mac, event.time)
@@ -81,6 +88,14 @@ class Lives:
         client = self._choice.clients.get(mac)
         if client is not None and self.strangers.proven(client.mac):
             self._begin(client, now)
+
+    def _look_for_twins(self, event: Event) -> None:
+        last = None
+        if event.kind is Kind.ACK and event.mac is not None:
+            silence = self._watch.silence([event.mac], time.monotonic_ns())
+            last = time.time() - silence if silence < TOO_OLD else None
+        if (text := self._twins.heard(event, last)) is not None:
+            self.emit(Event(Kind.ALARM, event.mac, event.time, {"text": text}))
 
     def _look_into(self, client: Client, event: Event) -> None:
         """What this event says of a delay, or of a boot that ends before it has begun."""
@@ -128,6 +143,8 @@ class Lives:
             self._note("state", client.mac, change.time, detail)
             if client.state is State.RUNNING:
                 self.netboot.settled(client.mac)
+            elif client.state is State.FAILED:
+                self._failed(client)
 
     def _note(self, kind: str, mac: Mac | None, at: float, detail: Any) -> None:
         strange = mac is not None and (

@@ -12,6 +12,7 @@ from pxed.clients import Client, State
 from pxed.errors import PxedError, UsageError
 from pxed.events import Event, Kind
 from pxed.exports import Exports
+from pxed.mac import Mac
 from pxed.midlayers import Midlayers, NoRoom, Prepared
 from pxed.watch import Watch, erase_report
 
@@ -20,6 +21,10 @@ log = logging.getLogger("pxed")
 THREADS = 4  # that clone midlayers: they wait for the disk, not for the processor
 REFRESH_SOON = 0.02
 QUIET = 1.0  # seconds of silence after which a machine that asks to boot is no longer running
+
+BINDING = frozenset((Kind.ACK, Kind.TFTP_READ, Kind.HTTP_DONE))
+"""What shows that a machine goes on with the boot whose DISCOVER we heard; a site's own DHCP server
+may have given it its lease."""
 
 
 class Preparing:
@@ -39,6 +44,9 @@ class Preparing:
         self._keep = keep
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="midlayer")
         self._refreshing: asyncio.TimerHandle | None = None
+        self._waiting: dict[Mac, images.Image] = {}
+        self._bound: set[Mac] = set()
+        self._shown: set[Mac] = set()
 
     def close(self) -> None:
         """Wait for what is being prepared; closing twice is fine."""
@@ -51,6 +59,7 @@ class Preparing:
     async def prepare(self, client: Client, since: float) -> None:
         """Midlayer and view of a client that has begun to boot (M9)."""
         mac = client.mac
+        self._begin(client)
         try:
             each = self._choice.config.classes[client.class_name]
             image = self._choice.image_for(client)
@@ -64,7 +73,10 @@ class Preparing:
             if client.mode == "diskless":
                 made = await self._make_private(client)
             client.image = str(image)
-            self._show(client, image)
+            if self._must_wait(client):
+                self._waiting[mac] = image
+            else:
+                self._show(client, image)
             self.refresh_soon()
             self._keep(client)
         except (PxedError, KeyError) as error:
@@ -77,6 +89,37 @@ class Preparing:
         detail = {"path": str(self._midlayers.path(mac)), "seconds": round(now - since, 6),
                   "new": made.new, "checked": made.checked}  # fmt: skip
         self._emit(Event(Kind.MIDLAYER_READY, mac, now, detail))
+
+    # Bound to the lease's transaction, where that is asked for
+
+    def _must_wait(self, client: Client) -> bool:
+        """Whether its own devices appear only when it has taken its lease.
+
+        Not those of a machine that has them already: a made-up DISCOVER must not take them away.
+        """
+        if not self._choice.config.security.bind_boot or client.mac in self._shown:
+            return False
+        return client.mac not in self._bound
+
+    def _begin(self, client: Client) -> None:
+        """A boot begins: nothing is bound to it yet."""
+        self._bound.discard(client.mac)
+        self._waiting.pop(client.mac, None)
+
+    def bind(self, client: Client) -> None:
+        """The boot that we prepared has taken its lease, or fetched its boot file."""
+        self._bound.add(client.mac)
+        if (image := self._waiting.pop(client.mac, None)) is not None:
+            self._show(client, image)
+            self.refresh_soon()
+
+    def unbind(self, client: Client) -> None:
+        """Its boot failed: with ``bind_boot`` its own devices go until the next."""
+        self._bound.discard(client.mac)
+        if self._choice.config.security.bind_boot and client.mac in self._shown:
+            self._shown.discard(client.mac)
+            self._exports.drop(client.all_macs)
+            self.refresh_soon()
 
     async def _make_private(self, client: Client) -> Prepared:
         """The files behind a client's own devices; a file system that is damaged is not shown."""
@@ -119,9 +162,12 @@ class Preparing:
                 mac, self._midlayers.path(mac), self._midlayers.report_path(mac)
             )
         self._exports.show(client.all_macs, client.class_name, image)
+        self._shown.add(mac)
 
     def drop(self, client: Client) -> None:
         """A stranger that is forgotten: it never used its devices, so they go."""
+        self._begin(client)
+        self._shown.discard(client.mac)
         self._exports.drop(client.all_macs)
         close = self._exports.take_private(client.mac)
         self._watch.forget(client.mac)
@@ -151,6 +197,7 @@ class Preparing:
         if (
             client.state in (State.SEEN, State.LOCAL)
             or client.class_name not in self._choice.images
+            or (self._choice.config.security.bind_boot and not in_use(client))
         ):
             return
         try:

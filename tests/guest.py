@@ -76,8 +76,8 @@ class System:
     disk: Path
 
 
-def build_system(folder: Path) -> System:
-    """Pack the guest's system into ``folder``; some seconds."""
+def build_system(folder: Path, *programs: str) -> System:
+    """Pack the guest's system into ``folder``, with ``programs`` of this host; some seconds."""
     kernel = fetch_kernel()
     archive = Cpio()
     for name in ("dev", "proc", "sys", "bin", "sbin", "usr/bin"):
@@ -89,16 +89,16 @@ def build_system(folder: Path) -> System:
     names = " ".join(file.name for file in files)
     archive.file("init", _INIT.replace("MODULES", names).encode(), 0o755)
     (folder / "initrd").write_bytes(bytes(archive))
-    _pack(kernel, folder / "system.squashfs", folder / "root")
+    _pack(kernel, folder / "system.squashfs", folder / "root", [*PROGRAMS, *programs])
     return System(kernel.vmlinuz, folder / "initrd", folder / "system.squashfs")
 
 
-def _pack(kernel: Kernel, destination: Path, root: Path) -> None:
-    for name in ("usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "etc", "dev", "proc", "sys", "app"):
-        (root / name).mkdir(parents=True)
+def _pack(kernel: Kernel, destination: Path, root: Path, names: list[str]) -> None:
+    for each in ("usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "etc", "dev", "proc", "sys", "app"):
+        (root / each).mkdir(parents=True)
     for name in ("bin", "sbin", "lib", "lib64"):
         (root / name).symlink_to(f"usr/{name}")
-    programs = [Path(found) for name in PROGRAMS if (found := shutil.which(name))]
+    programs = [Path(found) for name in names if (found := shutil.which(name))]
     programs.append(_PYTHON)
     for path in programs:
         _copy(path, root)
@@ -159,13 +159,17 @@ def _is_elf(path: Path) -> bool:
 
 
 def add_guest(lab: Lab, system: System, *disks: Path, **options: Any) -> Client:
-    """A guest in ``lab``, still off: eth0 on its switch; ``disks`` are /dev/vdb, /dev/vdc, ..."""
+    """A guest in ``lab``, still off: eth0 on its switch; ``disks`` are /dev/vdb, /dev/vdc, ...
+
+    ``more``: further options of QEMU; the others are those of ``Lab.add_client``.
+    """
     extra = [
         "-kernel", str(system.kernel), "-initrd", str(system.initrd), "-append", _CMDLINE,
         "-drive", f"file={system.disk},if=virtio,format=raw,readonly=on",
     ]  # fmt: skip
     for disk in disks:
         extra += ["-drive", f"file={disk},if=virtio,format=raw"]
+    extra += options.pop("more", ())
     return lab.add_client(extra=tuple(extra), memory=640, **options)
 
 

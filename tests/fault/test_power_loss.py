@@ -21,8 +21,8 @@ import pytest
 
 from pxed.lab.lab import Lab
 from tests.conftest import requires
-from tests.fault.guest import boot_options, build_root, logged_disk
-from tests.fault.writelog import Disk, count
+from tests.fault.writelog import Disk, count, logged_disk
+from tests.guest import System, build_system, start_guest
 
 pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.timeout(1500)]
 
@@ -32,21 +32,18 @@ DISK = 256 << 20
 RAW_SECTORS = 8192
 STAMP = struct.Struct("<8sQQ")
 
-_SCRIPT = """
-export PATH=/usr/bin:/bin PYTHONPATH=/site PYTHONDONTWRITEBYTECODE=1
-mkfs.ext4 -q -F -b 4096 /dev/vdb && mount -t ext4 /dev/vdb /srv/state || exit 1
-/bin/busybox truncate -s 4M /srv/state/raw.img
-/bin/busybox truncate -s 24M /srv/state/layer.img
-mkfs.ext4 -q -F -b 4096 /srv/state/layer.img
-sync
-for each in "add va type veth peer name vb" "set va up" "set vb up"; do /usr/bin/ip link $each; done
-python3 -m aoe_fast.cli serve -i va --control /run/control --spin-us 0 \
-  --export 7.0=/srv/state/raw.img,rw,DURABILITY --export 7.1=/srv/state/layer.img,rw,DURABILITY &
-until [ -S /run/control ]; do sleep 0.1; done
-sleep 0.5
-until [ -b /dev/etherd/e7.1 ]; do echo > /dev/etherd/discover; sleep 0.3; done
-mount -t ext4 /dev/etherd/e7.1 /srv/client || exit 1
-cat > /run/work.py <<'END'
+_PREPARE = (
+    "mke2fs -q -F -t ext4 -b 4096 /dev/vdc && mkdir -p /state /client && mount /dev/vdc /state",
+    "truncate -s 4M /state/raw.img && truncate -s 24M /state/layer.img",
+    "mke2fs -q -F -t ext4 -b 4096 /state/layer.img && sync",
+    "ip link add va type veth peer name vb && ip link set va up && ip link set vb up",
+    "SERVE='python3 -m aoe_fast.cli serve -i va --control /run/control --spin-us 0'",
+    "$SERVE --export 7.0=/state/raw.img,rw,KIND --export 7.1=/state/layer.img,rw,KIND >/run/said &",
+    "until [ -S /run/control ]; do sleep 0.2; done; sleep 1; modprobe aoe aoe_iflist=vb",
+    "until [ -b /dev/etherd/e7.1 ]; do echo > /dev/etherd/discover; sleep 0.5; done",
+    "mount -t ext4 /dev/etherd/e7.1 /client && tr -d '\\0' < /dev/vdb > /run/work.py",
+)
+_WORK = """
 import os, random, struct, sys
 from aoe_fast.initiator import Initiator
 chance = random.Random(1)
@@ -60,19 +57,17 @@ with Initiator("vb", timeout=5) as raw:
         sector = chance.randrange(8192)
         raw.write(7, 0, sector, stamp.pack(b"stamped!", sector, number) * 21 + bytes(8))
         tell(f"raw {sector} {number}")
-        name = f"/srv/client/f{number % 40}"
+        name = f"/client/f{number % 40}"
         with open(name + ".new", "wb") as file:
             file.write(f"{number}\\n".encode() * chance.choice((1, 100, 5000)))
             file.flush()
             os.fsync(file.fileno())
         os.rename(name + ".new", name)
-        folder = os.open("/srv/client", os.O_RDONLY)
+        folder = os.open("/client", os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
         tell(f"file {number % 40} {number}")
 tell("end")
-END
-python3 /run/work.py
 """
 
 
@@ -86,16 +81,18 @@ class Run:
     acknowledged: list[tuple[int, str, int, int]] = field(default_factory=list)
 
 
-def record(lab: Lab, directory: Path, durability: str) -> Run:
+def record(lab: Lab, system: System, directory: Path, durability: str) -> Run:
     """Run the machine to the end of its work; it is off then."""
     run = Run(directory / "disk", directory / "log")
     for path, size in ((run.disk, DISK), (run.log, 0)):
         with path.open("wb") as file:
             file.truncate(size)
-    script = _SCRIPT.replace("DURABILITY", durability).replace("ROUNDS", str(ROUNDS))
-    options = boot_options(directory, build_root(directory), script)
-    machine = lab.add_client(extra=(*options, *logged_disk(run.disk, run.log)))
-    machine.power_on()
+    work = directory / "work"
+    work.write_bytes(_WORK.replace("ROUNDS", str(ROUNDS)).encode().ljust(8192, b"\0"))
+    machine = start_guest(lab, system, work, more=logged_disk(run.disk, run.log))
+    for line in _PREPARE:
+        machine.shell(line.replace("KIND", durability), 120)
+    machine.send("python3 /run/work.py\n")
     seen = 0
     end = time.monotonic() + 400
     while True:
@@ -178,10 +175,15 @@ def positions(run: Run) -> list[tuple[int, int]]:
     return [(cut, seed) for seed, cut in enumerate(cuts)]
 
 
-def power_loss(tmp_path: Path, durability: str) -> tuple[Run, list[str]]:
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> System:
     requires("qemu-system-x86_64", "mksquashfs", "debugfs", "e2fsck")
+    return build_system(tmp_path_factory.mktemp("system"))
+
+
+def power_loss(system: System, tmp_path: Path, durability: str) -> tuple[Run, list[str]]:
     with Lab() as lab:
-        run = record(lab, tmp_path, durability)
+        run = record(lab, system, tmp_path, durability)
     cuts = positions(run)
     with ProcessPoolExecutor(2) as pool:
         halves = [pool.submit(check, run, cuts[half::2], tmp_path / f"half{half}")
@@ -189,14 +191,14 @@ def power_loss(tmp_path: Path, durability: str) -> tuple[Run, list[str]]:
         return run, [text for half in halves for text in half.result()]
 
 
-def test_no_acknowledged_durable_write_is_lost(tmp_path: Path) -> None:
-    run, losses = power_loss(tmp_path, "durable")
+def test_no_acknowledged_durable_write_is_lost(system: System, tmp_path: Path) -> None:
+    run, losses = power_loss(system, tmp_path, "durable")
     assert len(run.acknowledged) == CUTS
     print(f"{CUTS} cuts in {run.acknowledged[-1][0] - run.begin} writes and flushes of the disk")
     assert losses == []
 
 
-def test_writeback_loses_something(tmp_path: Path) -> None:
+def test_writeback_loses_something(system: System, tmp_path: Path) -> None:
     """The same for acknowledgements from memory: without losses the test above proves nothing."""
-    _run, losses = power_loss(tmp_path, "writeback")
+    _run, losses = power_loss(system, tmp_path, "writeback")
     assert any("is lost" in text for text in losses)

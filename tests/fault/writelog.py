@@ -103,3 +103,13 @@ def _copy_sparse(source: Path, target: Path) -> None:
     with source.open("rb") as reader, target.open("wb") as writer:
         size = os.fstat(reader.fileno()).st_size
         copy_data(reader.fileno(), writer.fileno(), size)
+
+
+def logged_disk(disk: Path, log: Path) -> tuple[str, ...]:
+    """QEMU's options for one more disk whose every write and flush goes to ``log`` too."""
+    return (
+        "-blockdev", f"driver=file,node-name=data,filename={disk},cache.no-flush=on",
+        "-blockdev", f"driver=file,node-name=log,filename={log},cache.no-flush=on",
+        "-blockdev", "driver=blklogwrites,node-name=logged,file=data,log=log",
+        "-device", "virtio-blk-pci,drive=logged,addr=0x10",  # after all others
+    )  # fmt: skip

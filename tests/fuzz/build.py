@@ -1,7 +1,7 @@
 """Builds the fuzzer of ``handle``: clang, libFuzzer, AddressSanitizer, UndefinedBehaviorSanitizer.
 
-``python -m tests.fuzz.build [SECONDS | RUNS x]`` builds and runs it: `300` is five minutes, `1e8x` so
-many frames. Findings are files in build/fuzz/findings, to be run again by giving their names.
+``python -m tests.fuzz.build [SECONDS | RUNSx]`` builds and runs it: `300` is five minutes, `1e8x`
+a hundred million frames. Findings are files in build/fuzz/findings; give a name to run it again.
 """
 
 import hashlib
@@ -57,8 +57,21 @@ def build() -> Path:
           f"-I{include}", f"-I{tree}/aoe_fast", "harness.c", "-o", f"harness{suffix}"],
          cwd=tree)  # fmt: skip
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    _run(["clang", "-O2", "-g", "-fsanitize=fuzzer,address,undefined", f"-I{include}",
-          str(HERE / "main.c"), "-o", str(program), "-rdynamic", f"-l{version}"], cwd=tree)
+    _run(
+        [
+            "clang",
+            "-O2",
+            "-g",
+            "-fsanitize=fuzzer,address,undefined",
+            f"-I{include}",
+            str(HERE / "main.c"),
+            "-o",
+            str(program),
+            "-rdynamic",
+            f"-l{version}",
+        ],
+        cwd=tree,
+    )
     stamp.write_text(want)
     return program
 

@@ -26,7 +26,7 @@ LAYERS = [
     ["client"],
     ["offline", "keeper"],
     ["store", "journal"],
-    ["why", "strangers"],
+    ["why", "strangers", "twins"],
     ["selector"],
     ["clients", "conflicts"],
     ["dhcp", "tftp", "http"],
@@ -53,6 +53,7 @@ SANS_IO = [
     "conflicts",
     "why",
     "strangers",
+    "twins",
     "events",
     "config",
 ]
