@@ -15,9 +15,10 @@ from pxed.dhcp.policy import Policy
 from pxed.dhcp.replies import Mode, Settings
 from pxed.mac import Mac
 from pxed.tftp import codec as tftp
-from pxed.tftp.session import Bytes, Peer, Session
+from pxed.tftp.session import Bytes, Peer
 from tests.aoe_frames import READ_EXT, SERVER, WRITE_EXT, Reply, ata
 from tests.fault.wire import Fault, Wire
+from tests.tftp_engines import ENGINES
 
 BAD = {
     "drop": Fault(drop=0.2),
@@ -143,13 +144,14 @@ def test_a_black_hole_for_long_frames_loses_only_those(target: Target) -> None:
 
 @pytest.mark.parametrize(("name", "seed"), EVERY)
 @pytest.mark.parametrize("window", [1, 8])
-def test_tftp_brings_the_whole_file(name: str, seed: int, window: int) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_tftp_brings_the_whole_file(name: str, seed: int, window: int, engine: str) -> None:
     fault = BAD[name]
     there, back = pair(fault, seed)
     content = random.Random(seed).randbytes(40_000)
     options = {"blksize": "1024", "windowsize": str(window)}
     request = tftp.Request("f", options=options)
-    server = Session(request, Bytes(content), Peer("10.77.0.9"))
+    server = ENGINES[engine](request, Bytes(content), Peer("10.77.0.9"))
     now = 0.0
     for packet in server.start(now, now):
         back.send(packet, now)
