@@ -24,7 +24,7 @@ from typing import Any
 from bench import native, stormreport, trace
 from bench.report import machine
 from bench.servers import ksoftirqd
-from bench.stormservers import CPU, NEEDED, ROOMS, SERVER, SIGNALS, Images, Pxed, Room
+from bench.stormservers import CLIENTS, CPU, NEEDED, ROOMS, SERVER, SIGNALS, Images, Room
 from bench.trace import Trace
 from pxed.config import parse_size
 from pxed.errors import HostError, PxedError
@@ -59,6 +59,8 @@ class Cable:
             for space in self._spaces:
                 space.run(["sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1"], check=False)
             self.server.ip(f"link set eth0 address {SERVER_MAC}", f"addr add {SERVER}/16 dev eth0")
+            # For those clients that speak TCP: that is the kernel's.
+            self.clients.ip(f"addr add {CLIENTS}/16 dev eth0")
             for space in (self.server, self.clients):
                 space.ip(f"link set eth0 mtu {mtu} txqueuelen 10000")
             if rate:
@@ -120,13 +122,16 @@ def measure(room: Room, cable: Cable, boot: Trace, words: dict[str, Any], limit:
     room.check_alive()
     found["server_cpu_s"] = room.cpu_s() - before + _soft(pids) - soft
     found["cpu_times"] = {name: now - busy[name] for name, now in _cpu_times().items()}
+    if room.forks:
+        found["server_cpu_s"] = found["cpu_times"]["busy"]
     found["memory"] = room.memory()
     found["drops"] = room.drops()
     found["switch_drops"] = cable.dropped()
     found["server_running"] = room.running()
     found["bad_sectors"] = room.check(boot) if found["running"] == room.clients else 0
     found["said"] = room.said()
-    return stormreport.derive(found, replay, cable.rate)
+    requests = boot.frames((words["mtu"] - 36) // 512) * room.clients
+    return stormreport.derive(found, requests, cable.rate)
 
 
 def _soft(pids: Sequence[int]) -> float:
@@ -295,6 +300,3 @@ def run(boot: Trace, names: Sequence[str], asked: argparse.Namespace) -> dict[st
             asked.json.write_text(json.dumps(results, indent=1) + "\n")
     stormreport.show_ratios(results)
     return results
-
-
-__all__ = ["Cable", "Pxed", "main", "measure", "storm"]

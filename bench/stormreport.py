@@ -40,8 +40,11 @@ def percentile(buckets: Sequence[tuple[float, int]], part: float) -> float:
     return 0.0
 
 
-def derive(found: Figures, boot: Trace, rate: int) -> Figures:
-    """Adds to the generator's and the server's numbers what they mean."""
+def derive(found: Figures, requests: int, rate: int) -> Figures:
+    """Adds to the generator's and the server's numbers what they mean.
+
+    ``requests``: AoE reads and writes of all these boots, also where the server is asked otherwise.
+    """
     times = sorted(found["run_s"])
     clients = found["clients"]
     all_run = found["running"] == clients
@@ -49,7 +52,6 @@ def derive(found: Figures, boot: Trace, rate: int) -> Figures:
         enough = found["running"] >= part * clients
         found[name] = times[max(0, -(-int(clients * part * 100) // 100) - 1)] if enough else None
     found["fairness"] = times[-1] / statistics.median(times) if all_run else None
-    requests = sum(found["latency"][kind]["count"] for kind in ("ipxe", "read", "write"))
     aoe: dict[float, int] = {}
     for kind in ("ipxe", "read", "write"):
         for value, count in found["latency"][kind]["buckets"]:

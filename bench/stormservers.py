@@ -24,7 +24,7 @@ from pxed.lab.netns import Namespace
 from pxed.mac import Mac
 
 CPU = 0
-SERVER = "10.77.0.1"
+SERVER, CLIENTS = "10.77.0.1", "10.77.255.1"
 RANGE = ("10.77.1.0", "10.77.31.250")
 FILES = Path("/usr/lib/ipxe")
 CONFIG_SIZE = 512 << 20
@@ -73,7 +73,8 @@ class Room:
     """
 
     label = ""
-    nbd = 0
+    forks = False
+    """Its processes have children that nobody waits for: all that its CPU did counts as its own."""
 
     def __init__(self, space: Namespace, images: Images, clients: int, directory: Path) -> None:
         self.space, self.images, self.clients = space, images, clients
@@ -233,6 +234,7 @@ class Pxed(Room):
         config.write_text(
             f'interface = "eth0"\nstate_dir = "{state}"\n'
             f'[dhcp]\nrange = "{RANGE[0]}-{RANGE[1]}"\n'
+            f"[aoe]\nmax_clients = {max(256, self.clients)}\n"
             f'[midlayer]\ndurability = "{self._durability}"\nkeep_free = "0"\n{self._more}'
         )
         self._control = ControlClient(state / "control.sock", timeout=30)
@@ -300,6 +302,7 @@ class Nbd(Room):
 
     label = "dnsmasq + tftpd + NBD"
     PORT = 10809
+    forks = True
 
     def program(self, trace: Trace) -> Trace:
         return by_file(trace, KERNEL_FILE)

@@ -30,7 +30,7 @@ class _Commands(click.Group):
 
     others: ClassVar[Mapping[str, str]] = {
         "client": "cli_client", "doctor": "doctor", "image": "cli_image",
-        "midlayer": "cli_midlayer", "promote": "cli_promote",
+        "midlayer": "cli_midlayer", "promote": "cli_promote", "size": "cli_size",
     }  # fmt: skip
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -14,9 +14,8 @@
    Says one line of JSON. */
 #include "storm_linux.h"
 #include "storm_wire.h"
+#include "storm_nbd.h"
 
-#include <arpa/inet.h>
-#include <fcntl.h>
 #include <net/ethernet.h>
 #include <sys/stat.h>
 
@@ -47,6 +46,7 @@ struct frame {
 };
 
 struct bio {
+    int64_t sent;               /* by NBD */
     uint64_t lba;
     uint32_t left, busy, op;
     uint8_t device, used;
@@ -75,6 +75,7 @@ struct client {
     struct frame frames[FRAMES];
     struct bio bios[BIOS];
     struct disk disks[DEVICES];
+    struct connection connections[DEVICES];
     uint32_t *ended;            /* for each operation: microseconds after `begun`, 0: not yet */
     uint8_t *issued, *written;  /* a bit for each sector in `changed` */
 };
@@ -99,6 +100,7 @@ static uint8_t target[6];
 static uint32_t server_ip;
 static double think;
 static int reads_only;
+static uint32_t nbd_port;
 static struct ring aoe, ip;
 static int arp;
 static uint8_t heads[BATCH][64], payload[BATCH][MOST_SECTORS * SECTOR];
@@ -481,6 +483,17 @@ static void ask_dhcp(struct client *client, int type)
     send_packet(client);
 }
 
+static void begin_nbd(struct client *client, const struct op *op)
+{
+    for (uint32_t device = 0; device < DEVICES; device++) {
+        if (!(op->lba & devices_mask & 1u << device))
+            continue;
+        client->connections[device] =
+            (struct connection){.client = client->number, .device = (uint8_t)device};
+        nbd_connect(&client->connections[device], server_ip, nbd_port);
+    }
+}
+
 static void begin(struct client *client, int64_t now)
 {
     const struct op *op = &ops[client->at];
@@ -515,6 +528,10 @@ static void begin(struct client *client, int64_t now)
         ask_single(client, now);
         break;
     case DISKS:
+        if (nbd_port) {
+            begin_nbd(client, op);
+            break;
+        }
         client->wait_ms = TICK_MS;
         client->timer = now + TICK_MS * 1000000;
         ask_config(client, -1);
@@ -524,8 +541,22 @@ static void begin(struct client *client, int64_t now)
     }
 }
 
+static void send_nbd(struct client *client, const struct op *op, uint32_t number)
+{
+    int writes = op->kind != READ;
+    uint32_t bytes = op->count * SECTOR;
+    if (bytes > sizeof piece)
+        die("a request of the trace is too long for NBD");
+    if (writes) {
+        fill(piece, client->number, op->lba, op->count);
+        mark(client->issued, op->lba, op->count);
+    }
+    nbd_request(&client->connections[op->device], writes, number, op->lba, bytes, piece);
+    wire_bytes += NBD_REQUEST + (writes ? bytes : 0);
+}
+
 /* A read or write of the kernel goes to its disk's queue; 0 if there is no room for one more. */
-static int queue_bio(struct client *client, const struct op *op)
+static int queue_bio(struct client *client, const struct op *op, int64_t now)
 {
     struct disk *disk = &client->disks[op->device];
     if (disk->queued == BIOS)
@@ -534,9 +565,13 @@ static int queue_bio(struct client *client, const struct op *op)
         struct bio *bio = &client->bios[i];
         if (bio->used)
             continue;
-        *bio = (struct bio){op->lba, op->count, 0, client->at, op->device, 1};
-        disk->queue[(disk->head + disk->queued++) % BIOS] = (uint16_t)i;
+        *bio = (struct bio){now, op->lba, op->count, 0, client->at, op->device, 1};
         client->unfinished++;
+        if (nbd_port) {
+            send_nbd(client, op, i);
+            return 1;
+        }
+        disk->queue[(disk->head + disk->queued++) % BIOS] = (uint16_t)i;
         return 1;
     }
     return 0;
@@ -575,7 +610,7 @@ static void advance(struct client *client, int64_t now)
         }
         client->timer = 0;
         if (disks) {
-            if (!queue_bio(client, op))
+            if (!queue_bio(client, op, now))
                 break;
             pumped |= 1u << op->device;
             client->at++;
@@ -891,6 +926,109 @@ static void take_ip(const uint8_t *data, uint32_t size, int64_t now)
         take_tftp(client, udp, bytes, now);
 }
 
+/* NBD */
+
+static void nbd_head(struct connection *connection, int64_t now)
+{
+    struct client *client = &clients[connection->client];
+    char name[32];
+    connection->have = 0;
+    if (connection->state == GREETING) {
+        if (memcmp(connection->head, "NBDMAGICIHAVEOPT", 16))
+            die("no NBD server");
+        snprintf(name, sizeof name, connection->device == CONFIG ? "config-%u" : "root", client->number);
+        nbd_name(connection, name);
+        connection->state = NAMING;
+        return;
+    }
+    if (connection->state == NAMING) {
+        uint32_t need = (uint32_t)ops[client->at].lba & devices_mask;
+        int all = 1;
+        connection->state = READY;
+        for (uint32_t device = 0; device < DEVICES; device++)
+            all &= !(need >> device & 1) || client->connections[device].state == READY;
+        if (all)
+            next_op(client, now);
+        return;
+    }
+    connection->bio = (uint32_t)get64(connection->head + 8) % BIOS;
+    if (get16(connection->head + 4) || get16(connection->head + 6))
+        failed++;
+    const struct bio *bio = &client->bios[connection->bio];
+    const struct op *op = &ops[bio->op];
+    connection->at = op->lba * SECTOR;
+    connection->left = op->kind == READ ? op->count * SECTOR : 0;
+}
+
+static void nbd_done(struct connection *connection, int64_t now)
+{
+    struct client *client = &clients[connection->client];
+    struct bio *bio = &client->bios[connection->bio];
+    const struct op *op = &ops[bio->op];
+    if (op->kind == READ) {
+        read_bytes += op->count * SECTOR;
+    } else {
+        written_bytes += op->count * SECTOR;
+        mark(client->written, op->lba, op->count);
+    }
+    note(op->kind == READ ? M_READ : M_WRITE, now - bio->sent);
+    end_op(client, bio->op, now);
+    bio->used = 0;
+    client->unfinished--;
+    advance(client, now);
+}
+
+/* Data is compared as it comes, in whole sectors: `piece` begins where one does. */
+static void take_nbd(struct connection *connection, int64_t now)
+{
+    static const uint32_t heads[] = {NBD_HELLO, NBD_EXPORT, NBD_REPLY};
+    for (;;) {
+        struct client *client = &clients[connection->client];
+        ssize_t got;
+        if (connection->left) {
+            uint32_t want = connection->left < sizeof piece ? connection->left : (uint32_t)sizeof piece;
+            got = recv(connection->fd, piece, want, MSG_DONTWAIT | MSG_PEEK);
+            uint32_t sectors = got > 0 ? (uint32_t)got / SECTOR : 0;
+            if (got > 0 && !sectors)
+                return; /* the rest of a sector comes soon */
+            if (got > 0 && !is_right(client, connection->device, piece, connection->at / SECTOR, sectors))
+                wrong++;
+            if (got > 0)
+                got = recv(connection->fd, piece, sectors * SECTOR, 0);
+            if (got > 0) {
+                connection->at += (uint32_t)got;
+                connection->left -= (uint32_t)got;
+            }
+        } else {
+            uint32_t need = heads[connection->state] - connection->have;
+            got = recv(connection->fd, connection->head + connection->have, need, MSG_DONTWAIT);
+            if (got > 0 && (connection->have += (uint32_t)got) < heads[connection->state])
+                continue;
+            uint32_t before = connection->state;
+            if (got > 0)
+                nbd_head(connection, now);
+            if (got > 0 && before != READY)
+                continue;
+        }
+        if (got < 0 && (errno == EAGAIN || errno == EINTR))
+            return;
+        if (got <= 0)
+            die("the NBD server closed a connection");
+        wire_bytes += (uint32_t)got;
+        if (!connection->left)
+            nbd_done(connection, now);
+    }
+}
+
+static uint32_t poll_nbd(int64_t now)
+{
+    struct epoll_event events[64];
+    int ready = poller < 0 ? 0 : epoll_wait(poller, events, 64, 0);
+    for (int i = 0; i < ready; i++)
+        take_nbd(events[i].data.ptr, now);
+    return ready > 0 ? (uint32_t)ready : 0;
+}
+
 /* Who has this address? The client that leased it. */
 static void answer_arp(void)
 {
@@ -1076,6 +1214,7 @@ int main(int argc, char **argv)
     devices_mask = (uint32_t)number_arg(argc, argv, "devices", 27);
     config_shelf = (uint32_t)number_arg(argc, argv, "config_shelf", 0);
     think = number_arg(argc, argv, "think", 0);
+    nbd_port = (uint32_t)number_arg(argc, argv, "nbd", 0);
     reads_only = !strcmp(text_arg(argc, argv, "mode", "all"), "reads");
     mtu_sectors = (mtu - HEAD) / SECTOR;
     if (mtu_sectors > MOST_SECTORS)
@@ -1129,6 +1268,8 @@ int main(int argc, char **argv)
             ring_release(&ip, 1);
             count++;
         }
+        if (nbd_port)
+            count += poll_nbd(now);
         if (now - looked > 200000) {
             looked = now;
             answer_arp();

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = [
     ["__main__"],
     ["cli"],
-    ["cli_client", "cli_image", "cli_midlayer", "cli_promote", "doctor"],
+    ["cli_client", "cli_image", "cli_midlayer", "cli_size", "cli_promote", "doctor"],
     ["cli_base"],
     ["lab"],
     ["app"],
@@ -40,7 +40,7 @@ LAYERS = [
     ["config"],
     ["disk"],
     ["events", "openapi"],
-    ["mac", "errors"],
+    ["mac", "errors", "sizing"],
     ["__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
