@@ -78,7 +78,7 @@ class Sizing:
 def sectors_of(mtu: int) -> int:
     """Sectors in one frame of the kernel's, as the server offers them at this MTU."""
     fits = (mtu - HEAD) // 512
-    return 16 if fits >= 16 else 8 if fits >= 8 else 2
+    return 16 if fits >= 16 else 8 if fits >= 8 else fits
 
 
 def read_ns(sectors: int) -> float:
