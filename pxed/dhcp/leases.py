@@ -23,6 +23,7 @@ HOLD = 10.0
 QUARANTINE = 600.0
 """Seconds that an address which somebody else uses is left alone (RFC 2131 section 4.3.3)."""
 _MAX_POOL = 1 << 16
+_LOOK_PAST = 1024  # addresses that one call may pass over
 
 
 class State(StrEnum):
@@ -81,6 +82,9 @@ class Leases:
         self._home: OrderedDict[Mac, IPv4Address] = OrderedDict()  # least recently used first
         self._home_at: dict[IPv4Address, Mac] = {}  # inverse of _home
         self._both = 0  # addresses that are active and somebody's home
+        self._vouched: OrderedDict[IPv4Address, float] = OrderedDict()  # oldest look first
+        self._word: dict[IPv4Address, float] = {}  # what was vouched for as it was offered
+        self._next_look = 0  # offset into the range
         self._ends: list[tuple[float, IPv4Address]] = []  # heap; stale entries are skipped
         self.set_range(first, last, exclude=exclude)
 
@@ -122,6 +126,53 @@ class Leases:
         """Whether ``ip`` is some machine's address of before: no need to probe for a rival user."""
         return ip in self._home_at
 
+    # Looking ahead: addresses that nobody uses are known before somebody wants one
+
+    @property
+    def vouched(self) -> int:
+        """How many addresses wait that were looked at; some may have to be looked at again."""
+        return len(self._vouched)
+
+    def vouch(self, ip: IPv4Address, until: float) -> None:
+        """Nobody answers at ``ip``: strangers get such an address first, until then."""
+        self._vouched.pop(ip, None)
+        if ip in self and self._untouched(ip):
+            self._vouched[ip] = until
+
+    def spend(self, ip: IPv4Address, now: float) -> bool:
+        """Whether somebody looked, not long ago, if ``ip``, on offer now, is in use; only once."""
+        return self._word.pop(ip, now) > now
+
+    def ending(self, by: float) -> list[IPv4Address]:
+        """Vouched addresses whose word ends by then: look again."""
+        found = []
+        for ip, until in self._vouched.items():
+            if until > by:
+                break
+            found.append(ip)
+        return found
+
+    def unseen(self, count: int) -> list[IPv4Address]:
+        """Up to ``count`` free addresses that nobody has looked at, further on at each call."""
+        found: list[IPv4Address] = []
+        span = int(self.last) - int(self.first) + 1
+        for _ in range(min(span, _LOOK_PAST)):
+            if len(found) >= count:
+                break
+            ip = self.first + self._next_look % span
+            self._next_look = (self._next_look + 1) % span
+            if ip in self and self._untouched(ip) and ip not in self._vouched:
+                found.append(ip)
+        return found
+
+    def avoid(self, holder: Mac, ip: IPv4Address, now: float, seconds: float = QUARANTINE) -> bool:
+        """``holder`` answers at a free ``ip``: quarantine it; False if it is not free any more."""
+        if ip not in self or ip in self._active:
+            return False
+        self._evict(ip)
+        self._tell(self._set(Lease(holder, ip, State.DECLINED, now + seconds)))
+        return True
+
     # Changing
 
     def offer(
@@ -135,7 +186,7 @@ class Leases:
             if lease.state is State.OFFERED:
                 lease = self._set(Lease(mac, ip, State.OFFERED, now + hold))
             return lease
-        ip = self._pick(mac, wanted)
+        ip = self._pick(mac, wanted, now)
         return None if ip is None else self._set(Lease(mac, ip, State.OFFERED, now + hold))
 
     def bind(self, mac: Mac, ip: IPv4Address, now: float, seconds: float) -> Lease | None:
@@ -195,6 +246,8 @@ class Leases:
             self._drop(ip)
         for ip in [ip for ip in self._home_at if ip not in self]:
             self._evict(ip)
+        self._vouched.clear()
+        self._next_look = 0
 
     # Persistence
 
@@ -226,6 +279,9 @@ class Leases:
         if before is not None:
             self._drop(lease.ip)
         self._active[lease.ip] = lease
+        until = self._vouched.pop(lease.ip, None)
+        if until is not None and lease.state is State.OFFERED:
+            self._word[lease.ip] = until
         self._both += lease.ip in self._home_at
         if lease.state is not State.DECLINED:
             self._of_mac[lease.mac] = lease.ip
@@ -237,6 +293,7 @@ class Leases:
 
     def _drop(self, ip: IPv4Address) -> None:
         lease = self._active.pop(ip)
+        self._word.pop(ip, None)
         self._both -= ip in self._home_at
         if self._of_mac.get(lease.mac) == ip:
             del self._of_mac[lease.mac]
@@ -267,7 +324,7 @@ class Leases:
             del self._home[mac]
             self._both -= ip in self._active
 
-    def _pick(self, mac: Mac, wanted: IPv4Address | None) -> IPv4Address | None:
+    def _pick(self, mac: Mac, wanted: IPv4Address | None, now: float) -> IPv4Address | None:
         home = self._home.get(mac)
         if home is not None:
             lease = self._active.get(home)
@@ -281,6 +338,12 @@ class Leases:
         if len(self._active) + len(self._home_at) < self.size + self._both:
             start = zlib.crc32(mac_bytes(mac))
             span = int(self.last) - int(self.first) + 1
+            if self._vouched:
+                ip = self.first + start % span
+                if self._vouched.get(ip, now) <= now:
+                    ip = next(reversed(self._vouched))  # the youngest word: good if any is
+                if self._vouched[ip] > now:
+                    return ip
             for step in range(span):
                 ip = self.first + (start + step) % span
                 if ip in self and self._untouched(ip):

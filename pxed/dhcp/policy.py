@@ -209,7 +209,8 @@ class Policy:
         if lease is None:
             case.event(Kind.POOL_FULL, range=self.leases.range)
             return Outcome((), tuple(case.events))
-        probe = lease.ip if fresh and not self.leases.is_home(lease.ip) else None
+        looked_at = self.leases.spend(lease.ip, case.now) or self.leases.is_home(lease.ip)
+        probe = lease.ip if fresh and not looked_at else None
         self._remember(case, who, choice)
         reply = replies.lease_reply(message, Type.OFFER, settings, who, choice, lease.ip)
         case.event(Kind.OFFER, ip=str(lease.ip), **_boot_detail(choice))

@@ -21,6 +21,7 @@ from pxed.errors import HostError
 from pxed.events import Event, Kind
 from pxed.mac import Mac, mac_bytes, mac_text
 from pxed.net.link import Link
+from pxed.net.lookout import Lookout
 from pxed.net.packet import ETH_ARP, arp_probe, arp_sender, open_raw, udp_frame
 from pxed.net.udp import bind_udp
 
@@ -48,8 +49,8 @@ class DhcpServer:
     """Answers on ``link`` as ``policy`` decides; every event goes to ``emit``.
 
     ``probe_wait``: seconds to look for a machine that already uses an address which was never given
-    out here; 0 turns that off. ``counters``: received, malformed, ignored, replies, send_errors,
-    conflicts.
+    out here, ahead of time as far as that goes; 0 turns that off. ``counters``: received,
+    malformed, ignored, replies, send_errors, conflicts.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class DhcpServer:
         self._emit = emit
         self._probe_wait = probe_wait
         self._probes: dict[IPv4Address, _Probe] = {}
+        self._lookout = Lookout(policy.leases, self._ask_for, self._gives_addresses, probe_wait)
         self._later: set[asyncio.TimerHandle] = set()
         self._udp: socket.socket | None = None
         self._boot: socket.socket | None = None
@@ -83,6 +85,8 @@ class DhcpServer:
             raise
         loop.add_reader(self._udp.fileno(), self._readable, self._udp)
         loop.add_reader(self._raw.fileno(), self._arp_readable)
+        if self._probe_wait > 0:
+            self._lookout.start()
         settings = self.policy.settings
         _log.debug("DHCP on %s: %s as %s", self._link.name, settings.mode, settings.server)
 
@@ -112,6 +116,7 @@ class DhcpServer:
     async def close(self) -> None:
         """Stop, and forget replies that wait; closing twice is fine."""
         loop = asyncio.get_running_loop()
+        self._lookout.close()
         for probe in self._probes.values():
             probe.timer.cancel()
         for timer in self._later:
@@ -156,6 +161,8 @@ class DhcpServer:
         if again:
             outcome = replace(outcome, events=_without_discover(outcome))
         probe = outcome.probe
+        if any(event.kind is Kind.OFFER for event in outcome.events):
+            self._lookout.used(dry=probe is not None)
         if probe is not None:
             # What the DISCOVER sets going need not wait for the probe.
             self._tell(event for event in outcome.events if event.kind is Kind.DISCOVER)
@@ -221,12 +228,19 @@ class DhcpServer:
 
     # Probing
 
+    def _gives_addresses(self) -> bool:
+        return self.policy.settings.mode is not Mode.PROXY
+
+    def _ask_for(self, ip: IPv4Address) -> None:
+        if self._raw is not None:
+            self._raw.send(arp_probe(mac_bytes(self._link.mac), ip))
+
     def _probe(self, ip: IPv4Address, data: bytes, outcome: Outcome) -> bool:
         """Ask who has ``ip`` and hold the offer back; False if it should go out at once."""
         if self._raw is None or self._probe_wait <= 0 or len(self._probes) >= _PROBES:
             return False
         try:
-            self._raw.send(arp_probe(mac_bytes(self._link.mac), ip))
+            self._ask_for(ip)
         except OSError:
             return False
         before = self._probes.pop(ip, None)
@@ -247,12 +261,28 @@ class DhcpServer:
                 frame = self._raw.recv(128)
             except OSError:
                 return
-            said = arp_sender(frame) if self._probes else None
-            if said is None or said[1] not in self._probes:
+            said = arp_sender(frame)
+            if said is None:
+                continue
+            if said[1] in self._lookout:
+                self._heard(said[1], said[0])
+            if said[1] not in self._probes:
                 continue
             # The very machine that asks may still have the address: that is no conflict.
             if mac_text(said[0]) != self._probes[said[1]].mac:
                 self._conflict(said[1], said[0])
+
+    def _heard(self, ip: IPv4Address, holder: bytes) -> None:
+        """Somebody has an address that was looked at ahead of time."""
+        now = time.time()
+        mac = mac_text(holder)
+        if self._lookout.heard(mac, ip, now):
+            self.counters["conflicts"] += 1
+            text = (
+                f"{ip} is in use by {mac} and in pxed's range, which leaves it alone: give that "
+                "machine another address, or set [dhcp] range"
+            )
+            self._tell([Event(Kind.ALARM, None, now, {"text": text})])
 
     def _conflict(self, ip: IPv4Address, holder: bytes) -> None:
         """Somebody has the address: quarantine it, and start over with the next one."""

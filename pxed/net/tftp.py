@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from aoe_fast.buffers import widen
 from aoe_fast.mover import Mover
 from aoe_fast.transfer import Transfer
 from pxed.errors import HostError
@@ -29,7 +28,6 @@ from pxed.tftp.session import MAX_BLKSIZE, File, Peer, Session, shown
 _log = logging.getLogger("pxed.tftp")
 PORT = 69
 _BATCH = 64
-_SEND_BUFFER = 1 << 20
 _IP_PKTINFO = 8  # <bits/in.h>; not in Python 3.11's socket
 _IN_USE = "(another TFTP server runs on this machine): stop it (systemctl stop tftpd-hpa)"
 _COUNTED = {Kind.TFTP_DONE: "done", Kind.TFTP_PROBE: "probes", Kind.TFTP_FAILED: "failed"}
@@ -241,9 +239,8 @@ class TftpServer:
     def _own_socket(self, local: str, client: _Client) -> socket.socket:
         """The transfer's TID: a port of its own at the address that the client asked."""
         single = self._single_port
-        udp = bind_udp(self._link, PORT if single else 0, _IN_USE, local, shared=single)
+        udp = bind_udp(self._link, PORT if single else 0, _IN_USE, local, shared=single, room=0)
         try:
-            widen(udp, socket.SO_SNDBUF, _SEND_BUFFER)
             udp.connect(client)
             if single:
                 self._return_strays(udp, local, client)

@@ -12,11 +12,18 @@ _RECEIVE_BUFFER = 4 << 20
 
 
 def bind_udp(
-    link: Link, port: int, in_use: str, ip: str = "", *, shared: bool = False
+    link: Link,
+    port: int,
+    in_use: str,
+    ip: str = "",
+    *,
+    shared: bool = False,
+    room: int = _RECEIVE_BUFFER,
 ) -> socket.socket:
     """A non-blocking UDP socket on ``port`` of ``link``; ``in_use`` is advice for a taken port.
 
     ``shared``: beside others of ours on that port that allow it (SO_REUSEADDR).
+    ``room``: bytes of its receive buffer; 0 leaves that to the system.
 
     HostError, one line: port in use, no privilege, address or interface gone.
     """
@@ -24,7 +31,8 @@ def bind_udp(
     try:
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, link.name.encode())
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        widen(udp, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        if room:
+            widen(udp, socket.SO_RCVBUF, room)
         if shared:
             udp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         udp.bind((ip, port))

@@ -21,6 +21,7 @@ from pxed.lab.netns import Namespace
 from pxed.mac import Mac
 from pxed.net.dhcp import DhcpServer
 from pxed.net.link import look_up
+from pxed.net.lookout import Lookout
 from pxed.net.rival import find_rivals
 from pxed.net.thread import LoopThread
 from tests.conftest import Cable, requires
@@ -151,7 +152,7 @@ def test_release(cable: Cable, tmp_path: Path) -> None:
 
 
 def test_an_address_in_use_is_not_offered(cable: Cable, tmp_path: Path) -> None:
-    """Another machine on the cable has one of the two addresses: the probe finds it."""
+    """Another machine on the cable has one of the two addresses: looking ahead finds it."""
     cable.cli.ip(
         "link add link eth0 name other type macvlan mode bridge",
         "link set other up",
@@ -168,7 +169,39 @@ def test_an_address_in_use_is_not_offered(cable: Cable, tmp_path: Path) -> None:
                 cable.cli.ip(f"addr del {got['ip']}/24 dev eth0")
     assert seen == {"10.77.0.51"}
     assert server.counters["conflicts"] == 1
+    (alarm,) = [event for event in events if event.kind is Kind.ALARM]
+    assert "10.77.0.50 is in use by" in str(alarm.detail["text"])
+
+
+def test_an_address_that_nobody_looked_at_is_probed_before_its_offer(
+    cable: Cable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the first moments of a server, and when more come than were looked at."""
+    monkeypatch.setattr(Lookout, "start", lambda self: None)
+    cable.cli.ip(
+        "link add link eth0 name other type macvlan mode bridge",
+        "link set other up",
+        "addr add 10.77.0.50/32 dev other",
+    )
+    with serving(cable.srv, Mode.ALL, last="10.77.0.50") as (server, events):
+        assert not udhcpc(cable, tmp_path)
+    assert server.counters["conflicts"] == 1
     assert Kind.DECLINE in {e.kind for e in events}
+
+
+def test_an_offer_does_not_wait_for_a_probe(cable: Cable) -> None:
+    """Of an address that was looked at ahead of time; the probe was on the wire before."""
+    with serving(cable.srv, Mode.ALL, last="10.77.0.200") as (server, _):
+        leases = server.policy.leases
+        assert eventually(lambda: leases.vouched == 64)
+        ready = set(leases.ending(float("inf")))
+        mac = Mac("52:54:00:00:00:09")
+        options: dict[int, bytes] = {Opt.TYPE: bytes((Type.DISCOVER,))}
+        message = encode(Message(Op.REQUEST, 7, mac, options=options))
+        assert server.policy.handle(message, time.time()).probe is None
+        lease = leases.of(mac, time.time())
+        assert lease is not None
+        assert lease.ip in ready
 
 
 def test_port_in_use_is_one_clear_line(cable: Cable) -> None:

@@ -187,3 +187,53 @@ def test_carve() -> None:
     assert carve(IPv4Network("10.0.0.0/30"), {IPv4Address("10.0.0.2")})[0] == server
     with pytest.raises(UsageError, match="no address for clients"):
         carve(IPv4Network("10.0.0.0/30"), {server, server + 1})
+
+
+# Looking ahead
+
+
+def test_strangers_get_what_was_looked_at(leases: Leases) -> None:
+    leases.vouch(FIRST + 3, until=100)
+    leases.vouch(FIRST + 5, until=110)
+    got = [leases.offer(stranger(n), 50) for n in range(2)]
+    assert {lease.ip for lease in got if lease is not None} == {FIRST + 3, FIRST + 5}
+    assert leases.spend(FIRST + 3, 50)
+    assert not leases.spend(FIRST + 3, 50)
+
+
+def test_an_old_look_is_none(leases: Leases) -> None:
+    leases.vouch(FIRST + 3, until=100)
+    assert leases.ending(by=99) == []
+    assert leases.ending(by=100) == [FIRST + 3]
+    assert leases.offer(A, 100) is not None
+    assert not leases.spend(FIRST + 3, 100)
+
+
+def test_only_free_addresses_are_looked_at(leases: Leases) -> None:
+    home = bound(leases, A)
+    leases.vouch(home, until=100)
+    assert leases.vouched == 0
+    leases.vouch(next(ip for ip in (FIRST, LAST) if ip != home), until=100)
+    assert len(leases.unseen(99)) == 8
+    assert len(leases.unseen(5)) == 5
+
+
+def test_every_free_address_has_its_turn(leases: Leases) -> None:
+    assert {ip for _ in range(5) for ip in leases.unseen(2)} == {FIRST + n for n in range(10)}
+
+
+def test_an_address_in_use_is_avoided_for_a_while(leases: Leases) -> None:
+    leases.vouch(FIRST, until=100)
+    assert leases.avoid(B, FIRST, 0)
+    assert not leases.avoid(B, FIRST, 0)
+    assert leases.vouched == 0
+    got = [leases.offer(stranger(n), 1) for n in range(10)]
+    assert sum(lease is None for lease in got) == 1
+    assert FIRST not in {lease.ip for lease in got if lease is not None}
+    assert leases.of(B, 1) is None
+
+
+def test_what_is_bound_is_no_longer_vouched_for(leases: Leases) -> None:
+    leases.vouch(FIRST, until=100)
+    assert leases.bind(A, FIRST, 0, 600) is not None
+    assert leases.vouched == 0

@@ -506,6 +506,15 @@ def test_a_probe_is_asked_for_once() -> None:
     assert discover(server, BIOS, now=5000).probe is None
 
 
+def test_an_address_that_was_looked_at_needs_no_probe() -> None:
+    server = policy()
+    server.leases.vouch(IPv4Address("10.77.0.52"), until=10)
+    first = discover(server, BIOS)
+    assert first.probe is None
+    assert only(first).yiaddr == IPv4Address("10.77.0.52")
+    assert discover(server, BIOS, now=5000).probe is not None
+
+
 def test_a_conflict_moves_to_the_next_address() -> None:
     server = policy()
     first = discover(server, BIOS)
