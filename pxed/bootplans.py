@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from pxed import orders, scripts
+from pxed import scripts
 from pxed.choice import Choice
 from pxed.clients import LOCAL_SCRIPT
 from pxed.dhcp.bootplan import BOOT_FILES, HTTP_FILES, BootPlan
@@ -39,7 +39,7 @@ class BootPlans:
         if class_name not in self._choice.config.classes or not self._choice.admits(mac, client):
             return None
         each, base = self._choice.config.classes[class_name], self._base()
-        mode = (orders.parse(client.ordered).mode if client else "") or each.mode
+        mode = self._choice.mode_of(mac, class_name)
         boot_file = BOOT_FILES.get(arch if arch is not None else 0)
         if mode == "local":
             if firmware in (Firmware.RPI, Firmware.UEFI_HTTP):

@@ -3,9 +3,9 @@
 import contextlib
 from collections.abc import Mapping
 
-from pxed import images, orders
+from pxed import images, orders, provision
 from pxed.clients import Client, Clients, State
-from pxed.config import Class, Config
+from pxed.config import Class, Config, Provision
 from pxed.errors import PxedError, UsageError
 from pxed.mac import Mac
 from pxed.probe import DOCTOR
@@ -67,6 +67,29 @@ class Choice:
         if override is not None and override.image is not None:
             return images.find(self.config.images_dir, override.image, class_name)
         return self.images[class_name]
+
+    def mode_of(self, mac: Mac, class_name: str) -> str:
+        """``diskless``, ``provision`` or ``local``; the MAC may be unknown.
+
+        A machine that provisions at every boot goes on to its disk if it got this image already.
+        """
+        client = self.clients.get(mac)
+        mode = (orders.parse(client.ordered).mode if client is not None else "") or (
+            self.config.classes[class_name].mode
+        )
+        if mode == "provision" and client is not None and client.once != "provision":
+            with contextlib.suppress(PxedError):
+                if client.provisioned == str(self.image_of(mac, class_name)):
+                    return "local"
+        return mode
+
+    def policy_of(self, client: Client) -> Provision | None:
+        """How this machine is provisioned; None: the installer asks."""
+        override = self.config.clients.get(client.mac)
+        return provision.policy(
+            self.config.classes[client.class_name].provision,
+            override.provision if override is not None else None,
+        )
 
     def uses(self, image: images.Image) -> str:
         """Who needs this image, in one line; empty for nobody. Any thread may ask."""

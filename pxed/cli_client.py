@@ -44,7 +44,7 @@ def client_list(
     now = time.time()
     rows = [
         [c["mac"], c["name"], " ".join(c["groups"]), _state(c), c["stage"] or "", c["firmware"],
-         c["ip"], c["image"], _heard(c, now), c["why"] or c["note"]]
+         c["ip"], c["image"], _heard(c, now), c["why"] or _disk(c) or c["note"]]
         for c in clients
     ]  # fmt: skip
     heads = ["MAC", "NAME", "GROUPS", "STATE", "STAGE", "FIRMWARE", "IP", "IMAGE", "HEARD", "WHY"]
@@ -64,6 +64,11 @@ def _state(shown: dict[str, Any]) -> str:
     if shown["fresh"]:
         words.append("reset")
     return " ".join(words)
+
+
+def _disk(shown: dict[str, Any]) -> str:
+    """What became of its own disk, while that is what it is about."""
+    return str(shown["result"]) if shown["mode"] in ("provision", "local") else ""
 
 
 def _heard(shown: dict[str, Any], now: float) -> str:
@@ -94,7 +99,7 @@ def client_show(
     click.echo("  ".join(word for word in words if word))
     for label, text in (
         ("also", ", ".join(got["macs"])), ("groups", ", ".join(got["groups"])),
-        ("note", got["note"]), ("why", got["why"]), *(("hint", text) for text in got["hints"]),
+        ("note", got["note"]), ("why", got["why"]), ("disk", got["result"]), *(("hint", text) for text in got["hints"]),
     ):  # fmt: skip
         if text:
             click.echo(f"{label:8}{text}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pxed.events import Event, Kind
 from pxed.images import CONFIG_SLOT, SLOTS
 from pxed.mac import Mac
+from pxed.provision import DONE, RESULTS
 
 LOCAL_SCRIPT = "local.ipxe"
 """The iPXE script that sends a machine on to its own disk: who has fetched it is gone from here."""
@@ -112,6 +113,9 @@ class Client:
     # What this boot was given
     doing: str = ""
     mode: str = ""
+    # Of its own disk
+    result: str = ""  # what the last installer said: how far it is, or its end
+    provisioned: str = ""  # the image that was dealt with there: NAME@VERSION
     timeline: list[Step] = field(default_factory=list)
 
     @property
@@ -290,6 +294,7 @@ def _runs_untold(client: Client, now: float) -> bool:
     stage = client.stage
     return (
         stage is not None
+        and client.mode != "provision"  # an installer says so when it is done
         and stage >= Stage.KERNEL
         and now - client.timeline[-1].time > QUIET_START
         and now - client.last_seen < QUIET_START
@@ -433,9 +438,22 @@ def _report(client: Client, event: Event) -> Iterator[Change]:
     step = str(event.detail.get("step", ""))
     text = str(event.detail.get("text", ""))
     if step == "failed":
+        if client.mode == "provision":
+            client.result = f"{step} {text}"
         yield from _fail(client, event.time, text or "the client gave no reason")
     elif step == "degraded":
         client.degraded = True
+        yield Change(What.STATE, client, event.time)
+    elif step == "installing" and client.mode == "provision":
+        client.result = f"{step} {text}"
+        client.state = State.BOOTING
+        yield Change(What.STATE, client, event.time)
+    elif step in RESULTS and client.mode == "provision":
+        client.result = f"{step} {text}"
+        client.state = State.LOCAL if step in DONE else State.FAILED
+        client.why = "" if step in DONE else text
+        if step in DONE:
+            client.provisioned = client.image
         yield Change(What.STATE, client, event.time)
     elif step in _REPORTED:
         stage = _REPORTED[step]

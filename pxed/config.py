@@ -10,6 +10,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -105,6 +106,25 @@ def _lease(value: Any) -> int:
     return seconds
 
 
+def _date(value: Any) -> str:
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return value.isoformat()
+    try:
+        return date.fromisoformat(_text(value)).isoformat()
+    except ValueError:
+        raise ValueError("must be a date such as 2027-12-31") from None
+
+
+def _disk(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[a-z][a-z0-9]{0,31}", value):
+        raise ValueError("must be only, first, smallest, largest or a name such as nvme0n1")
+    return value
+
+
+def _built(value: Any) -> Any:
+    return value  # a table that was checked before
+
+
 def _address(value: Any) -> ipaddress.IPv4Address:
     try:
         return ipaddress.IPv4Address(_text(value))
@@ -184,12 +204,24 @@ class Midlayer:
 
 
 @dataclass(frozen=True, slots=True)
+class Provision:
+    """[class.x86.provision]: how the installer acts without a person; without the table it asks."""
+
+    unattended: bool = _key(_switch, True)
+    wipe: bool = _key(_switch, False)
+    disk: str = _key(_disk, "only")
+    supported_until: str | None = _key(_date, None)
+    then: str = _key(_choice("local", "default"), "local")
+
+
+@dataclass(frozen=True, slots=True)
 class Class:
     shelf: int = _key(_number(0, MAX_SHELF), 16)
     image: str | None = _key(_text, None)
     mode: str = _key(_choice("diskless", "provision"), "diskless")
     boot: str = _key(_choice("san", "kernel"), "san")
     ipxe: str = _key(_choice("any", "own"), "any")
+    provision: Provision | None = _key(_built, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +230,7 @@ class Client:
     image: str | None = _key(_text, None)
     size: int | None = _key(parse_midlayer_size, None)
     max_blksize: int | None = _key(_number(512, 65464), None)
+    provision: Mapping[str, Any] | None = _key(_built, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,7 +387,12 @@ def _classes(reader: _Reader, table: dict[str, Any]) -> dict[str, Class]:
     for name, value in table.items():
         if name not in CLASSES:
             raise reader.unknown("class.", name, list(CLASSES))
-        classes[name] = reader.build(Class, f"class.{name}", value, shelf=DEFAULT_SHELF[name])
+        where = f"class.{name}"
+        value = dict(reader.table(where, value))
+        if "provision" in value:
+            nested = value["provision"]
+            value["provision"] = reader.build(Provision, f"{where}.provision", nested)
+        classes[name] = reader.build(Class, where, value, shelf=DEFAULT_SHELF[name])
     shelves: dict[int, str] = {}
     for name, each in classes.items():
         other = shelves.setdefault(each.shelf, name)
@@ -371,5 +409,12 @@ def _clients(reader: _Reader, table: dict[str, Any]) -> dict[Mac, Client]:
         mac = reader.value("[client]", parse_mac, text)
         if mac in clients:
             raise reader.fail(f'[client."{text}"]', "the same machine stands here twice")
-        clients[mac] = reader.build(Client, f'client."{text}"', value)
+        where = f'client."{text}"'
+        value = dict(reader.table(where, value))
+        if "provision" in value:
+            nested = reader.table(f"{where}.provision", value["provision"])
+            built = reader.build(Provision, f"{where}.provision", nested)
+            # Only what stands here: the rest is as its class has it.
+            value["provision"] = {key: getattr(built, key) for key in nested}
+        clients[mac] = reader.build(Client, where, value)
     return clients

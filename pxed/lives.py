@@ -15,6 +15,7 @@ from pxed.events import Event, Kind
 from pxed.keeper import Keeper
 from pxed.mac import Mac
 from pxed.netboot import NetBoot
+from pxed.provision import DONE, RESULTS
 from pxed.strangers import Strangers, is_stranger, proves
 from pxed.twins import TOO_OLD, Twins
 from pxed.watch import Watch
@@ -101,8 +102,26 @@ class Lives:
         """What this event says of a delay, or of a boot that ends before it has begun."""
         if event.kind is Kind.DISCOVER and (why := hint(self.traces.of(client.mac))) is not None:
             self.emit(Event(Kind.HINT, client.mac, event.time, {"text": str(why)}))
+        if event.kind is Kind.REPORT and client.mode == "provision":
+            self._provisioned(client, str(event.detail.get("step", "")))
         if client.state is State.SEEN and event.kind in (Kind.IGNORED, Kind.POOL_FULL):
             self.explain(client, event.time)
+
+    def _provisioned(self, client: Client, step: str) -> None:
+        """What a machine boots when its installer is done: from its disk, once or from now on."""
+        if step not in RESULTS:
+            return
+        client.once = "local"
+        each = self._choice.config.classes.get(client.class_name)
+        policy = self._choice.policy_of(client) if each is not None else None
+        stays = policy is None or policy.then == "local"
+        # Who provisions at every boot goes on doing so: the next image shall find it.
+        standing = client.order == "provision" or (
+            not client.order and each is not None and each.mode == "provision"
+        )
+        if step in DONE and stays and not standing:
+            client.order = "local"
+        self._keeper.changed(client)
 
     def explain(self, client: Client, now: float) -> None:
         """End a boot whose cause of failure is known."""

@@ -112,7 +112,7 @@ class Midlayers:
         ``check``: one that was not closed cleanly is mended first; only while nobody uses it. The
         new file appears under its name only when complete. NoRoom: none was made.
         """
-        self._prepare_report(mac)
+        self.prepare_report(mac)
         path = self.path(mac)
         if fresh and path.exists():
             self.refuse_if_full()
@@ -128,7 +128,8 @@ class Midlayers:
             self._appear(path, lambda fd: disk.copy_data(template.fileno(), fd, size))
         return Prepared(True)
 
-    def _prepare_report(self, mac: Mac) -> None:
+    def prepare_report(self, mac: Mac) -> None:
+        """Make sure that this client has its report file."""
         report = self.report_path(mac)
         # Not synced: after a power cut it may be there without its size, and is made again.
         if not report.exists() or report.stat().st_size != REPORT_BYTES:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from pxed import images, orders
+from pxed import images, provision
 from pxed.choice import Choice, in_use
 from pxed.clients import Client, State
 from pxed.errors import PxedError, UsageError
@@ -61,9 +61,8 @@ class Preparing:
         mac = client.mac
         self._begin(client)
         try:
-            each = self._choice.config.classes[client.class_name]
             image = self._choice.image_for(client)
-            client.mode = orders.parse(client.doing).mode or each.mode
+            client.mode = self._choice.mode_of(mac, client.class_name)
             if client.mode == "local":
                 client.image = ""
                 return
@@ -72,6 +71,8 @@ class Preparing:
             made = Prepared(False)
             if client.mode == "diskless":
                 made = await self._make_private(client)
+            else:
+                await self._make_orders(client, image)
             client.image = str(image)
             if self._must_wait(client):
                 self._waiting[mac] = image
@@ -155,9 +156,27 @@ class Preparing:
         client.fresh = False
         return made
 
+    async def _make_orders(self, client: Client, image: images.Image) -> None:
+        """For an installer: a report device that begins with what it is to do, and no /config."""
+        mac = client.mac
+        text = provision.orders(self._choice.policy_of(client), image.released)
+
+        def work() -> None:
+            self._exports.close_private(mac)
+            self._midlayers.prepare_report(mac)
+            report = self._midlayers.report_path(mac)
+            erase_report(report, text)
+            self._exports.open_private(mac, None, report)
+
+        await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
     def _show(self, client: Client, image: images.Image, *, exists: bool = False) -> None:
         mac = client.mac
-        if not self._exports.has_private(mac) and (exists or self._midlayers.exists(mac)):
+        if client.mode == "provision":
+            report = self._midlayers.report_path(mac)
+            if not self._exports.has_private(mac) and report.exists():
+                self._exports.open_private(mac, None, report)
+        elif not self._exports.has_private(mac) and (exists or self._midlayers.exists(mac)):
             self._exports.open_private(
                 mac, self._midlayers.path(mac), self._midlayers.report_path(mac)
             )
@@ -185,7 +204,8 @@ class Preparing:
         """Clients known from before must not notice the restart: the same views at once."""
         present, known = self._midlayers.present(), dict[str, images.Image]()
         for client in self._choice.clients:
-            if client.mac in present or client.admission == "blocked":
+            provisions = client.mode == "provision" and in_use(client)
+            if client.mac in present or provisions or client.admission == "blocked":
                 self._restore(client, known)
         self._watch.refresh()
 

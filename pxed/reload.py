@@ -58,6 +58,9 @@ def _table(where: str, table: Any) -> Iterator[tuple[str, str]]:
         value = getattr(table, each.name)
         if value is None or value == ():
             continue
+        if is_dataclass(value):
+            yield from _table(f"{where}.{each.name}", value)
+            continue
         if isinstance(value, tuple):
             value = ", ".join(str(item) for item in value)
         yield f"{where}.{each.name}", str(value)
@@ -65,5 +68,6 @@ def _table(where: str, table: Any) -> Iterator[tuple[str, str]]:
 
 def _live(key: str) -> bool:
     if key.startswith("class."):
-        return key.count(".") == 2 and key.endswith(_LIVE_OF_CLASS)
+        of_class = key.split(".")[2:]
+        return of_class[0] == "provision" or (len(of_class) == 1 and of_class[0] in _LIVE_OF_CLASS)
     return key.startswith(_LIVE)

@@ -145,6 +145,8 @@ def _brief(client: Client) -> Json:
         "last_seen": client.last_seen,
         "degraded": client.degraded,
         "why": client.why,
+        "result": client.result,
+        "provisioned": client.provisioned,
     }
 
 

@@ -270,7 +270,7 @@ def copy_of(path: Path) -> Path:
 
 _PLAIN = ("class_name", "name", "firmware", "arch", "ip", "image", "boots", "boot_started",
           "chainloaded", "degraded", "why", "note", "groups", "admission", "order", "once",
-          "fresh", "macs", "doing", "mode")  # fmt: skip
+          "fresh", "macs", "doing", "mode", "result", "provisioned")  # fmt: skip
 
 
 _STAGES = {int(stage): stage for stage in Stage}  # much quicker than Stage(number)

@@ -18,6 +18,7 @@ from pxed.images import REPORT_SLOT
 from pxed.mac import Mac, mac_bytes, mac_text
 
 SECTOR = 512
+REPORT_LINES = 24  # what follows them on the device is what the server says to an installer
 HEARD_EVERY_NS = 5_000_000_000
 
 _FIRSTS = (
@@ -156,7 +157,7 @@ class Watch:
         except OSError:
             return []
         lines = []
-        while (line + 1) * SECTOR <= len(data) and data[line * SECTOR]:
+        while line < REPORT_LINES and (line + 1) * SECTOR <= len(data) and data[line * SECTOR]:
             lines.append(parse_report(data[line * SECTOR : (line + 1) * SECTOR]))
             line += 1
         self._lines[mac] = line
@@ -192,11 +193,12 @@ def parse_report(sector: bytes) -> tuple[str, float, str]:
     return step, uptime, words[2].rstrip() if len(words) > 2 else ""
 
 
-def erase_report(path: Path) -> None:
-    """Empty a client's report file in place (it stays exported)."""
+def erase_report(path: Path, orders: bytes = b"") -> None:
+    """Empty a client's report file in place (it stays exported); then ``orders`` to an installer."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.pwrite(fd, bytes(os.fstat(fd).st_size), 0)
+        size = os.fstat(fd).st_size
+        os.pwrite(fd, (bytes(REPORT_LINES * SECTOR) + orders).ljust(size, b"\0"), 0)
     finally:
         os.close(fd)
 

@@ -28,9 +28,17 @@ _FAT16_LEAST = 4200 * _CLUSTER  # with fewer clusters a FAT is a FAT12, which fi
 
 
 def build_bootdisk(
-    destination: Path, *, vmlinuz: Path, initrd: Path, cmdline: str, epoch: int | None = None
+    destination: Path,
+    *,
+    vmlinuz: Path,
+    initrd: Path,
+    cmdline: str,
+    parts: Sequence[tuple[str, Path]] = (),
+    epoch: int | None = None,
 ) -> None:
     """Write the disk; its size is a multiple of 1 MiB. HostError if a program is missing.
+
+    ``parts``: names and contents of further partitions, each from a MiB on.
 
     With ``epoch``, a date in seconds since 1970, the same files give the same bytes.
     """
@@ -54,7 +62,7 @@ def build_bootdisk(
         if epoch is not None:
             for path in (config, unified):
                 os.utime(path, (epoch, epoch))
-        _partition(disk, content=sum(path.stat().st_size for path in files.values()))
+        _partition(disk, sum(path.stat().st_size for path in files.values()), parts)
         _fill(disk, files, epoch)
         disk.replace(destination)
 
@@ -101,17 +109,26 @@ def _image_end(program: bytes) -> int:
     return int(base + _align(end, 1 << 16))
 
 
-def _partition(disk: Path, content: int) -> None:
-    """An empty disk with one FAT16 partition with room for ``content`` bytes."""
+def _partition(disk: Path, content: int, parts: Sequence[tuple[str, Path]]) -> None:
+    """A disk with one empty FAT16 partition with room for ``content`` bytes, and with ``parts``."""
     room = _align(max(int(content * 1.02) + (1 << 20), _FAT16_LEAST), 1 << 20)
+    table, end = "", _START + room
     with disk.open("wb") as out:
-        out.truncate(_START + room + _TAIL)
+        for number, (name, path) in enumerate(parts, 2):
+            size = _align(path.stat().st_size, 1 << 20)
+            out.seek(end)
+            with path.open("rb") as source:
+                shutil.copyfileobj(source, out, 1 << 20)
+            table += f"start={end // 512}, size={size // 512}, type=linux, name={name}, "
+            table += f"uuid={_PART_ID[:-1]}{number}\n"
+            end += size
+        out.truncate(end + _TAIL)
     _tool(
         ["sfdisk", "-q", "--no-reread", "--no-tell-kernel", str(disk)],
         package="fdisk",
         stdin=f"label: gpt\nlabel-id: {_DISK_ID}\n"
         f"start={_START // 512}, size={room // 512}, type=uefi, name=boot, uuid={_PART_ID}, "
-        'attrs="LegacyBIOSBootable"\n',
+        f'attrs="LegacyBIOSBootable"\n{table}',
     )
     _tool(
         [

@@ -17,7 +17,7 @@ if [ -n "$ACCOUNT" ]; then
     useradd --create-home --shell /bin/bash --groups sudo,audio,video,plugdev "$ACCOUNT"
     passwd --quiet --delete "$ACCOUNT"
 fi
-systemctl --quiet enable pxed-running.service systemd-networkd.service
+systemctl --quiet enable pxed-running.service pxed-good.service systemd-networkd.service
 # Nothing here waits for a network: the root has been on it from the beginning.
 systemctl --quiet disable systemd-networkd-wait-online.service
 if [ -s /tmp/script ]; then

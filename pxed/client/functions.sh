@@ -4,11 +4,12 @@
 # Command line: pxed.shelf=16 pxed.root=eS.L pxed.config=eS.L pxed.report=eS.L pxed.mtu=BYTES
 # pxed.wait=SECS (root) pxed.config_wait=SECS pxed.reboot=SECS (0: stay) pxed.shell (a shell after a
 # failure).
+# From a disk: pxed.local=ID pxed.slot=a|b (local.sh).
 
 # Long names for what the caller's own script could call the same.
 parameters() {
     shelf=16 root_disk='' config_disk='' report_disk='' mtu='' root_wait=90 config_wait=15
-    reboot_after=30 shell_wanted=''
+    reboot_after=30 shell_wanted='' local_id='' local_slot=a
     read -r cmdline < /proc/cmdline
     for word in $cmdline; do
         value=${word#*=}
@@ -22,9 +23,12 @@ parameters() {
         pxed.config_wait=*) config_wait=$value ;;
         pxed.reboot=*) reboot_after=$value ;;
         pxed.shell) shell_wanted=1 ;;
+        pxed.local=*) local_id=$value ;;
+        pxed.slot=*) local_slot=$value ;;
         esac
     done
     : "${root_disk:=e$shelf.1}" "${config_disk:=e$shelf.3}" "${report_disk:=e$shelf.4}"
+    root_dev=/dev/etherd/$root_disk config_dev=/dev/etherd/$config_disk
     read -r consoles < /sys/class/tty/console/active
     lines=0 written=0 wired=''
     mkdir -p /run/pxed
@@ -54,6 +58,9 @@ step() {
     say "$seconds $*"
     word=$1
     shift
+    # The rest of the device is the server's. The last line goes to what is said last.
+    [ "$lines" -lt 24 ] || lines=23
+    [ "$written" -le "$lines" ] || written=$lines
     eval "line$lines=\"\$word \$seconds \$*\""
     lines=$((lines + 1))
     flush
@@ -157,15 +164,15 @@ within $root_wait s on$wired: is the server on this segment?"
 # itself, or else a sum over its super block. The file systems' modules must be loaded by now.
 mount_lower() {
     mkdir -p /lower
-    mount -r -t squashfs "/dev/etherd/$root_disk" /lower 2> /dev/null ||
-        mount -r -t erofs "/dev/etherd/$root_disk" /lower 2> /dev/null ||
-        mount -r -t ext4 -o noload "/dev/etherd/$root_disk" /lower 2> /dev/null ||
+    mount -r -t squashfs "$root_dev" /lower 2> /dev/null ||
+        mount -r -t erofs "$root_dev" /lower 2> /dev/null ||
+        mount -r -t ext4 -o noload "$root_dev" /lower 2> /dev/null ||
         fail "disk $root_disk holds no squashfs, erofs or ext4"
     generation=
     [ -r /adopt/image ] && read -r generation < /adopt/image
     [ -r /lower/etc/pxed-image ] && read -r generation < /lower/etc/pxed-image
     if [ -z "$generation" ]; then
-        generation=$(dd if="/dev/etherd/$root_disk" bs=2048 count=1 2> /dev/null | md5sum)
+        generation=$(dd if="$root_dev" bs=2048 count=1 2> /dev/null | md5sum)
         generation=${generation%% *}
     fi
     step root "$root_disk $generation"
@@ -174,7 +181,7 @@ mount_lower() {
 # check_config: repairs what can be repaired without a question; no harm where there is no e2fsck.
 check_config() {
     command -v e2fsck > /dev/null || return 0
-    e2fsck -p "/dev/etherd/$config_disk" > /dev/null 2>&1
+    e2fsck -p "$config_dev" > /dev/null 2>&1
     [ $? -lt 4 ]
 }
 
@@ -189,12 +196,19 @@ index=off,metacopy=off,redirect_dir=off,xino=off" root "$2"
 mount_root() {
     why='' layer="/config/layers/$generation"
     uptime
-    if ! discover $((now + config_wait * 100)) "$config_disk"; then
+    if [ -n "$local_id" ]; then
+        [ -b "$config_dev" ] || why="$config_disk has no partition for settings"
+    elif ! discover $((now + config_wait * 100)) "$config_disk"; then
         why="no answer from AoE disk $config_disk within $config_wait s"
+    fi
+    if [ -n "$why" ]; then
+        :
     elif mkdir -p /config && ! check_config; then
         why="$config_disk holds no ext4 file system that can be repaired"
-    elif ! mount -t ext4 -o noatime "/dev/etherd/$config_disk" /config 2> /dev/null; then
+    elif ! mount -t ext4 -o noatime "$config_dev" /config 2> /dev/null; then
         why="$config_disk holds no ext4 file system that mounts"
+    elif [ -n "$local_id" ] && ! own_layer; then
+        why="cannot write to $config_disk"
     elif ! mkdir -p "$layer/upper" "$layer/work"; then
         why="cannot write to $config_disk"
     elif ! overlay "$layer" "$1"; then
@@ -216,5 +230,5 @@ mount_root() {
     # Not a move: where systemd runs already, mounts are shared and cannot be moved.
     [ -n "$why" ] || { mount -o bind /config config && umount /config; }
     wait
-    echo "report=$report_disk lines=$lines" > /run/pxed/client
+    [ -n "$local_id" ] || echo "report=$report_disk lines=$lines" > /run/pxed/client
 }

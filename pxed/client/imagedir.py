@@ -16,6 +16,8 @@ from pxed.errors import HostError, UsageError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DEVICES = {"boot": "boot.img", "root": "root.squashfs"}
+TFM = {"tfm": "tfm.img"}
+"""Beside the devices of ``Manifest``, for an image with a maintenance disk."""
 _KERNEL = {"vmlinuz": "vmlinuz", "initrd": "initrd"}
 _NEW = ".new-"
 
@@ -29,13 +31,16 @@ class Manifest:
     machine_class: str
     cmdline: str
     devices: dict[str, str] = field(default_factory=lambda: dict(_DEVICES))
+    released: str = ""
 
     def to_json(self) -> str:
         """The text of manifest.json."""
         said = asdict(self)
         said["class"] = said.pop("machine_class")
         said["kernel"] = {**_KERNEL, "cmdline": said.pop("cmdline")}
-        order = ("name", "version", "class", "devices", "kernel")
+        order = ["name", "version", "class", "devices", "kernel"]
+        if self.released:
+            order.insert(3, "released")
         return json.dumps({key: said[key] for key in order}, indent=1) + "\n"
 
 

@@ -1,7 +1,7 @@
 #!/bin/busybox sh
-# The first program of a diskless client with the minimal image: finds its disks on the Ethernet, lays
-# the private writable layer over the shared root and starts the system. Runs in Debian's
-# busybox-static, whose shell has every command below built in. What it does and which parameters it
+# The first program of a diskless client with the minimal image: finds its disks on the Ethernet (or on
+# its own disk, where it was installed), lays the private writable layer over the shared root and starts
+# the system. Runs in Debian's busybox-static, whose shell has every command below built in. What it does and which parameters it
 # takes: functions.sh.
 
 export PATH=/bin
@@ -12,6 +12,8 @@ mount -t devtmpfs dev /dev
 mount -t tmpfs -o mode=755 run /run
 
 . /functions.sh
+. /state.sh
+. /local.sh
 parameters
 
 # Drivers: those whose hardware is here, by the names that the buses give them; twice, because a
@@ -24,12 +26,20 @@ drivers() {
     # shellcheck disable=SC2086 # a list of words, none with a blank
     [ -z "$aliases" ] || modprobe -a -q $aliases 2> /dev/null
 }
-drivers pci
-drivers virtio
+coldplug() {
+    drivers pci
+    drivers virtio
+    drivers scsi
+}
+coldplug
 modprobe -a -q aoe overlay squashfs 2> /dev/null &
 
-link_up
-find_root
+if [ -n "$local_id" ]; then
+    find_local
+else
+    link_up
+    find_root
+fi
 wait # for the modules
 mkdir -p /new
 mount_lower

@@ -11,7 +11,7 @@ from pxed.errors import HostError
 
 # What init.sh loads by name, and the network cards of virtual and common real machines. A kernel
 # that lacks one, or has it built in, is fine.
-MODULES = ("aoe", "overlay", "squashfs")
+MODULES = ("aoe", "overlay", "squashfs", "ext4", "crc32c_generic", "crc32c_intel")
 DRIVERS = (
     "virtio_pci", "virtio_net", "e1000", "e1000e", "igb", "igc", "r8169", "tg3", "vmxnet3",
 )  # fmt: skip
@@ -29,9 +29,13 @@ def build_initramfs(
     # The kernel itself calls this when a file system type is missing.
     archive.symlink("sbin/modprobe", "../bin/busybox")
     archive.file("init", script("init.sh"), 0o755)
-    archive.file("functions.sh", script("functions.sh"))
-    _add_modules(archive, kernel, kernel.closure([*drivers, *MODULES]))
-    destination.write_bytes(_zstd(bytes(archive), level))
+    for name, inside in (
+        ("functions.sh", "functions.sh"), ("local.sh", "local.sh"),
+        ("installer/state.sh", "state.sh"),
+    ):  # fmt: skip
+        archive.file(inside, script(name))
+    add_modules(archive, kernel, kernel.closure([*drivers, *MODULES]))
+    destination.write_bytes(compressed(bytes(archive), level))
 
 
 def script(name: str) -> bytes:
@@ -50,7 +54,7 @@ def busybox() -> Path:
     raise HostError("busybox is missing: apt install busybox-static")
 
 
-def _add_modules(archive: Cpio, kernel: Kernel, files: list[Path]) -> None:
+def add_modules(archive: Cpio, kernel: Kernel, files: list[Path]) -> None:
     """The module files, and indexes that know just these, so that modprobe has little to read."""
     inside = f"lib/modules/{kernel.release}"
     with tempfile.TemporaryDirectory(prefix="pxed-modules-") as name:
@@ -76,7 +80,14 @@ def _add_modules(archive: Cpio, kernel: Kernel, files: list[Path]) -> None:
             archive.file(f"{inside}/{index}", (staged / index).read_bytes())
 
 
-def _zstd(data: bytes, level: int) -> bytes:
+def drivers(name: str) -> list[str]:
+    """The names in one of the lists of drivers beside this file: ``modules`` or ``disks``."""
+    lines = script(name).decode().splitlines()
+    return [word for line in lines if not line.startswith("#") for word in line.split()]
+
+
+def compressed(data: bytes, level: int = 12) -> bytes:
+    """An initramfs as the kernel takes it; HostError if zstd is missing."""
     try:
         return subprocess.run(
             ["zstd", "-q", f"-{level}", "-c"],

@@ -34,6 +34,24 @@ END
     done
 }
 
+# keep_network DIR: of the root in DIR; a machine that runs from its own disk has no card to keep, but it
+# wants an address, where the system has nothing of its own that asks for one.
+keep_network() {
+    if [ -z "$local_id" ]; then
+        keep_link
+        return
+    fi
+    for path in /sys/class/net/*; do
+        [ -e "$path/device" ] && [ ! -e "$path/phy80211" ] || continue
+        wired="$wired ${path##*/}"
+    done
+    [ ! -e "$1/usr/sbin/NetworkManager" ] || return 0
+    ! grep -q '^ *iface *e' "$1/etc/network/interfaces" 2> /dev/null || return 0
+    mkdir -p /run/systemd/network
+    printf '[Match]\nName=en* eth*\n[Link]\nRequiredForOnline=no\n[Network]\nDHCP=yes\n' \
+        > /run/systemd/network/90-pxed.network
+}
+
 # first_start DIR: a machine that has no name of its own yet gets one from its card's address, and its
 # machine-id is kept where the next version of the image finds it again.
 first_start() {

@@ -8,9 +8,10 @@ from datetime import date
 from pathlib import Path
 
 from pxed.client.bootdisk import build_bootdisk
-from pxed.client.imagedir import Manifest, image_directory, squash
-from pxed.client.initramfs import DRIVERS, build_initramfs, busybox, script
+from pxed.client.imagedir import TFM, Manifest, image_directory, squash
+from pxed.client.initramfs import DRIVERS, build_initramfs, busybox, drivers, script
 from pxed.client.kernel import DEFAULT_PACKAGE, fetch_kernel
+from pxed.client.tfm import System, build_tfm
 
 # aoe_deadsecs=0: a client outlives any outage of its server. The last three save half a second of
 # 2.5 in a client without KVM: no self-tests of ciphers, no code patching for a single processor.
@@ -29,18 +30,25 @@ def build_minimal(
     cmdline: str = "",
     package: str = DEFAULT_PACKAGE,
     files: dict[str, bytes] | None = None,
+    maintenance: bool = False,
+    released: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Manifest:
     """Write the image into the directory ``destination``, which must not be there or be empty.
 
     ``version`` is today's date unless given; ``cmdline`` is added to the kernel's command line;
-    ``files`` are put into the root as well, by absolute path. The directory also keeps vmlinuz and
-    initrd, for servers that hand them out by HTTP. Appears whole or not at all. UsageError for a
-    name that cannot be a directory's or a destination in use; HostError if a program is missing.
+    ``files`` are put into the root as well, by absolute path. ``maintenance``: with a disk for
+    maintenance mode, from which it is installed; ``released``, a date, is today. The directory also
+    keeps vmlinuz and initrd, for servers that hand them out by HTTP. Appears whole or not at all.
+    UsageError for a name that cannot be a directory's or a destination in use; HostError if a
+    program is missing.
     """
     version = version or date.today().strftime("%Y.%m.%d")
     words = f"{CMDLINE.format(shelf=shelf)} {cmdline}".strip()
-    manifest = Manifest(name, version, "x86", words)
+    released = released or date.today().isoformat()
+    manifest = Manifest(name, version, "x86", words, released=released)
+    if maintenance:
+        manifest.devices.update(TFM)
     with image_directory(destination, manifest) as work:
         kernel = fetch_kernel(package, progress=progress)
         progress("packing the initramfs")
@@ -55,6 +63,15 @@ def build_minimal(
         )
         progress("making the root file system")
         _build_root(work / "root.squashfs", f"{name}@{version}", files or {})
+        if maintenance:
+            progress("making the maintenance disk")
+            own = work / "initrd.own"
+            build_initramfs(kernel, own, drivers=(*DRIVERS, *drivers("disks")))
+            system = System(
+                name, version, released, work / "vmlinuz", own, work / "root.squashfs", words
+            )
+            build_tfm(work / "tfm.img", system, kernel, shelf=shelf)
+            own.unlink()
     progress(f"built {name}@{version}")
     return manifest
 
@@ -75,13 +92,16 @@ def _build_root(destination: Path, image: str, files: dict[str, bytes]) -> None:
         (root / "sbin/init").symlink_to("../bin/busybox")
         (root / "bin/pxed-report").write_bytes(script("report.sh"))
         (root / "etc/rc").write_bytes(script("rc.sh"))
+        (root / "bin/pxed-good").write_bytes(script("good.sh"))
+        (root / "usr/share/pxed").mkdir(parents=True)
+        (root / "usr/share/pxed/state.sh").write_bytes(script("installer/state.sh"))
         (root / "etc/udhcpc.sh").write_bytes(script("udhcpc.sh"))
         (root / "etc/inittab").write_bytes(script("inittab"))
         (root / "etc/pxed-image").write_text(f"{image}\n")
         (root / "etc/passwd").write_text("root::0:0:root:/root:/bin/sh\n")
         (root / "etc/group").write_text("root:x:0:\n")
         (root / "etc/profile").write_text("export PATH=/bin:/sbin HOME=/root\ncd /root\n")
-        for path in ("bin/busybox", "bin/pxed-report", "etc/rc", "etc/udhcpc.sh"):
+        for path in ("bin/busybox", "bin/pxed-report", "bin/pxed-good", "etc/rc", "etc/udhcpc.sh"):
             (root / path).chmod(0o755)
         for inside, data in files.items():
             target = root / inside.lstrip("/")

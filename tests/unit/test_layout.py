@@ -33,6 +33,7 @@ LAYERS = [
     ["describe"],
     ["library"],
     ["scripts"],
+    ["provision"],
     ["midlayers", "images", "eventlog", "table", "orders", "host"],
     ["bootable"],
     ["ext4", "body", "ask"],
@@ -56,6 +57,7 @@ SANS_IO = [
     "twins",
     "events",
     "config",
+    "provision",
 ]
 SOCKETS = {"socket", "asyncio", "uvloop", "aiohttp", "subprocess"}
 

@@ -14,12 +14,17 @@ depends() {
 installkernel() {
     # shellcheck disable=SC2046 # one module a word
     hostonly='' instmods $(sed '/^#/d' /usr/share/pxed/modules)
+    # shellcheck disable=SC2046
+    [ -z "$PXED_DISKS" ] || hostonly='' instmods $(sed '/^#/d' /usr/share/pxed/disks)
 }
 
 install() {
     inst_simple /usr/share/pxed/functions.sh /functions.sh
     inst_simple /usr/share/pxed/keep.sh /keep.sh
-    inst_multiple dd md5sum sed tr sleep mkdir mount umount cat reboot cp ln mv rm
+    inst_simple /usr/share/pxed/state.sh /state.sh
+    inst_simple /usr/share/pxed/local.sh /local.sh
+    inst_multiple dd md5sum sed tr sleep mkdir mount umount cat reboot cp ln mv rm readlink head \
+        rmdir grep sync
     inst_multiple -o e2fsck
     # The cards' names, which cannot change any more once they are up.
     inst_rules 75-net-description.rules 80-net-setup-link.rules

@@ -10,16 +10,24 @@ pxed_mount() (
     . /functions.sh
     # shellcheck source=../keep.sh
     . /keep.sh
+    # shellcheck source=../installer/state.sh
+    . /state.sh
+    # shellcheck source=../local.sh
+    . /local.sh
     parameters
     udevadm settle --timeout=10
     modprobe -a -q aoe overlay squashfs erofs ext4 &
-    link_up
-    find_root
+    if [ -n "$local_id" ]; then
+        find_local
+    else
+        link_up
+        find_root
+    fi
     wait # for the modules
     mount_lower
     mount_root "$NEWROOT"
     cd / || fail "the initramfs has no root directory"
-    keep_link
+    keep_network "$NEWROOT"
     adopt "$NEWROOT"
     first_start "$NEWROOT"
 )

@@ -1,0 +1,285 @@
+"""The installer, from a stick, without any server: what it writes, and what it leaves alone.
+
+Real firmware starts the stick and then the disk; each is one boot of a few seconds.
+"""
+
+import hashlib
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pxed.client.minimal import build_minimal
+from pxed.client.tfm import build_stick
+from pxed.lab.lab import Lab
+from pxed.lab.qemu import Client, Firmware
+from tests.boot.conftest import PROGRAMS
+from tests.conftest import requires
+
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(240)]
+
+UNATTENDED = "unattended=yes\n"
+Sticks = Callable[[str, str], Path]
+
+
+@pytest.fixture(scope="module")
+def sticks(tmp_path_factory: pytest.TempPathFactory) -> Sticks:
+    """A stick for a version with orders; images are made once."""
+    requires(*PROGRAMS, "grub-mkimage", "sfdisk")
+    directory = tmp_path_factory.mktemp("sticks")
+    cmdline = {"1.2": "rdinit=/missing panic=1"}
+
+    def stick(version: str, orders: str) -> Path:
+        image = directory / version
+        if not image.exists():
+            build_minimal(
+                image, name="lab", version=version, maintenance=True, released="2026-11-25",
+                cmdline=cmdline.get(version, ""),
+            )  # fmt: skip
+        name = hashlib.sha256(orders.encode()).hexdigest()[:8]
+        path = directory / f"{version}-{name}"
+        if not path.exists():
+            build_stick(image, path, f"pxed-orders 1\n{orders}".encode() if orders else b"")
+        return path
+
+    return stick
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    requires(*PROGRAMS)
+    with Lab() as room:
+        yield room
+
+
+class Machine:
+    """A PC with a disk, and at times a stick."""
+
+    def __init__(self, lab: Lab, sticks: Sticks, disk: Path, mib: int = 512) -> None:
+        self.lab, self.sticks, self.disk = lab, sticks, disk
+        if not disk.exists():
+            with disk.open("wb") as out:
+                out.truncate(mib << 20)
+        self.client: Client | None = None
+        self.others: tuple[Path, ...] = ()
+
+    def on(self, stick: Path | None = None, firmware: Firmware = "bios") -> Client:
+        self.off()
+        drives = [(stick, ",readonly=on")] if stick else []
+        drives += [(path, "") for path in (self.disk, *self.others)]
+        extra: list[str] = []
+        for number, (path, how) in enumerate(drives):
+            extra += [
+                "-drive", f"file={path},format=raw,if=none,id=disk{number}{how}",
+                "-device", f"virtio-blk-pci,drive=disk{number}"
+                + (",bootindex=0" if number == 0 else ""),
+            ]  # fmt: skip
+        self.client = self.lab.add_client(firmware=firmware, extra=tuple(extra))
+        self.client.power_on()
+        return self.client
+
+    def off(self) -> None:
+        if self.client is not None:
+            self.client.power_off()
+
+    def start_installer(self, version: str, orders: str = UNATTENDED) -> Client:
+        return self.on(self.sticks(version, orders))
+
+    def result(self) -> str:
+        """What the installer came to."""
+        assert self.client is not None
+        found = self.client.wait_for(
+            r"pxed: [0-9.]+ ((?:installed|upgraded|kept|refused|failed) [^\r\n]*)", 90
+        )
+        return found[1]
+
+    def run_installer(self, version: str, orders: str = UNATTENDED) -> str:
+        self.start_installer(version, orders)
+        said = self.result()
+        self.off()
+        return said
+
+    def boot(self, firmware: Firmware = "bios") -> str:
+        """Start from the disk to a shell; the image that runs."""
+        client = self.on(firmware=firmware)
+        found = client.wait_for(r"running (lab@\S+)", 90)
+        client.wait_for(r"running [^\n]*\n(?s:.*)# ", 30)
+        return found[1]
+
+    def shell(self, command: str) -> str:
+        assert self.client is not None
+        return self.client.shell(command)
+
+    def bytes(self) -> str:
+        with self.disk.open("rb") as source:
+            return hashlib.file_digest(source, "blake2b").hexdigest()
+
+
+@pytest.fixture
+def machine(lab: Lab, sticks: Sticks, tmp_path: Path) -> Iterator[Machine]:
+    pc = Machine(lab, sticks, tmp_path / "disk")
+    yield pc
+    pc.off()
+
+
+@pytest.fixture(scope="module")
+def installed(
+    lab: Lab, sticks: Sticks, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Machine]:
+    """A disk with 1.0, support until the end of 2026, that has run once and has settings."""
+    pc = Machine(lab, sticks, tmp_path_factory.mktemp("installed") / "disk")
+    said = pc.run_installer("1.0", UNATTENDED + "until=2026-12-31\n")
+    assert said.startswith("installed lab@1.0 on vdb, after ")
+    assert pc.boot() == "lab@1.0"
+    pc.shell("echo mine > /etc/mine; mkdir -p /usr/local /usr/share; echo tool > /usr/local/tool")
+    pc.shell("echo old > /usr/share/of-version; rm /etc/group; echo teacher:x:1001: > /etc/group")
+    pc.shell("sync")
+    pc.off()
+    yield pc
+    pc.off()
+
+
+@pytest.fixture
+def copy(installed: Machine, lab: Lab, sticks: Sticks, tmp_path: Path) -> Iterator[Machine]:
+    """Another machine with the same disk."""
+    disk = tmp_path / "disk"
+    subprocess.run(["cp", "--sparse=always", str(installed.disk), str(disk)], check=True)
+    pc = Machine(lab, sticks, disk)
+    yield pc
+    pc.off()
+
+
+def test_what_was_installed_starts_on_uefi_too(installed: Machine) -> None:
+    assert installed.boot("uefi") == "lab@1.0"
+    assert installed.shell("cat /etc/mine") == "mine\n"
+    mounts = installed.shell("cat /proc/mounts")
+    assert "upperdir=/config/layers/local/upper" in mounts
+    assert "degraded" not in installed.shell("ls /run/pxed")
+    installed.off()
+
+
+def test_an_upgrade_keeps_the_settings(copy: Machine) -> None:
+    said = copy.run_installer("1.1")
+    assert said.startswith("upgraded lab@1.0 to lab@1.1 on vdb, after ")
+    assert copy.boot() == "lab@1.1"
+    assert copy.shell("cat /etc/mine /usr/local/tool /etc/pxed-image") == "mine\ntool\nlab@1.1\n"
+    assert "of-version" not in copy.shell("ls /usr/share")
+    # The image's own accounts are there beside the user's.
+    assert copy.shell("cat /etc/group") == "teacher:x:1001:\nroot:x:0:\n"
+    assert copy.boot() == "lab@1.1"  # it was good
+
+
+def test_a_system_that_does_not_start_is_given_up(copy: Machine) -> None:
+    assert copy.run_installer("1.2").startswith("upgraded lab@1.0 to lab@1.2")
+    client = copy.on()
+    client.wait_for(r"(?s)Kernel panic.*running lab@1\.0", 90)
+    client.wait_for(r"running [^\n]*\n(?s:.*)# ", 30)
+    assert copy.shell("cat /etc/mine /usr/share/of-version") == "mine\nold\n"
+
+
+@pytest.mark.parametrize(
+    ("version", "orders", "why"),
+    [
+        ("1.0", "", "it has 1.0 already"),
+        ("0.9", "", "it has 1.0, which is not older than 0.9"),
+        ("1.1", "until=2026-11-24\n", "1.1 was released 2026-11-25, and support ended 2026-11-24"),
+        ("1.1", "released=2027-01-01\n", "1.1 was released 2027-01-01, and support ended 2026-12-"),
+    ],
+)
+def test_a_disk_that_is_to_be_kept_is_not_touched(
+    copy: Machine, version: str, orders: str, why: str
+) -> None:
+    before = copy.bytes()
+    said = copy.run_installer(version, UNATTENDED + orders)
+    assert said.startswith(f"kept vdb: {why}")
+    assert "nothing was changed" in said
+    assert copy.bytes() == before
+
+
+def test_a_foreign_disk_is_not_touched_unless_that_is_wanted(machine: Machine) -> None:
+    table = b"label: dos\nstart=2048, size=20480, type=7\nsize=20480, type=83\n"
+    subprocess.run(["sfdisk", "-q", str(machine.disk)], input=table, check=True)
+    before = machine.bytes()
+    assert machine.run_installer("1.0").startswith(
+        "refused vdb: it holds 2 partitions that pxed did not make; nothing was changed"
+    )
+    assert machine.bytes() == before
+    said = machine.run_installer("1.0", UNATTENDED + "wipe=yes\n")
+    assert said.startswith("installed lab@1.0 on vdb")
+
+
+def test_a_file_system_without_a_table_is_foreign_and_a_person_can_say_so(
+    machine: Machine,
+) -> None:
+    subprocess.run(["mkfs.ext4", "-q", "-F", str(machine.disk)], check=True)
+    client = machine.start_installer("1.0", "")
+    client.wait_for("ALL OF IT WILL BE LOST if you type the disk's name, vdb", 60)
+    client.send("vdb\n")
+    assert machine.result().startswith("installed lab@1.0 on vdb")
+
+
+def test_nobody_at_the_console_means_no(machine: Machine) -> None:
+    before = machine.bytes()
+    client = machine.start_installer("1.0", "patience=2\n")
+    client.wait_for(r"Install lab@1.0 on vdb \(512 MiB, the disk is empty\)\? yes or no", 60)
+    assert machine.result().startswith("refused vdb: the disk is empty, and nobody said yes")
+    assert machine.bytes() == before
+
+
+def test_several_disks_need_a_choice(machine: Machine, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    with other.open("wb") as out:
+        out.truncate(64 << 20)
+    machine.others = (other,)
+    assert machine.run_installer("1.0").startswith(
+        "refused none: it has 2 disks (vdb vdc) and nobody said which one; nothing was changed"
+    )
+    said = machine.run_installer("1.0", UNATTENDED + "disk=smallest\n")
+    assert said.startswith("refused vdc: vdc has 64 MiB, and lab@1.0 needs ")
+    assert machine.run_installer("1.0", UNATTENDED + "disk=vdb\n").startswith("installed lab@1.0")
+    assert other.stat().st_blocks == 0
+
+
+# Where the plug is pulled in an upgrade: what the console has said last. The last two come after the
+# restart: while the new system's first start runs.
+CUTS = [
+    "maintenance mode", "root lab@1.1", "disk vdb", "vdb: upgrade", "zeroed", "lab@1.1 100 %",
+    "reading it back", "starts next", "upgraded",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "point", [pytest.param(p, marks=() if p in CUTS[3::2] else pytest.mark.long) for p in CUTS]
+)
+def test_a_power_cut_in_an_upgrade_leaves_a_system_that_starts(copy: Machine, point: str) -> None:
+    client = copy.start_installer("1.1")
+    client.wait_for(point.replace("zeroed", "upgrade"), 60)
+    if point == "zeroed":
+        client.wait_for("because", 10)
+    copy.off()
+    assert copy.boot() == ("lab@1.1" if point in ("starts next", "upgraded") else "lab@1.0")
+    assert copy.shell("cat /etc/mine") == "mine\n"
+    copy.off()
+    # And the upgrade can be had after all.
+    assert copy.run_installer("1.1").split()[0] in ("upgraded", "kept")
+    assert copy.boot() == "lab@1.1"
+
+
+@pytest.mark.long
+def test_a_power_cut_in_the_first_start_leads_back_to_the_old_system(copy: Machine) -> None:
+    copy.run_installer("1.1")
+    client = copy.on()
+    client.wait_for("kernel .* from vda, system b", 60)
+    copy.off()
+    assert copy.boot() == "lab@1.0"
+    assert copy.shell("cat /etc/mine /usr/share/of-version") == "mine\nold\n"
+
+
+def test_an_installation_that_was_cut_off_is_begun_again(machine: Machine) -> None:
+    client = machine.start_installer("1.0")
+    client.wait_for("100 %", 60)
+    machine.off()
+    client = machine.start_installer("1.0")
+    client.wait_for("disk vdb: 512 MiB, unfinished", 60)
+    assert machine.result().startswith("installed lab@1.0 on vdb")
