@@ -99,7 +99,8 @@ def client_show(
     click.echo("  ".join(word for word in words if word))
     for label, text in (
         ("also", ", ".join(got["macs"])), ("groups", ", ".join(got["groups"])),
-        ("note", got["note"]), ("why", got["why"]), ("disk", got["result"]), *(("hint", text) for text in got["hints"]),
+        ("note", got["note"]), ("why", got["why"]), ("disk", got["result"]),
+        *(("hint", text) for text in got["hints"]),
     ):  # fmt: skip
         if text:
             click.echo(f"{label:8}{text}")

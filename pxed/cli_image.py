@@ -261,24 +261,77 @@ def image_remove(spec: str, config_path: Path | None, state_dir: Path | None) ->
     click.echo(f"{found} is removed")
 
 
+@image.command("stick")
+@click.argument("spec", metavar="NAME[@VERSION]")
+@click.argument("target", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--unattended", is_flag=True, help="Ask nothing.")
+@click.option("--wipe", is_flag=True, help="With --unattended: what another system left may go.")
+@click.option("--disk", default="only", show_default=True,
+              help="only, first, smallest, largest or a name such as nvme0n1.")  # fmt: skip
+@click.option("--supported-until", default="", help="Date until which later versions upgrade it.")
+@where
+def image_stick(
+    spec: str,
+    target: Path,
+    unattended: bool,
+    wipe: bool,
+    disk: str,
+    supported_until: str,
+    config_path: Path | None,
+    state_dir: Path | None,
+) -> None:
+    """Write a disk image for a USB stick that installs an image without a server."""
+    from pxed import provision
+    from pxed.client import tfm
+
+    if target.exists() and not target.is_file():
+        raise UsageError(f"{target}: must be a file; then write it to the stick with dd")
+    if wipe and not unattended:
+        raise UsageError("--wipe is for --unattended: the installer asks otherwise")
+    found = _library(state_dir, config_path).find(spec)
+    said = {"unattended": unattended, "wipe": wipe, "disk": disk}
+    if supported_until:
+        said["supported_until"] = supported_until
+    policy = configuration.provision(said, "options")
+    tfm.build_stick(found.directory, target, provision.orders(policy, found.released))
+    click.echo(f"{target} is ready: sudo dd if={target} of=/dev/STICK bs=4M conv=fsync")
+
+
 @image.group("build")
 def image_build() -> None:
     """Build an image from Debian's packages."""
 
 
+_maintenance = click.option(
+    "--maintenance/--no-maintenance", default=True, show_default=True,
+    help="With a maintenance disk, from which it is installed on local disks.",
+)  # fmt: skip
+
+
 @image_build.command("minimal")
 @click.option("--name", default="lab", show_default=True, help="Name of the image.")
 @click.option("--version", help="Its version.  [default: today's, YYYY.MM.DD]")
+@click.option("--kernel", default="linux-image-cloud-amd64", show_default=True,
+              help="Kernel package; linux-image-amd64 has drivers for real machines.")  # fmt: skip
+@_maintenance
 @where
 def image_build_minimal(
-    name: str, version: str | None, config_path: Path | None, state_dir: Path | None
+    name: str,
+    version: str | None,
+    kernel: str,
+    maintenance: bool,
+    config_path: Path | None,
+    state_dir: Path | None,
 ) -> None:
     """A busybox system on Debian's cloud kernel: what the demo boots."""
     from pxed.client import minimal
 
     version = version or time.strftime("%Y.%m.%d")
     with _new_image(name, version, state_dir, config_path) as target:
-        minimal.build_minimal(target, name=name, version=version, progress=_said)
+        minimal.build_minimal(
+            target, name=name, version=version, package=kernel, maintenance=maintenance,
+            progress=_said,
+        )  # fmt: skip
 
 
 @image_build.command("debian")
@@ -298,6 +351,7 @@ def image_build_minimal(
               show_default=True)  # fmt: skip
 @click.option("--initramfs", type=click.Choice(["initramfs-tools", "dracut"]),
               default="initramfs-tools", show_default=True)  # fmt: skip
+@_maintenance
 @click.option("--refresh", is_flag=True, help="Fetch today's packages again.")
 @click.option("--name", default="debian", show_default=True, help="Name of the image.")
 @click.option("--version", help="Its version.  [default: today's, YYYY.MM.DD]")

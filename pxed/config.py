@@ -372,6 +372,11 @@ def parse(text: str, source: str = "pxed.toml", *, interface: str | None = None)
     return Config(**values)
 
 
+def provision(values: Mapping[str, Any], source: str) -> Provision:
+    """A policy from elsewhere than a file; UsageError names ``source`` and what is allowed."""
+    return _Reader(source).build(Provision, "provision", dict(values))
+
+
 def load(path: Path, *, interface: str | None = None) -> Config:
     """Read and check a configuration file; UsageError if it cannot be read."""
     try:

@@ -194,7 +194,10 @@ def parse_report(sector: bytes) -> tuple[str, float, str]:
 
 
 def erase_report(path: Path, orders: bytes = b"") -> None:
-    """Empty a client's report file in place (it stays exported); then ``orders`` to an installer."""
+    """Empty a client's report file in place (it stays exported).
+
+    ``orders`` to an installer follow the lines.
+    """
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(fd).st_size

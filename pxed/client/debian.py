@@ -5,12 +5,14 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pxed.client.bootdisk import build_bootdisk
 from pxed.client.debroot import Recipe, fetch_packages, finish, unpack
-from pxed.client.imagedir import Manifest, image_directory, squash
-from pxed.client.kernel import cache_dir
+from pxed.client.imagedir import TFM, Manifest, image_directory, squash
+from pxed.client.kernel import Kernel, cache_dir
+from pxed.client.tfm import System, build_tfm
 from pxed.errors import HostError, UsageError
 
 MIRROR = "http://deb.debian.org/debian"
@@ -48,6 +50,7 @@ def build_debian(
     cmdline: str = "",
     compression: str = "zstd",
     initramfs: str = "initramfs-tools",
+    maintenance: bool = False,
     refresh: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Manifest:
@@ -56,7 +59,8 @@ def build_debian(
     ``script`` runs in the root when all packages are there; ``user`` is an account without a
     password, with sudo. Packages of one day are fetched once, unless ``refresh``. With the same
     arguments and the same SOURCE_DATE_EPOCH (default: today, 0:00 UTC) the same bytes come out, as
-    far as ``mirror`` still offers the same. Appears whole or not at all. UsageError for an argument
+    far as ``mirror`` still offers the same. ``maintenance``: with a disk for maintenance mode, from
+    which it is installed. Appears whole or not at all. UsageError for an argument
     that cannot be, HostError if something is missing or fails: it then names the log.
     """
     _check(release, packages, user, locale, kernel, mirror)
@@ -69,8 +73,11 @@ def build_debian(
     if shutil.which("mmdebstrap") is None:
         raise HostError("mmdebstrap is missing: apt install mmdebstrap")
     words = f"{CMDLINE.format(shelf=shelf)} {cmdline}".strip()
-    manifest = Manifest(name, version, "x86", words)
     epoch = _epoch()
+    released = datetime.fromtimestamp(epoch, UTC).date().isoformat()
+    manifest = Manifest(name, version, "x86", words, released=released)
+    if maintenance:
+        manifest.devices.update(TFM)
     more = [kernel, *INITRAMFS[initramfs]]
     more += ["sudo"] if user else []
     more += ["locales"] if locale not in ("C", "C.UTF-8", "POSIX") else []
@@ -94,9 +101,10 @@ def build_debian(
             locale=locale,
             own=script,
             epoch=epoch,
+            maintenance=maintenance,
         )
         progress("making the boot disk")
-        for file in ("vmlinuz", "initrd"):
+        for file in ("vmlinuz", "initrd", *(["initrd.own"] if maintenance else [])):
             shutil.copyfile(root / "boot" / file, work / file)
             os.utime(work / file, (epoch, epoch))
             (root / "boot" / file).unlink()
@@ -110,6 +118,16 @@ def build_debian(
         progress("compressing the root file system")
         options = COMPRESSIONS[compression]
         squash(root, work / "root.squashfs", *options, epoch=epoch, timeout=3600)
+        if maintenance:
+            progress("making the maintenance disk")
+            own = work / "initrd.own"
+            parts = System(
+                name, version, released, work / "vmlinuz", own, work / "root.squashfs", words
+            )
+            (modules,) = (root / "lib/modules").iterdir()
+            kernel_files = Kernel(root, modules.name)
+            build_tfm(work / "tfm.img", parts, kernel_files, shelf=shelf, epoch=epoch)
+            own.unlink()
         shutil.copyfile(log, work / "build.log")
     progress(f"built {name}@{version}")
     return manifest

@@ -3,7 +3,7 @@
 # packages are there: the account, the locale, the services, the operator's own script, the initramfs;
 # then all goes that belongs to one machine or to one moment.
 set -eu
-: "${IMAGE:?}" "${INITRAMFS:?}" "${ACCOUNT=}" "${LOCALE=}"
+: "${IMAGE:?}" "${INITRAMFS:?}" "${ACCOUNT=}" "${LOCALE=}" "${MAINTENANCE=}"
 
 echo "$IMAGE" > /etc/pxed-image
 : > /etc/fstab
@@ -27,6 +27,9 @@ fi
 
 release=$(ls /lib/modules)
 sh /usr/share/pxed/initrd.sh "$INITRAMFS" "$release" /boot/initrd
+# And one that starts from a disk, for the installer to put there.
+[ -z "$MAINTENANCE" ] ||
+    PXED_DISKS=1 sh /usr/share/pxed/initrd.sh "$INITRAMFS" "$release" /boot/initrd.own
 ln "/boot/vmlinuz-$release" /boot/vmlinuz
 ls -l /boot
 

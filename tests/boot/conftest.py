@@ -27,10 +27,10 @@ def lab_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Room:
     """A lab with our server, its state directory and its clients."""
 
-    def __init__(self, lab: Lab, image: Path, more: str = "") -> None:
+    def __init__(self, lab: Lab, image: Path, more: str = "", version: str = "1") -> None:
         self.lab = lab
         self.state = lab.directory / "state"
-        shutil.copytree(image, self.state / "images" / "lab" / "1")
+        shutil.copytree(image, self.state / "images" / "lab" / version)
         self.server = LabServer(lab, self.state, more)
         self.server.start()
 
@@ -54,11 +54,11 @@ def make_room(lab_image: Path) -> Iterator[RoomMaker]:
     """Makes labs with a server; they end with the module's tests, or when the next one is made."""
     labs: list[Lab] = []
 
-    def make(more: str = "") -> Room:
+    def make(more: str = "", image: Path = lab_image, version: str = "1") -> Room:
         while labs:
             labs.pop().close()
         labs.append(Lab())
-        return Room(labs[0], lab_image, more)
+        return Room(labs[0], image, more, version)
 
     yield make
     for lab in labs:

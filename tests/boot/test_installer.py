@@ -241,8 +241,7 @@ def test_several_disks_need_a_choice(machine: Machine, tmp_path: Path) -> None:
     assert other.stat().st_blocks == 0
 
 
-# Where the plug is pulled in an upgrade: what the console has said last. The last two come after the
-# restart: while the new system's first start runs.
+# Where the plug is pulled in an upgrade: what the console has said last.
 CUTS = [
     "maintenance mode", "root lab@1.1", "disk vdb", "vdb: upgrade", "zeroed", "lab@1.1 100 %",
     "reading it back", "starts next", "upgraded",

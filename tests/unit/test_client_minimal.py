@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ def test_the_manifest_names_files_that_are_there(image: Path) -> None:
     assert kernel["cmdline"].endswith(" pxed.reboot=5")
     assert (image / kernel["vmlinuz"]).is_file()
     assert (image / kernel["initrd"]).is_file()
+    assert date.fromisoformat(manifest.pop("released"))
     assert manifest == {
         "name": "lab",
         "version": "2026.11",

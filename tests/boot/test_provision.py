@@ -1,0 +1,124 @@
+"""Installation over the network: a server orders it once, and the machine comes back from its disk."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pxed.client.minimal import build_minimal
+from pxed.lab.qemu import Client, Firmware
+from tests.boot.conftest import PROGRAMS, Room, RoomMaker
+from tests.conftest import requires
+
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(240)]
+
+POLICY = "[class.x86.provision]\nsupported_until = 2027-12-31\n"
+
+
+def build(directory: Path, version: str) -> Path:
+    requires(*PROGRAMS, "grub-mkimage", "sfdisk")
+    build_minimal(directory, name="lab", version=version, maintenance=True, released="2026-11-25")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def room(make_room: RoomMaker, tmp_path_factory: pytest.TempPathFactory) -> Room:
+    image = build(tmp_path_factory.mktemp("tfm") / "1.0", "1.0")
+    return make_room(POLICY, image=image, version="1.0")
+
+
+def with_disk(room: Room, firmware: Firmware) -> Client:
+    number = len(room.lab.clients)
+    disk = room.lab.directory / f"disk{number}"
+    with disk.open("wb") as out:
+        out.truncate(512 << 20)
+    return room.lab.add_client(
+        firmware=firmware,
+        extra=(
+            "-drive", f"file={disk},format=raw,if=none,id=disk0",
+            "-device", "virtio-blk-pci,drive=disk0,bootindex=2",
+        ),
+    )  # fmt: skip
+
+
+def order(room: Room, client: Client) -> None:
+    body = {"select": [client.mac], "order": "provision", "once": True}
+    room.server.control.post("/v1/clients/boot", body)
+
+
+def comes_from_its_disk(client: Client, image: str, timeout: float = 150) -> None:
+    client.wait_for(rf"(?s)restarting.*from vda, system [ab].*running {image}", timeout)
+    client.wait_for(rf"running {image}[^\n]*\n(?s:.*)# ", 30)
+
+
+def eventually(true: Callable[[], bool], limit: float = 20) -> bool:
+    until = time.monotonic() + limit
+    while not true():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+@pytest.fixture(scope="module")
+def seat(room: Room) -> Client:
+    client = with_disk(room, "bios")
+    order(room, client)
+    client.power_on()
+    comes_from_its_disk(client, "lab@1.0")
+    return client
+
+
+def test_the_server_knows_what_became_of_it(room: Room, seat: Client) -> None:
+    assert eventually(lambda: room.server.client(seat.mac)["state"] == "local")
+    shown = room.server.client(seat.mac)
+    assert shown["result"].startswith("installed lab@1.0 on vda, after ")
+    assert (shown["order"], shown["once"], shown["provisioned"]) == ("local", "", "lab@1.0")
+    assert shown["boots"] == 2  # the installation, and the one that led to its disk
+
+
+def test_its_log_has_every_step(room: Room, seat: Client) -> None:
+    events = list(room.server.control.follow("/v1/events"))
+    steps = [e["step"] for e in events if e["kind"] == "report" and e["mac"] == seat.mac]
+    assert steps[:3] == ["kernel", "root", "disk"]
+    assert steps[-1] == "installed"
+    assert steps.count("installing") >= 3
+
+
+def test_it_keeps_nothing_of_the_network(seat: Client) -> None:
+    assert "etherd" not in seat.shell("cat /proc/mounts; ls /sys/block")
+    assert "/config ext4 rw" in seat.shell("cat /proc/mounts")
+
+
+def test_a_rolling_upgrade_keeps_its_settings(room: Room, seat: Client) -> None:
+    seat.shell("echo mine > /etc/mine && sync")
+    build(room.state / "images/lab/1.1", "1.1")
+    room.server.control.post("/v1/images/use", {"image": "lab@1.1", "channel": "stable"})
+    order(room, seat)
+    seat.reset()
+    comes_from_its_disk(seat, "lab@1.1")
+    assert seat.shell("cat /etc/mine") == "mine\n"
+    shown = room.server.client(seat.mac)
+    assert shown["result"].startswith("upgraded lab@1.0 to lab@1.1 on vda")
+    assert (shown["order"], shown["once"], shown["provisioned"]) == ("local", "", "lab@1.1")
+
+
+def test_a_uefi_machine_is_installed_and_comes_from_its_disk(room: Room) -> None:
+    client = with_disk(room, "uefi")
+    order(room, client)
+    client.power_on()
+    comes_from_its_disk(client, "lab@1.1")
+    assert eventually(lambda: room.server.client(client.mac)["state"] == "local")
+    client.power_off()
+
+
+def test_a_machine_without_a_disk_says_so(room: Room) -> None:
+    client = room.lab.add_client()
+    order(room, client)
+    client.power_on()
+    client.wait_for("this machine has no disk that this image has a driver for", 60)
+    assert eventually(lambda: room.server.client(client.mac)["state"] == "failed")
+    shown = room.server.client(client.mac)
+    assert "no disk" in shown["why"]
+    client.power_off()
