@@ -342,7 +342,12 @@ def image_build_minimal(
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Program to run in the new root, as root, when the packages are there.",
 )
-@click.option("--user", default="", help="An account without a password, with sudo.")
+@click.option("--user", default="", help="An account, with sudo; locked without --password-file.")
+@click.option(
+    "--password-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="File with the hash of its password, as mkpasswd prints it.",
+)
 @click.option("--locale", default="C.UTF-8", show_default=True)
 @click.option("--kernel", default="linux-image-amd64", show_default=True, help="Kernel package.")
 @click.option("--mirror", help="Debian mirror, such as one day's snapshot.  [default: Debian's]")
@@ -360,6 +365,7 @@ def image_build_debian(
     name: str,
     version: str | None,
     script: Path | None,
+    password_file: Path | None,
     config_path: Path | None,
     state_dir: Path | None,
     **options: Any,
@@ -369,9 +375,16 @@ def image_build_debian(
 
     version = version or time.strftime("%Y.%m.%d")
     own = script.read_bytes() if script else b""
+    password = password_file.read_text().strip() if password_file else ""
     with _new_image(name, version, state_dir, config_path) as target:
         debian.build_debian(
-            target, name=name, version=version, script=own, progress=_said, **options
+            target,
+            name=name,
+            version=version,
+            script=own,
+            password=password,
+            progress=_said,
+            **options,
         )
 
 

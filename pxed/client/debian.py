@@ -31,6 +31,7 @@ CMDLINE = (
 )
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_:=~*?/-]*")
 _ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+_HASH = re.compile(r"\$[a-z0-9]+\$[A-Za-z0-9./$=,+-]+")
 _LOCALE = re.compile(r"[A-Za-z_]+(\.[A-Za-z0-9-]+)?(@[a-z]+)?")
 
 
@@ -43,6 +44,7 @@ def build_debian(
     packages: Sequence[str] = (),
     script: bytes = b"",
     user: str = "",
+    password: str = "",
     locale: str = "C.UTF-8",
     kernel: str = KERNEL,
     mirror: str | None = None,
@@ -56,14 +58,20 @@ def build_debian(
 ) -> Manifest:
     """Write the image into the directory ``destination``, which must not be there or be empty.
 
-    ``script`` runs in the root when all packages are there; ``user`` is an account without a
-    password, with sudo. Packages of one day are fetched once, unless ``refresh``. With the same
-    arguments and the same SOURCE_DATE_EPOCH (default: today, 0:00 UTC) the same bytes come out, as
-    far as ``mirror`` still offers the same. ``maintenance``: with a disk for maintenance mode, from
-    which it is installed. Appears whole or not at all. UsageError for an argument
-    that cannot be, HostError if something is missing or fails: it then names the log.
+    ``script`` runs in the root when all packages are there; ``user`` is an account with sudo;
+    ``password`` its hash (crypt(5)), and without one it is locked. Packages of one day are fetched
+    once, unless ``refresh``. With the same arguments and the same SOURCE_DATE_EPOCH (default:
+    today, 0:00 UTC) the same bytes come out, as far as ``mirror`` still offers the same.
+    ``maintenance``: with a disk for maintenance mode, from which it is installed. Appears whole or
+    not at all. UsageError for an argument that cannot be, HostError if something is missing or
+    fails: it then names the log.
     """
     _check(release, packages, user, locale, kernel, mirror)
+    if password and (not user or not _HASH.fullmatch(password)):
+        raise UsageError(
+            "a password is the hash of one, for an account: --user NAME --password-file FILE with "
+            "what mkpasswd prints"
+        )
     if compression not in COMPRESSIONS:
         raise UsageError(f"{compression!r}: compression is one of {', '.join(COMPRESSIONS)}")
     if initramfs not in INITRAMFS:
@@ -102,6 +110,7 @@ def build_debian(
             own=script,
             epoch=epoch,
             maintenance=maintenance,
+            password=password,
         )
         progress("making the boot disk")
         for file in ("vmlinuz", "initrd", *(["initrd.own"] if maintenance else [])):

@@ -137,6 +137,7 @@ def finish(
     own: bytes,
     epoch: int,
     maintenance: bool = False,
+    password: str = "",
 ) -> None:
     """Run finish.sh in ``root`` with the host's network, and ``own`` from within it."""
     inside = root.parent / "inside"
@@ -154,7 +155,7 @@ def finish(
     (root / "usr/sbin/policy-rc.d").chmod(0o755)
     env = {
         "IMAGE": image, "INITRAMFS": initramfs, "ACCOUNT": account, "LOCALE": locale,
-        "MAINTENANCE": "yes" if maintenance else "",
+        "MAINTENANCE": "yes" if maintenance else "", "PASSWORD": password,
         "SOURCE_DATE_EPOCH": str(epoch), "INITRD": "No", "HOME": "/root",
     }  # fmt: skip
     run_alone(["sh", "-c", enter, "enter", str(root), str(inside)], log, env=env, timeout=3600)

@@ -3,7 +3,7 @@
 # packages are there: the account, the locale, the services, the operator's own script, the initramfs;
 # then all goes that belongs to one machine or to one moment.
 set -eu
-: "${IMAGE:?}" "${INITRAMFS:?}" "${ACCOUNT=}" "${LOCALE=}" "${MAINTENANCE=}"
+: "${IMAGE:?}" "${INITRAMFS:?}" "${ACCOUNT=}" "${LOCALE=}" "${MAINTENANCE=}" "${PASSWORD=}"
 
 echo "$IMAGE" > /etc/pxed-image
 : > /etc/fstab
@@ -15,7 +15,8 @@ fi
 echo "LANG=${LOCALE:-C.UTF-8}" > /etc/default/locale
 if [ -n "$ACCOUNT" ]; then
     useradd --create-home --shell /bin/bash --groups sudo,audio,video,plugdev "$ACCOUNT"
-    passwd --quiet --delete "$ACCOUNT"
+    # Without a password it is locked: only what asks for none (a key, an automatic login) lets it in.
+    [ -z "$PASSWORD" ] || printf '%s:%s\n' "$ACCOUNT" "$PASSWORD" | chpasswd --encrypted
 fi
 systemctl --quiet enable pxed-running.service pxed-good.service systemd-networkd.service
 # Nothing here waits for a network: the root has been on it from the beginning.

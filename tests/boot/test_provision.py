@@ -1,4 +1,4 @@
-"""Installation over the network: a server orders it once, and the machine comes back from its disk."""
+"""Installation over the network: a server orders it once; the machine comes back from its disk."""
 
 import time
 from collections.abc import Callable

@@ -21,6 +21,7 @@ CLIENT = Path(str(resources.files("pxed.client")))
 SHELL_FILES = [
     *sorted(CLIENT.glob("*.sh")),
     *sorted(CLIENT.glob("dracut/*.sh")),
+    *sorted(CLIENT.glob("installer/*.sh")),
     CLIENT / "initramfs-tools/hook",
     CLIENT / "initramfs-tools/boot-script",
 ]
@@ -33,6 +34,9 @@ SHELL_FILES = [
         ({"packages": ["--evil"]}, "no name of a Debian release or package"),
         ({"kernel": ""}, "no name of a Debian release or package"),
         ({"user": "Root User"}, "no name of an account"),
+        ({"password": "$y$j9T$abc$def"}, "mkpasswd"),
+        ({"user": "me", "password": "secret"}, "mkpasswd"),
+        ({"user": "me", "password": "$y$a\nroot:$y$b"}, "mkpasswd"),
         ({"locale": "de_DE; rm"}, "no locale"),
         ({"mirror": "ftp.debian.org"}, "no mirror"),
         ({"compression": "gzip"}, "zstd, lz4"),
