@@ -4,12 +4,13 @@
 # Command line: pxed.shelf=16 pxed.root=eS.L pxed.config=eS.L pxed.report=eS.L pxed.mtu=BYTES
 # pxed.wait=SECS (root) pxed.config_wait=SECS pxed.reboot=SECS (0: stay) pxed.shell (a shell after a
 # failure).
+# pxed.mount=boot,tfm: the boot disk or the maintenance disk at /boot or /tfm, read-only.
 # From a disk: pxed.local=ID pxed.slot=a|b (local.sh).
 
 # Long names for what the caller's own script could call the same.
 parameters() {
     shelf=16 root_disk='' config_disk='' report_disk='' mtu='' root_wait=90 config_wait=15
-    reboot_after=30 shell_wanted='' local_id='' local_slot=a
+    reboot_after=30 shell_wanted='' local_id='' local_slot=a more_mounts=''
     read -r cmdline < /proc/cmdline
     for word in $cmdline; do
         value=${word#*=}
@@ -23,6 +24,7 @@ parameters() {
         pxed.config_wait=*) config_wait=$value ;;
         pxed.reboot=*) reboot_after=$value ;;
         pxed.shell) shell_wanted=1 ;;
+        pxed.mount=*) more_mounts=$(echo "$value" | tr , ' ') ;;
         pxed.local=*) local_id=$value ;;
         pxed.slot=*) local_slot=$value ;;
         esac
@@ -178,6 +180,27 @@ mount_lower() {
     step root "$root_disk $generation"
 }
 
+# mount_more DIR: what pxed.mount= asks for. Nothing depends on it, so what cannot be had is only said.
+mount_more() {
+    for each in $more_mounts; do
+        case $each in
+        boot) disk=e$shelf.0 ;;
+        tfm) disk=e$shelf.2 ;;
+        *) disk=none ;;
+        esac
+        uptime
+        if [ -n "$local_id" ] || [ "$disk" = none ]; then
+            say "pxed.mount=$each: there is nothing of that name"
+        elif ! discover $((now + config_wait * 100)) "$disk"; then
+            say "no answer from AoE disk $disk: nothing is mounted at /$each"
+        elif ! mkdir -p "$1/$each" ||
+            ! mount -r -t vfat "/dev/etherd/${disk}p1" "$1/$each" 2> /dev/null &&
+            ! mount -r -t vfat "/dev/etherd/$disk" "$1/$each" 2> /dev/null; then
+            say "disk $disk holds no file system that mounts at /$each"
+        fi
+    done
+}
+
 # check_config: repairs what can be repaired without a question; no harm where there is no e2fsck.
 check_config() {
     command -v e2fsck > /dev/null || return 0
@@ -225,6 +248,7 @@ mount_root() {
     else
         step config "$config_disk"
     fi
+    mount_more "$1"
     cd "$1" || fail "the root is gone"
     mkdir -p config proc sys dev run
     # Not a move: where systemd runs already, mounts are shared and cannot be moved.

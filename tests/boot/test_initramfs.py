@@ -112,6 +112,19 @@ def test_its_layer_is_of_its_image_and_safe_against_another_lower(
         assert option not in mount
 
 
+def test_the_boot_disk_is_mounted_where_that_is_asked_for(
+    disks: Disks, start: Starter, lab_image: Path
+) -> None:
+    disks.root()
+    disks.config()
+    disks.serve(0, lab_image / "boot.img")
+    client = start("pxed.mount=boot,tfm pxed.config_wait=2")
+    client.wait_running(timeout=30)
+    assert "syslinux.cfg" in client.shell("ls /boot")
+    assert "/dev/etherd/e16.0p1 /boot vfat ro" in client.shell("cat /proc/mounts")
+    assert "no answer from AoE disk e16.2: nothing is mounted at /tfm" in client.console()
+
+
 def test_without_a_config_disk_it_is_degraded_and_says_so(disks: Disks, start: Starter) -> None:
     disks.root()
     disks.report()
