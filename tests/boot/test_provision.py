@@ -104,10 +104,13 @@ def test_a_rolling_upgrade_keeps_its_settings(room: Room, seat: Client) -> None:
     assert (shown["order"], shown["once"], shown["provisioned"]) == ("local", "", "lab@1.1")
 
 
-def test_a_uefi_machine_is_installed_and_comes_from_its_disk(room: Room) -> None:
+def test_a_uefi_machine_is_installed_over_a_restart_of_the_server(room: Room) -> None:
     client = with_disk(room, "uefi")
     order(room, client)
     client.power_on()
+    client.wait_for("maintenance mode", 100)
+    room.server.stop()
+    room.server.start()
     comes_from_its_disk(client, "lab@1.1")
     assert eventually(lambda: room.server.client(client.mac)["state"] == "local")
     client.power_off()

@@ -110,9 +110,10 @@ nothing() {
 }
 
 say "maintenance mode"
+coldplug # what this finds, such as a virtio or a USB bus, has more on it
 coldplug
-modprobe -q aoe &
-wait
+modprobe -q aoe
+for round in 1 2 3 4; do sleep 1 && coldplug; done &
 if [ "$source" = stick ]; then on_stick; else on_network; fi
 release_read "$from_boot" || fail "what is to be installed is damaged: add the image again"
 policy
