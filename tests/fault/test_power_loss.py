@@ -36,7 +36,7 @@ _PREPARE = (
     "mke2fs -q -F -t ext4 -b 4096 /dev/vdc && mkdir -p /state /client && mount /dev/vdc /state",
     "truncate -s 4M /state/raw.img && truncate -s 24M /state/layer.img",
     "mke2fs -q -F -t ext4 -b 4096 /state/layer.img && sync",
-    "ip link add va type veth peer name vb && ip link set va up && ip link set vb up",
+    "modprobe veth; ip link add va type veth peer name vb; ip link set va up; ip link set vb up",
     "SERVE='python3 -m aoe_fast.cli serve -i va --control /run/control --spin-us 0'",
     "$SERVE --export 7.0=/state/raw.img,rw,KIND --export 7.1=/state/layer.img,rw,KIND >/run/said &",
     "until [ -S /run/control ]; do sleep 0.2; done; sleep 1; modprobe aoe aoe_iflist=vb",

@@ -1,0 +1,49 @@
+"""Floods on every port: a seat that runs is answered, and afterwards all is as before."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from bench.overload import FLOODS, Room
+from tests.conftest import requires
+
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(240)]
+
+PACKETS = 20_000
+
+
+@pytest.fixture(scope="module")
+def room() -> Iterator[Room]:
+    requires("udhcpc", "curl", "mkfs.ext4")
+    with Room() as made:
+        yield made
+
+
+def alarms(room: Room) -> str:
+    return " ".join(str(e.get("text")) for e in room.control.follow("/v1/events")
+                    if e["kind"] == "alarm")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FLOODS)
+def test_a_flood(room: Room, kind: str) -> None:
+    before, open_before = room.memory_kb(), room.descriptors()
+    with room.flood(kind, PACKETS):
+        took = room.ask_for(1.5)
+    assert float("inf") not in took, "a read of the seat's was not answered"
+    assert room.lease()
+    assert room.fetches()
+    assert room.memory_kb() - before < 96 << 10
+    # 512 transfers of clients that never answer, a socket and a file each.
+    assert room.descriptors() - open_before < 1100
+    assert room.process.poll() is None
+
+
+def test_made_up_addresses_raise_an_alarm(room: Room) -> None:
+    """After the floods above; alone: after one of its own."""
+    with room.flood("dhcp-macs", PACKETS):
+        room.ask_for(0.5)
+    end = time.monotonic() + 20
+    while "made-up addresses" not in alarms(room):
+        assert time.monotonic() < end
+        time.sleep(0.5)
