@@ -45,6 +45,7 @@ from pxed.manage.routes import routes
 from pxed.midlayers import Midlayers, NoRoom
 from pxed.net.link import Link, look_up
 from pxed.net.link import Watch as LinkWatch
+from pxed.net.wireless import refuse_wireless
 from pxed.netboot import NetBoot, check
 from pxed.preparing import BINDING, Preparing
 from pxed.probe import Probe
@@ -100,6 +101,7 @@ class App:
         config = self.config
         raise_file_limit()
         self.link: Link = look_up(config.interface)
+        warning = refuse_wireless(self.link)
         check(config, self.choice.use())
         if not privileges.ready():
             raise HostError("serving a network needs root: run it with sudo")
@@ -135,6 +137,8 @@ class App:
         self._stack.callback(self.preparing.close)
         self._helpers = ThreadPoolExecutor(HELPERS, thread_name_prefix="manage")
         self._stack.callback(self._helpers.shutdown)
+        if warning:
+            self.alarm("wireless", warning)
         self._spawn(self._poll_aoe())
         self._spawn(self._tick())
         if self.notifier.watchdog:

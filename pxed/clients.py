@@ -65,6 +65,8 @@ _REPORTED = {
     "running": Stage.RUNNING,
 }
 
+# What makes a machine known that nobody has heard of.
+_OPENERS = (Kind.DISCOVER, Kind.REQUEST, Kind.SOLICIT6)
 # Firmware sends DISCOVER again after 4, 8, 16 and 32 s; what comes later is another attempt.
 SAME_ATTEMPT = 64.0
 # No step of a boot is silent for longer than the slowest of them: a carrier wait of 60 s.
@@ -229,7 +231,7 @@ class Clients:
             return []
         client = self.get(event.mac)
         if client is None:
-            if event.kind not in (Kind.DISCOVER, Kind.REQUEST) or len(self._by_mac) >= self._limit:
+            if event.kind not in _OPENERS or len(self._by_mac) >= self._limit:
                 return []
             if not _boots(event):
                 return []
@@ -365,6 +367,17 @@ def _offer(client: Client, event: Event) -> Iterator[Change]:
     yield from _reach(client, Stage.OFFER, event.time, client.ip)
 
 
+def _solicit6(client: Client, event: Event) -> Iterator[Change]:
+    """By IPv6, which leads nowhere: what it asked before by IPv4 goes first."""
+    if client.state in (State.LOST, State.LOCAL):
+        client.state, client.timeline = State.SEEN, []
+        yield Change(What.STATE, client, event.time)
+    if client.state is State.SEEN and not client.timeline:
+        client.firmware = str(event.detail["firmware"])
+        arch = event.detail.get("arch")
+        client.arch = arch if isinstance(arch, int) else None
+
+
 def _request(client: Client, event: Event) -> Iterator[Change]:
     if client.in_boot and event.detail.get("server"):  # beside a proxy: another server's address
         client.ip = str(event.detail.get("ip", ""))
@@ -483,6 +496,7 @@ def _fail(client: Client, now: float, why: str) -> list[Change]:
 _HANDLERS = {
     Kind.DISCOVER: _discover,
     Kind.OFFER: _offer,
+    Kind.SOLICIT6: _solicit6,
     Kind.REQUEST: _request,
     Kind.ACK: _ack,
     Kind.TFTP_DONE: _boot_file,

@@ -126,11 +126,15 @@ def check_privileges(_config: Config) -> Iterator[Finding]:
 
 def check_interface(config: Config) -> Iterator[Finding]:
     from pxed.net.link import look_up
+    from pxed.net.wireless import refuse_wireless
 
     link = look_up(config.interface)
     about = f"interface {link.name}"
-    if (Path("/sys/class/net") / link.name / "phy80211").exists():
-        yield Finding(about, BROKEN, "is wireless", "AoE needs a wire: serve a wired interface")
+    try:
+        if warning := refuse_wireless(link):
+            yield Finding(about, WARN, warning, "serve a wired interface")
+    except UsageError as error:
+        yield Finding(about, BROKEN, str(error), "serve a wired interface")
     if not link.up:
         yield Finding(about, BROKEN, "is down", f"ip link set {link.name} up")
     elif not link.carrier:

@@ -24,6 +24,9 @@ class Kind(StrEnum):
     IGNORED = "ignored"  # why: a message that is not ours to answer
     POOL_FULL = "pool-full"  # range
 
+    # DHCPv6, from pxed.net.dhcp6
+    SOLICIT6 = "solicit6"  # firmware, arch: it asks for a network boot by IPv6
+
     # TFTP, from pxed.tftp.session
     TFTP_READ = "tftp-read"  # ip, file, size
     TFTP_DONE = "tftp-done"  # ip, file, bytes, seconds

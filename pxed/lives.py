@@ -76,6 +76,8 @@ class Lives:
         changes = self._choice.clients.feed(event)
         if event.mac is not None and proves(event):
             self._proven(event.mac, event.time)
+        if event.mac is not None and event.kind in (Kind.REQUEST, Kind.SOLICIT6):
+            self._bound(event.mac, event.time)
         if any(change.what is What.NEW_BOOT for change in changes) and event.mac is not None:
             self.traces.begin(event.mac)
         for change in changes:
@@ -98,13 +100,21 @@ class Lives:
         if (text := self._twins.heard(event, last)) is not None:
             self.emit(Event(Kind.ALARM, event.mac, event.time, {"text": text}))
 
+    def _bound(self, mac: Mac, now: float) -> None:
+        """What made it known was no DISCOVER: such machines are no more than other strangers."""
+        client = self._choice.clients.get(mac)
+        if client is not None and client.stage is None and is_stranger(client):
+            self.strangers.hears(client.mac, now)
+
     def _look_into(self, client: Client, event: Event) -> None:
         """What this event says of a delay, or of a boot that ends before it has begun."""
         if event.kind is Kind.DISCOVER and (why := hint(self.traces.of(client.mac))) is not None:
             self.emit(Event(Kind.HINT, client.mac, event.time, {"text": str(why)}))
         if event.kind is Kind.REPORT and client.mode == "provision":
             self._provisioned(client, str(event.detail.get("step", "")))
-        if client.state is State.SEEN and event.kind in (Kind.IGNORED, Kind.POOL_FULL):
+        if client.state is State.SEEN and event.kind in (
+            Kind.IGNORED, Kind.POOL_FULL, Kind.SOLICIT6,
+        ):  # fmt: skip
             self.explain(client, event.time)
 
     def _provisioned(self, client: Client, step: str) -> None:

@@ -28,6 +28,7 @@ from pxed.http.site import Site
 from pxed.mac import Mac
 from pxed.net.conflicts import EVERY, ConflictWatch
 from pxed.net.dhcp import DhcpServer
+from pxed.net.dhcp6 import SolicitEar
 from pxed.net.http import HttpServer
 from pxed.net.link import Link
 from pxed.net.neighbours import Neighbours
@@ -161,6 +162,9 @@ class NetBoot:
             advertiser = RouterAdvertiser(link, self._in_boot_phase, self._emit)
             await advertiser.start()
             self._stack.push_async_callback(advertiser.close)
+        ear = SolicitEar(link, self._emit)
+        await ear.start()
+        self._stack.push_async_callback(ear.close)
         self.watch = ConflictWatch(
             link, self.conflicts, self._emit, shelves=set(shelves.values()), every=EVERY
         )

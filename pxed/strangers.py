@@ -65,6 +65,10 @@ class Strangers:
         self._trusted.add(mac)
         return True
 
+    def hears(self, mac: Mac, now: float) -> None:
+        """One says something that gets it no devices."""
+        self._since.setdefault(mac, now)
+
     def proven(self, mac: Mac) -> bool:
         """It is there; True if its devices have still to be made."""
         if self._since.pop(mac, None) is None:

@@ -24,6 +24,7 @@ NO_IPXE = 45.0  # from the last block to iPXE's DISCOVER: a few seconds, or a sp
 NO_AOE = 30.0  # from iPXE's ACK to its first frame: a second
 IPV6_WAIT = 16.0  # what iPXE waits in between where nobody advertises a router
 NO_KERNEL = 75.0  # from the kernel's last byte to its AoE driver; 60 s of it may be a carrier wait
+ONLY_IPV6 = 5.0  # from its first DHCPv6 SOLICIT: firmware that does both asks by both at once
 GAP = 8.0  # from iPXE's last block to its DISCOVER: more than this is a link that does not forward
 
 _EACH = 64  # events of a boot that are kept
@@ -106,7 +107,9 @@ def hint(trace: Sequence[Event]) -> Reason | None:
 
 def explain(client: Client, trace: Sequence[Event], now: float, scene: Scene) -> Reason | None:
     """Why this boot does not go on; None while that is not certain enough, or it goes on."""
-    if client.stage is None or client.stage >= Stage.SAN:
+    if client.stage is None:
+        return _by_ipv6(trace, now)
+    if client.stage >= Stage.SAN:
         return None  # from here on the machine itself reports
     failed = _last(trace, Kind.MIDLAYER_FAILED)
     if failed is not None:
@@ -130,6 +133,17 @@ def explain(client: Client, trace: Sequence[Event], now: float, scene: Scene) ->
     if acked < (asked[-1] if asked else 0) and not any(e.kind in _TFTP + _HTTP for e in after):
         return _not_taken(client, trace, offer, now, scene)
     return _not_asked(client, trace[promises[-1]], after, now, scene)
+
+
+def _by_ipv6(trace: Sequence[Event], now: float) -> Reason | None:
+    """It has never asked by IPv4."""
+    asked = [event for event in trace if event.kind is Kind.SOLICIT6]
+    if not asked or now - asked[0].time < ONLY_IPV6:
+        return None
+    return Reason(
+        "its firmware asks for a network boot by IPv6 only, and pxed serves IPv4",
+        "switch on network boot by IPv4 in its firmware setup (PXE IPv4, IPv4 network stack)",
+    )
 
 
 def _refused(client: Client, trace: Sequence[Event], now: float) -> Reason | None:

@@ -1,14 +1,18 @@
 """HTTP on one interface: aiohttp around ``pxed.http.site``; ranges and ETag are aiohttp's."""
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import cast
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_exceptions import HttpProcessingError
 
 from pxed.errors import HostError
 from pxed.events import Event, Kind
@@ -20,13 +24,35 @@ _log = logging.getLogger("pxed.http")
 _BACKLOG = 1024  # a room that is switched on at once
 _CHUNK = 1 << 20
 _SHUTDOWN = 1.0
+_AT_ONCE = 4096
+_PER_CLIENT = 16  # firmware has one, iPXE one, a browser six
+_SILENT = 30.0  # seconds until a connection without a request is closed
+_TCP_USER_TIMEOUT = 18  # <linux/tcp.h>
+_UNACKNOWLEDGED = 30_000  # ms that a machine may be gone in the middle of a transfer
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """What aiohttp says of a request: no traceback, and nothing where the client is to blame."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None:
+        if isinstance(error, (HttpProcessingError, ConnectionError)):
+            _log.debug("%s: %s", type(error).__name__, " ".join(str(error).split())[:200])
+            return False
+        record.msg, record.args = f"{record.getMessage()}: {error!r}", ()
+        record.exc_info = None
+    return True
+
+
+_requests = logging.getLogger("pxed.http.requests")
+_requests.addFilter(_in_one_line)
 
 
 class HttpServer:
     """Serves ``site`` on ``port`` of ``link``; every event goes to ``emit``.
 
     ``base`` gives the server's own URL at the time of the call, ``mac_of`` a client's MAC from its
-    address. ``counters``: requests, done, missing, failed, refused, bytes.
+    address. ``counters``: requests, done, missing, failed, refused, bytes, too_many
+    (connections).
     """
 
     def __init__(
@@ -47,6 +73,7 @@ class HttpServer:
         self._base = base
         self._mac_of = mac_of
         self._runner: web.AppRunner | None = None
+        self._listener: asyncio.Server | None = None
 
     async def start(self) -> None:
         """Listen; HostError says why that cannot be, and what to do."""
@@ -54,7 +81,7 @@ class HttpServer:
         app.router.add_route("*", "/{path:.*}", self._answer)
         runner = web.AppRunner(
             app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN,
-            keepalive_timeout=30.0,
+            keepalive_timeout=_SILENT, logger=_requests,
         )  # fmt: skip
         await runner.setup()
         self._runner = runner
@@ -63,11 +90,17 @@ class HttpServer:
         except BaseException:
             await self.close()
             raise
-        await web.SockSite(runner, listener).start()
+        assert runner.server is not None
+        door = _Door(runner.server, self.counters)
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(door, sock=listener, backlog=_BACKLOG)
         _log.debug("HTTP on %s, port %d", self._link.name, self._port)
 
     async def close(self) -> None:
         """Stop; closing twice is fine."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -108,7 +141,7 @@ class HttpServer:
         if found.path is None:
             response = web.Response(body=found.content, content_type="text/plain")
         else:
-            response = web.FileResponse(found.path, chunk_size=_CHUNK)
+            response = _Whole(found.path, chunk_size=_CHUNK)
             response.content_type = "application/octet-stream"
             if found.path.suffix == ".efi":  # EDK2 looks at the type, or else at the name
                 response.content_type = "application/efi"
@@ -135,6 +168,68 @@ class HttpServer:
         except Exception as error:  # a fault in the listener must not stop the service
             self.counters["faults"] += 1
             _log.error("event %s: %r", kind, error)
+
+
+class _Whole(web.FileResponse):
+    """A file that was sent already when the handler returns; aiohttp would begin it once more."""
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        if self.prepared:
+            return await web.StreamResponse.prepare(self, request)
+        return await super().prepare(request)
+
+
+class _Door:
+    """Lets connections in: so many at once of one client, and of all.
+
+    aiohttp ends those that say nothing, or half of something, after its keep-alive time; TCP ends
+    those whose machine was switched off in the middle of a transfer.
+    """
+
+    def __init__(self, server: web.Server, counters: Counter[str]) -> None:
+        self._server = server
+        self._counters = counters
+        self._open: dict[str, list[asyncio.BaseTransport]] = {}
+
+    def __call__(self) -> asyncio.Protocol:
+        return _Visitor(self)
+
+    def enter(self, transport: asyncio.BaseTransport) -> asyncio.Protocol | None:
+        """Who serves this connection; None: it has to go."""
+        ip = (transport.get_extra_info("peername") or ("",))[0]
+        mine = [each for each in self._open.pop(ip, []) if not each.is_closing()]
+        if len(mine) < _PER_CLIENT and self._room():
+            self._open[ip] = [*mine, transport]
+            return self._server()
+        self._open[ip] = mine
+        self._counters["too_many"] += 1
+        return None
+
+    def _room(self) -> bool:
+        if len(self._open) * _PER_CLIENT < _AT_ONCE:
+            return True
+        left = {ip: [t for t in have if not t.is_closing()] for ip, have in self._open.items()}
+        self._open = {ip: have for ip, have in left.items() if have}
+        return sum(map(len, self._open.values())) < _AT_ONCE
+
+
+class _Visitor(asyncio.Protocol):
+    """A connection at the door."""
+
+    def __init__(self, door: _Door) -> None:
+        self._door = door
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        tcp_transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
+        protocol = self._door.enter(transport)
+        if protocol is None:
+            tcp_transport.abort()
+            return
+        tcp = transport.get_extra_info("socket")
+        with contextlib.suppress(OSError):
+            tcp.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, _UNACKNOWLEDGED)
+        tcp_transport.set_protocol(protocol)
+        protocol.connection_made(transport)
 
 
 def _shown(path: str) -> str:

@@ -1,6 +1,8 @@
 """The HTTP service against curl."""
 
+import contextlib
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ from pxed import images
 from pxed.errors import HostError
 from pxed.events import Event, Kind
 from pxed.http.site import Site
+from pxed.net import http
 from pxed.net.http import HttpServer
 from pxed.net.link import look_up
 from pxed.net.thread import LoopThread
@@ -19,6 +22,13 @@ from tests.conftest import Cable, requires
 pytestmark = pytest.mark.netns
 BASE = "http://10.77.0.1"
 BODY = bytes(range(256)) * 40_000  # 10 MB: more than any buffer on the way
+
+
+@pytest.fixture(autouse=True)
+def no_traceback(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever a client does, nothing of it ends as an exception in the log."""
+    yield
+    assert [each.getMessage() for each in caplog.get_records("call") if each.exc_info] == []
 
 
 @pytest.fixture
@@ -131,3 +141,78 @@ def test_a_port_in_use_is_one_clear_line(cable: Cable, site: Site) -> None:
         serving(cable, site),
     ):
         pass
+
+
+def test_the_head_alone(cable: Cable, site: Site) -> None:
+    with serving(cable, site) as (server, events):
+        head = curl(cable, "/ipxe/snponly.efi", "-I")
+    assert head.startswith("HTTP/1.1 200")
+    assert "Content-Length: 2" in head
+    assert "application/efi" in head
+    assert "Accept-Ranges: bytes" in head
+    assert events == []
+    assert server.counters["bytes"] == 0
+
+
+def test_one_connection_for_all_files(cable: Cable, site: Site) -> None:
+    with serving(cable, site):
+        argv = ["curl", "-sSv", "-m", "10", f"{BASE}/ipxe/snponly.efi", f"{BASE}/boot/lab@1.ipxe"]
+        said = cable.cli.run(argv, check=False).stderr
+    assert "Re-using existing connection" in said
+
+
+def test_a_range_that_is_not_there(cable: Cable, site: Site) -> None:
+    with serving(cable, site):
+        assert code(cable, "/image/lab@1/vmlinuz", "-r", f"{len(BODY)}-") == "416"
+        got = curl(cable, "/image/lab@1/vmlinuz", "-r", "-5", "-o", "/dev/null", "-w",
+                   "%{http_code} %{size_download}")  # fmt: skip
+    assert got == "206 5"
+
+
+def talk(cable: Cable, data: bytes, *, seconds: float = 5) -> bytes:
+    """What comes back for raw bytes, until the server hangs up."""
+    with cable.cli.inside():
+        tcp = socket.create_connection(("10.77.0.1", 80))
+    with tcp:
+        tcp.settimeout(seconds)
+        said = b""
+        with contextlib.suppress(ConnectionError):  # it may hang up before all of it is sent
+            tcp.sendall(data)
+            while more := tcp.recv(65536):
+                said += more
+        return said
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", b"\0\1\2rubbish\r\n\r\n",
+     b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
+     b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n"],
+    ids=["huge header", "rubbish", "huge path", "version", "length"],
+)  # fmt: skip
+def test_what_is_no_request(cable: Cable, site: Site, data: bytes) -> None:
+    with serving(cable, site):
+        assert talk(cable, data).startswith(b"HTTP/1.0 400") or not talk(cable, data)
+        assert code(cable, "/ipxe/snponly.efi") == "200"  # the service goes on
+
+
+def test_connections_that_say_nothing_are_bounded(
+    cable: Cable, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "_SILENT", 1.0)
+    with serving(cable, site) as (server, _), contextlib.ExitStack() as stack:
+        cable.cli.ip("addr add 10.77.0.3/24 dev eth0")
+        held = []
+        for number in range(40):
+            with cable.cli.inside():
+                tcp = stack.enter_context(socket.create_connection(("10.77.0.1", 80)))
+            tcp.sendall(b"GET / HT" if number % 2 else b"")
+            held.append(tcp)
+        assert code(cable, "/ipxe/snponly.efi", "--interface", "10.77.0.3") == "200"
+        assert server.counters["too_many"] >= 24
+        for tcp in held:  # and those that were let in are sent away
+            tcp.settimeout(10)
+            with contextlib.suppress(ConnectionError):
+                while tcp.recv(4096):
+                    pass
+        assert code(cable, "/ipxe/snponly.efi") == "200"

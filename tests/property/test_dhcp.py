@@ -13,6 +13,7 @@ from pxed.dhcp.codec import DhcpError, Message, decapsulate, decode, encapsulate
 from pxed.dhcp.leases import Leases, State
 from pxed.dhcp.policy import Policy
 from pxed.dhcp.replies import Mode, Settings
+from pxed.dhcp.solicit6 import solicit
 from pxed.mac import Mac, mac_text
 from pxed.net.icmpv6 import solicitation
 from pxed.net.packet import arp_sender
@@ -98,6 +99,8 @@ def test_encapsulation(items: dict[int, bytes]) -> None:
 def test_any_encapsulation(data: bytes) -> None:
     decapsulate(data)
     solicitation(data)
+    solicit(b"\x02" * 12 + b"\x86\xdd" + bytes(6) + b"\x11" + bytes(35) + b"\x02\x23" + bytes(4)
+            + b"\1xid" + data)  # fmt: skip
     arp_sender(data)
 
 

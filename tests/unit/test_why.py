@@ -76,6 +76,20 @@ def test_an_architecture_without_a_boot_file() -> None:
     assert boot.why(0).startswith("no boot file for architecture 12; ")
 
 
+def test_firmware_that_asks_by_ipv6_only() -> None:
+    boot = Boot()(Kind.SOLICIT6, firmware="pxe", arch=7)
+    assert boot.why(1) == ""
+    boot(Kind.SOLICIT6, firmware="pxe", arch=7)
+    assert "by IPv6 only, and pxed serves IPv4; switch on network boot by IPv4" in boot.why(6)
+
+
+def test_firmware_that_asks_by_both() -> None:
+    boot = Boot()(Kind.SOLICIT6, firmware="pxe", arch=7).offered()
+    assert "IPv6" not in boot.why(16)
+    boot = Boot().acked()(Kind.SOLICIT6, firmware="pxe", arch=7)
+    assert "never asked for snponly.efi" in boot.why(16)
+
+
 def test_a_range_that_is_used_up() -> None:
     boot = Boot().discover()(Kind.POOL_FULL, range="10.77.0.50-10.77.0.51")
     assert "no address is left in 10.77.0.50-10.77.0.51; widen" in boot.why(0)
