@@ -163,6 +163,8 @@ def _refused(client: Client, trace: Sequence[Event], now: float) -> Reason | Non
             f"there is no image for its class, {client.class_name}",
             f"add [class.{client.class_name}] with an image to the configuration",
         )
+    if why.startswith("relayed from"):
+        return Reason(why, "connect it to this server's Ethernet segment; or serve that one too")
     if "no boot file" in why:
         return Reason(why, "there is no iPXE for it here: take another boot mode in its firmware")
     if "for the boot service of" in why:

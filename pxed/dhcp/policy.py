@@ -125,8 +125,12 @@ class Policy:
         if message.op != Op.REQUEST:
             return Outcome()  # another server's reply to a relay on this host
         if self._strange_relay(message.giaddr):
-            why = f"relayed from {message.giaddr}, a subnet that has no range here"
-            return case.ignored(why)
+            who = identify(message)
+            if message.type == Type.DISCOVER and who.boots:
+                case.event(Kind.DISCOVER, firmware=str(who.firmware), arch=who.arch)
+            return case.ignored(
+                f"relayed from {message.giaddr}, another subnet: AoE does not pass routers"
+            )
         # A proxy gives no address, but keeps the promises from before it became one.
         leases = self.settings.mode is not Mode.PROXY or self._promised(case)
         match message.type:
@@ -315,7 +319,10 @@ class Policy:
 
     def _release(self, case: _Case) -> Outcome:
         message = case.message
-        if message.address(Opt.SERVER_ID) != self.settings.server:
+        theirs = message.address(Opt.SERVER_ID)
+        if theirs is None:  # RFC 2131 table 5: a MUST
+            return case.ignored("a release that names no server: the lease runs to its end")
+        if theirs != self.settings.server:
             return case.ignored("releases another server's address")
         if not self.leases.release(case.mac, message.ciaddr, case.now):
             return case.ignored(f"releases {message.ciaddr}, which is not its own")

@@ -10,7 +10,8 @@ from pxed.events import Kind
 from pxed.lab.lab import Lab
 from pxed.lab.netns import Namespace
 from tests.conftest import Cable, requires
-from tests.netns.test_dhcp_server import serving, udhcpc
+from tests.netns.site import networkd
+from tests.netns.test_dhcp_server import eventually, serving, udhcpc
 from tests.netns.test_mode import dnsmasq
 
 pytestmark = pytest.mark.netns
@@ -121,3 +122,42 @@ def test_firmware_beside_dnsmasq_gets_our_boot_file_from_both_offers(tmp_path: P
     else:  # the first offer won, and it was the other's
         assert last.kind is Kind.IGNORED
         assert "10.77.0.2" in str(last.detail["why"])
+
+
+def test_networkd(cable: Cable, tmp_path: Path) -> None:
+    """systemd's client. Its RELEASE (version 252) names no server, so it is not ours to take."""
+    with serving(cable.srv, Mode.ALL) as (_, events):
+        client = networkd(
+            cable.cli, tmp_path, "DHCP=ipv4\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
+        )
+        eventually(lambda: bool(address(cable.cli)), 10)
+        had = address(cable.cli)
+        client.terminate()
+        eventually(lambda: events[-1].kind is Kind.IGNORED, 5)
+    kinds = [event.kind for event in events]
+    assert had.startswith("10.77.0.")
+    assert kinds == [Kind.DISCOVER, Kind.OFFER, Kind.REQUEST, Kind.ACK, Kind.IGNORED]
+    assert "names no server" in str(events[-1].detail["why"])
+
+
+def test_networkd_is_left_to_the_site_in_pxe_only(cable: Cable, tmp_path: Path) -> None:
+    with serving(cable.srv, Mode.PXE_ONLY) as (server, events):
+        networkd(cable.cli, tmp_path, "DHCP=ipv4\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n")
+        eventually(lambda: bool(events), 10)
+    assert {event.kind for event in events} == {Kind.IGNORED}
+    assert server.counters["replies"] == 0
+
+
+def test_perfdhcp(cable: Cable) -> None:
+    """Forty machines, four messages each: all of it, and no address twice."""
+    requires("perfdhcp")
+    cable.cli.ip("addr add 10.77.0.2/24 dev eth0")
+    with serving(cable.srv, Mode.ALL, last="10.77.0.150") as (_, events):
+        said = cable.cli.run(
+            ["perfdhcp", "-4", "-r", "40", "-n", "40", "-R", "40", "-l", "eth0", "-W", "1000000"],
+            check=False, timeout=30,
+        ).stdout  # fmt: skip
+    assert said.count("drops: 0") == 2, said
+    acked = [event for event in events if event.kind is Kind.ACK]
+    given = {(event.mac, event.detail["ip"]) for event in acked}
+    assert len({mac for mac, _ in given}) == len({ip for _, ip in given}) == len(given) >= 40

@@ -27,7 +27,8 @@ def recorded(cable: Cable, file: Path) -> Iterator[None]:
     requires("tshark", "tcpdump")
     words = file.with_suffix(".log")
     with words.open("wb") as log:
-        dump = cable.cli.popen(["tcpdump", "-i", "eth0", "-U", "-n", "-s0", "-w", str(file)],
+        dump = cable.cli.popen(["tcpdump", "--immediate-mode", "-i", "eth0", "-U", "-n", "-s0",
+                                "-w", str(file)],
                                stdout=log, stderr=log)  # fmt: skip
     until = time.monotonic() + 5
     while b"listening" not in words.read_bytes():

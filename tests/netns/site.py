@@ -1,0 +1,115 @@
+"""The site's own servers and relays, by other people, for tests: Kea, dnsmasq, ISC's relay."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pxed.lab.netns import Namespace
+from tests.conftest import Cable, requires
+from tests.netns.test_mode import dnsmasq
+
+RANGE = "10.77.0.100", "10.77.0.120"
+
+
+def started(
+    process: "subprocess.Popen[bytes]", log: Path, word: bytes, seconds: float = 10
+) -> None:
+    """Wait until ``word`` is in its log."""
+    until = time.monotonic() + seconds
+    while word not in log.read_bytes():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.02)
+
+
+def kea(
+    host: Namespace, folder: Path, file: str = "", server: str = ""
+) -> "subprocess.Popen[bytes]":
+    """Kea on ``eth0`` of ``host``; ``file`` and ``server`` are its boot file and next-server."""
+    requires("kea-dhcp4")
+    subnet = {"id": 1, "subnet": "10.77.0.0/24", "pools": [{"pool": " - ".join(RANGE)}]}
+    boot = {"boot-file-name": file, "next-server": server or "10.77.0.2"} if file else {}
+    config = {
+        "Dhcp4": {
+            "interfaces-config": {"interfaces": ["eth0"]},
+            "lease-database": {"type": "memfile", "persist": False},
+            "valid-lifetime": 600,
+            "subnet4": [subnet | boot],
+            "loggers": [{"name": "kea-dhcp4", "severity": "INFO",
+                         "output_options": [{"output": "stdout"}]}],
+        }
+    }  # fmt: skip
+    path, log = folder / "kea.json", folder / "kea.log"
+    path.write_text(json.dumps(config))
+    with log.open("wb") as out:
+        process = host.popen(
+            ["env", f"KEA_PIDFILE_DIR={folder}", "KEA_LOCKFILE_DIR=none", "kea-dhcp4", "-c",
+             str(path)],
+            stdout=out, stderr=out,
+        )  # fmt: skip
+    started(process, log, b"DHCP4_STARTED")
+    return process
+
+
+def site_server(
+    kind: str, host: Namespace, folder: Path, file: str = ""
+) -> "subprocess.Popen[bytes]":
+    """Kea or dnsmasq at 10.77.0.2; ``file``: it tells firmware to boot this."""
+    if kind == "kea":
+        return kea(host, folder, file)
+    requires("dnsmasq")
+    more = [f"--dhcp-boot={file}"] if file else []
+    return dnsmasq(Cable(host, host), folder, "--no-ping", *more)
+
+
+Relay = Callable[[Namespace, Path], "subprocess.Popen[bytes]"]
+
+
+def isc_relay(host: Namespace, folder: Path) -> "subprocess.Popen[bytes]":
+    """From ``eth1`` to 10.77.0.1 by ``eth0``; it adds option 82."""
+    requires("dhcrelay")
+    log = folder / "relay.log"
+    with log.open("wb") as out:
+        process = host.popen(
+            ["dhcrelay", "-4", "-d", "-a", "--no-pid", "-id", "eth1", "-iu", "eth0", "10.77.0.1"],
+            stdout=out, stderr=out,
+        )  # fmt: skip
+    started(process, log, b"Sending on")
+    time.sleep(0.2)
+    return process
+
+
+def dnsmasq_relay(host: Namespace, folder: Path) -> "subprocess.Popen[bytes]":
+    """The same by dnsmasq, which adds nothing."""
+    requires("dnsmasq")
+    near = host.run(["ip", "-4", "-o", "addr", "show", "dev", "eth1"]).stdout.split()[3]
+    log = folder / "relay.log"
+    with log.open("wb") as out:
+        process = host.popen(
+            ["dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--port=0", "--user=root",
+             f"--dhcp-relay={near.split('/')[0]},10.77.0.1"],
+            stdout=out, stderr=out,
+        )  # fmt: skip
+    started(process, log, b"DHCP relay")
+    return process
+
+
+def networkd(host: Namespace, folder: Path, network: str) -> "subprocess.Popen[bytes]":
+    """systemd-networkd in ``host`` with ``network`` as eth0's; /run and /sys are its own."""
+    program = "/lib/systemd/systemd-networkd"
+    requires(program)
+    if b"systemd-network" not in Path("/etc/passwd").read_bytes():
+        pytest.skip("needs the user systemd-network: install systemd")
+    (folder / "10.network").write_text(f"[Match]\nName=eth0\n[Network]\n{network}")
+    script = (
+        "mount -t tmpfs none /run && mount -t sysfs -o ro none /sys &&"
+        " mkdir -p /run/systemd/network /run/systemd/netif/links /run/systemd/netif/leases &&"
+        f" cp {folder}/10.network /run/systemd/network/ &&"
+        " chown -R systemd-network /run/systemd/netif && chmod -R a+rX /run/systemd &&"
+        f" exec {program}"
+    )
+    return host.popen(["unshare", "--mount", "sh", "-c", script])
