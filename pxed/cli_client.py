@@ -9,6 +9,7 @@ import click
 from pxed.cli_base import json_option, server, show_json, where
 from pxed.errors import UsageError
 from pxed.mac import parse_mac
+from pxed.narrative import who
 from pxed.table import ago, table
 
 _many = click.argument("select", metavar="SEL...", nargs=-1, required=True)
@@ -95,18 +96,31 @@ def client_show(
     if as_json:
         show_json(got)
         return
-    words = [got["mac"], got["name"], _state(got), got["image"]]
+    machine = who(got["firmware"], got["arch"])
+    words = [got["mac"], got["name"], _state(got), got["image"], machine, got["ip"]]
     click.echo("  ".join(word for word in words if word))
     for label, text in (
         ("also", ", ".join(got["macs"])), ("groups", ", ".join(got["groups"])),
-        ("note", got["note"]), ("why", got["why"]), ("disk", got["result"]),
+        ("note", got["note"]), *_why(got["why"]), ("disk", got["result"]),
         *(("hint", text) for text in got["hints"]),
     ):  # fmt: skip
         if text:
             click.echo(f"{label:8}{text}")
-    if got["timeline"]:
+    if got["state"] == "failed" and got.get("seen"):
+        rows = [
+            [f"{s['seconds']:8.3f} s", s["text"] + (f" ({s['count']} times)" * (s["count"] > 1))]
+            for s in got["seen"]
+        ]
+        click.echo(table(["AFTER", "SEEN"], rows))
+    elif got["timeline"]:
         rows = [[f"{s['seconds']:8.3f} s", s["stage"], s["detail"]] for s in got["timeline"]]
         click.echo(table(["AFTER", "STAGE", ""], rows))
+
+
+def _why(text: str) -> list[tuple[str, str]]:
+    """The cause and what to do about it, each with its label."""
+    cause, _, todo = text.partition("; ")
+    return [("why", cause), ("do", todo)]
 
 
 @client.command("name")

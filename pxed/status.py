@@ -16,6 +16,7 @@ from pxed.exports import Exports
 from pxed.images import Image
 from pxed.lives import Lives
 from pxed.mac import Mac
+from pxed.narrative import tell
 from pxed.net.link import Link
 from pxed.netboot import NetBoot
 
@@ -109,12 +110,15 @@ class Status:
             }
             for step in client.timeline
         ]
-        hints = [
-            e.detail.get("text")
-            for e in self._core.lives.traces.of(client.mac)
-            if e.kind is Kind.HINT
-        ]
-        return self.brief(client) | {"timeline": timeline, "hints": hints}
+        trace = self._core.lives.traces.of(client.mac)
+        hints = [e.detail.get("text") for e in trace if e.kind is Kind.HINT]
+        lines = tell(trace)
+        seen = [
+            {"time": line.time, "seconds": round(line.time - lines[0].time, 3),
+             "text": line.text, "count": line.count}
+            for line in lines
+        ]  # fmt: skip
+        return self.brief(client) | {"timeline": timeline, "hints": hints, "seen": seen}
 
     def brief(self, client: Client) -> Json:
         """One client as lists show it."""

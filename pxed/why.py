@@ -34,6 +34,7 @@ _TFTP = (Kind.TFTP_READ, Kind.TFTP_DONE, Kind.TFTP_PROBE, Kind.TFTP_MISSING, Kin
 _HTTP = (Kind.HTTP_DONE, Kind.HTTP_MISSING, Kind.HTTP_FAILED)
 _AOE = (Kind.AOE_FOUND, Kind.AOE_READ, Kind.AOE_WRITE, Kind.AOE_HEARD)
 _DULL = (Kind.AOE_HEARD, Kind.ROUTER_ADVERT)
+_DEBIANS = ("undionly.kpxe", "snponly.efi")
 _TREE = (
     "a switch port with spanning tree drops everything for 30 s after each link-up: "
     "set the seats' ports to edge (portfast)"
@@ -161,7 +162,8 @@ def _refused(client: Client, trace: Sequence[Event], now: float) -> Reason | Non
     if "nothing is planned" in why:
         return Reason(
             f"there is no image for its class, {client.class_name}",
-            f"add [class.{client.class_name}] with an image to the configuration",
+            f"add [class.{client.class_name}] with an image to the configuration "
+            "(docs/operators.md)",
         )
     if why.startswith("relayed from"):
         return Reason(why, "connect it to this server's Ethernet segment; or serve that one too")
@@ -209,7 +211,7 @@ def _not_taken(
             _beside(scene),
         )
     return Reason(
-        f"it did not take our offer ({offers} made): our answers do not reach it",
+        f"it did not take our offer ({offers} made): probably our answers do not reach it",
         "look at DHCP snooping on the switch (trust this server's port), VLANs and firewalls",
     )
 
@@ -272,7 +274,7 @@ def _not_asked(
             )
         return Reason(
             f"it asked for {name}, which is not here",
-            f"put it into {scene.tftp_root or '[tftp] root'} (Debian's package ipxe has ours)",
+            _get(str(name), scene.tftp_root or "[tftp] root"),
         )
     if last.kind in (Kind.TFTP_FAILED, Kind.HTTP_FAILED) and since >= STOPPED:
         return Reason(
@@ -304,10 +306,25 @@ def _file_not_asked(client: Client, file: str, by_http: bool, scene: Scene) -> R
             _beside(scene),
         )
     port = f"{scene.http_port}/tcp" if by_http else "69/udp"
-    what = "a UEFI or BIOS setting that does not fit its mode" if client.arch else "its firmware"
+    if client.firmware == "rpi":
+        return Reason(
+            "it has an address and never asked for its first file",
+            f"open port {port} in this server's firewall; if it is open: its boot order must have "
+            "the network in it, and a 3B+ no card in its slot",
+        )
     return Reason(
         f"it has an address and never asked for {file or 'its boot file'}",
-        f"open port {port} in this server's firewall; else look at {what}",
+        f"open port {port} in this server's firewall; if it is open: a firewall between, or "
+        "firmware that gave up (switch it off and on once)",
+    )
+
+
+def _get(name: str, root: str) -> str:
+    if name in _DEBIANS:
+        return f"install Debian's package ipxe, or put it into {root}"
+    return (
+        f"Debian has none of that kind: build it from iPXE's source and put it into {root} under "
+        "that name, or set its firmware to another boot mode"
     )
 
 

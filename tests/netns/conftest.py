@@ -15,11 +15,10 @@ from tests.conftest import Cable, requires
 GOOD = 'interface = "eth0"\nstate_dir = "STATE"\n'
 
 
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    """A state directory with an image that is nothing but its files."""
+def make_state(folder: Path) -> Path:
+    """A state directory in ``folder`` with an image that is nothing but its files."""
     requires("mkfs.ext4")
-    directory = tmp_path / "state" / "images" / "lab" / "1"
+    directory = folder / "state" / "images" / "lab" / "1"
     directory.mkdir(parents=True)
     (directory / "boot.img").write_bytes(b"boot" * 2048)
     (directory / "root.img").write_bytes(b"root" * 2048)
@@ -30,7 +29,13 @@ def state(tmp_path: Path) -> Path:
         "devices": {"boot": "boot.img", "root": "root.img"},
     }
     (directory / "manifest.json").write_text(json.dumps(manifest))
-    return tmp_path / "state"
+    return folder / "state"
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A state directory of the test's own."""
+    return make_state(tmp_path)
 
 
 class Serve:

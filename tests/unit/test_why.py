@@ -114,7 +114,7 @@ def test_no_request_and_a_known_boot_server() -> None:
 
 def test_no_request_and_nobody_else() -> None:
     said = Boot().offered().why(16)
-    assert "our answers do not reach it" in said
+    assert "probably our answers do not reach it" in said
     assert "DHCP snooping" in said
 
 
@@ -189,7 +189,9 @@ def test_a_missing_boot_file() -> None:
     boot = Boot(arch=6).acked(boot_file="ipxe-i386.efi")
     boot(Kind.TFTP_MISSING, file="ipxe-i386.efi")
     said = boot.why(3)
-    assert "asked for ipxe-i386.efi, which is not here; put it into /usr/lib/ipxe" in said
+    assert "asked for ipxe-i386.efi, which is not here; Debian has none of that kind" in said
+    boot = Boot().acked()(Kind.TFTP_MISSING, file="snponly.efi")
+    assert "install Debian's package ipxe, or put it into /usr/lib/ipxe" in boot.why(3)
 
 
 def test_a_transfer_that_stopped() -> None:
