@@ -209,6 +209,7 @@ class Reader:
         if number >= 0:
             op = self._ops[number]
             near = when - self._last_frame[slot] < _TOGETHER and op.count < _LONGEST
+            near = near and self._left[number] > 0
             if kind is Kind.SINGLE:
                 near = number == len(self._ops) - 1
             if op.kind is kind and op.lba + op.count == lba and near:

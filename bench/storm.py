@@ -106,7 +106,7 @@ def measure(room: Room, cable: Cable, boot: Trace, words: dict[str, Any], limit:
     file.write_bytes(trace.program(replay))
     room.start()
     pids = ksoftirqd()
-    before, soft, busy = room.cpu_s(), _soft(pids), _cpu_times()
+    before, soft, busy, control = room.cpu_s(), _soft(pids), _cpu_times(), room.control_s()
     argv = ["taskset", "-c", str(GENERATOR_CPU), str(native.program("storm"))]
     told = {
         "program": file, "clients": room.clients, "target": SERVER_MAC, "server": SERVER,
@@ -121,6 +121,7 @@ def measure(room: Room, cable: Cable, boot: Trace, words: dict[str, Any], limit:
     found: Figures = json.loads(out)
     room.check_alive()
     found["server_cpu_s"] = room.cpu_s() - before + _soft(pids) - soft
+    found["control_s"] = room.control_s() - control
     found["cpu_times"] = {name: now - busy[name] for name, now in _cpu_times().items()}
     if room.forks:
         found["server_cpu_s"] = found["cpu_times"]["busy"]

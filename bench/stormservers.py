@@ -142,6 +142,10 @@ class Room:
                         total += int(line.split()[1]) * 1024
         return total
 
+    def control_s(self) -> float:
+        """CPU seconds of what is not the blocks' server; 0: not known apart."""
+        return 0.0
+
     def drops(self) -> int:
         """Frames that it knows it lost; -1: it does not count."""
         return -1
@@ -255,6 +259,13 @@ class Pxed(Room):
     def said(self) -> dict[str, Any]:
         status: dict[str, Any] = self._control.get("/v1/status")
         return status
+
+    def control_s(self) -> float:
+        """CPU seconds of its event loop: DHCP, TFTP, clients' lives, all but the blocks."""
+        pid = self.pids()[0]
+        with contextlib.suppress(OSError):
+            return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) / 1e9
+        return 0.0
 
     def drops(self) -> int:
         return int(self.said()["aoe"]["drops"])

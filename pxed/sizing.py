@@ -18,7 +18,7 @@ READ_NS = _READ_1K_NS - 2 * READ_SECTOR_NS
 
 # Measured by `python -m bench storm` with 200 clients: CPU for each client less its reads, so two
 # DHCP exchanges, iPXE by TFTP in 1,432-byte blocks, the midlayer, the client's record and events.
-CLIENT_S = 0.006
+CLIENT_S = 0.005
 
 # Measured by `python -m bench storm --clients 10,100,1000`: anonymous memory after the storm, less
 # the rings, at no client and for each.
@@ -37,7 +37,7 @@ HEAD, BETWEEN = 36, 24  # bytes of an AoE reply's headers; preamble, checksum an
 
 # What a Debian 12 seat with systemd reads until its login prompt (`python -m bench record --image
 # debian`): kernel and initrd through iPXE, then its root.
-LOADED, READ = 47 << 20, 21 << 20
+LOADED, READ = 17 << 20, 20 << 20
 
 
 @dataclass(frozen=True, slots=True)

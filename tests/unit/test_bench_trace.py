@@ -217,6 +217,17 @@ def test_frames_of_one_request_join_and_what_it_waited_for_is_known() -> None:
     assert waited.think_us == pytest.approx(250_000, abs=10)
 
 
+def test_what_follows_an_answered_request_is_another_that_waited_for_it() -> None:
+    wire = Wire()
+    kernel_is_up(wire)
+    for number in range(3):
+        wire.ask(0.0002, aoe(number, 1, 0x24, 10 + 2 * number, 2), 0.0001)
+    found = ends(wire)
+    reads = [op for op in found.ops if op.kind is Kind.READ]
+    assert [(op.lba, op.count, op.after) for op in reads] == [(10, 2, 1), (12, 2, 1), (14, 2, 1)]
+    assert found.thought() < 3
+
+
 def test_a_request_that_was_sent_again_counts_once() -> None:
     wire = Wire()
     kernel_is_up(wire)
