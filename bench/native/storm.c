@@ -655,6 +655,11 @@ static void wake(struct client *client, int64_t now)
         break;
     case TFTP:
         again_tftp++;
+        if (client->wait_ms > 8000) { /* firmware gives the transfer up, and asks for the file again */
+            begin(client, now);
+            set_deadline(client);
+            return;
+        }
         send_packet(client);
         break;
     case FIND:
