@@ -1,11 +1,14 @@
 """TFTP and DHCP beside dnsmasq and tftpd-hpa, in one run: rates, medians and ratios.
 
-    python -m bench boot [--rounds 3] [--quick] [--json]
+    python -m bench boot [--rounds 3] [--quick] [--only tftp|dhcp|first-frame] [--json]
 
 Each server runs alone in a namespace at the end of a veth cable, the whole ``pxed serve`` among
-them, and the same clients ask it: curl, atftp (for windows) and Kea's perfdhcp. The rounds go from
-server to server, so that a slow minute of this machine hits all of them. Needs root, curl, atftp,
-dnsmasq, tftpd-hpa and perfdhcp (packages atftp, dnsmasq-base, tftpd-hpa, kea-admin).
+them, and the same clients ask it: curl, atftp (for windows) and Kea's perfdhcp. The server is
+pinned to CPU 0 and the clients to CPU 1, as if they were two machines: left alone, Linux now and
+then puts both on one CPU, and the same server is three times as fast in that minute. The rounds go
+from server to server, so that a slow minute of this machine hits all of them. The last rows are
+QEMU clients that boot from our server (``bench.firstframe``). Needs root, curl, atftp, dnsmasq,
+tftpd-hpa and perfdhcp (packages atftp, dnsmasq-base, tftpd-hpa, kea-admin).
 """
 
 import argparse
@@ -27,12 +30,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.firstframe import doubles, first_frame
 from pxed.errors import PxedError
 from pxed.lab.netns import Namespace, veth
+from pxed.lab.qemu import Firmware
 
 SERVER, CLIENT = "10.77.0.1", "10.77.0.2"
 POOL = ("10.77.64.1", "10.77.127.254")
 SERVERS = ("pxed", "dnsmasq", "tftpd-hpa")
+SERVER_CPU = "0"
+PINNED = ("taskset", "-c", "1")
 NEEDED = ("curl", "atftp", "dnsmasq", "in.tftpd", "perfdhcp")
 
 
@@ -88,6 +95,8 @@ class Bench:
             process = self.srv.popen(self._argv(name), stdout=log, stderr=log)
             try:
                 self._wait(name, process)
+                pin = ["taskset", "-a", "-p", "-c", SERVER_CPU, str(process.pid)]
+                subprocess.run(pin, check=True, stdout=subprocess.DEVNULL)
                 yield
             finally:
                 process.terminate()
@@ -153,7 +162,9 @@ class Bench:
                     "-w", "%{size_download}\n", f"tftp://{SERVER}/{file}"]  # fmt: skip
         began = time.monotonic()
         running = [
-            self.cli.popen([*argv, *own(ip)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            self.cli.popen(
+                [*PINNED, *argv, *own(ip)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
             for ip in self.addresses[: load.clients]
         ]
         said = [process.communicate(timeout=300)[0] for process in running]
@@ -166,57 +177,86 @@ class Bench:
     def exchanges(self, rate: int, seconds: int) -> dict[str, float]:
         """perfdhcp's four-way exchanges: how many of ``rate`` in a second, delays, losses."""
         done = self.cli.run(
-            ["perfdhcp", "-4", "-l", "eth0", "-r", str(rate), "-R", "4000", "-p", str(seconds),
-             "-W", "1000000", "-b", "mac=02:00:00:00:00:00", SERVER],
+            [*PINNED, "perfdhcp", "-4", "-l", "eth0", "-r", str(rate), "-R", "4000",
+             "-p", str(seconds), "-W", "1000000", "-x", "t", "-b", "mac=02:00:00:00:00:00", SERVER],
             check=False, timeout=60,
         )  # fmt: skip
         text = done.stdout
         found = re.search(r"Rate: ([0-9.]+) 4-way", text)
         if found is None:
             raise SystemExit(f"perfdhcp: {(done.stderr or text)[-300:]}")
-        delays = [float(value) for value in re.findall(r"avg delay: ([0-9.]+)", text)]
-        worst = [float(value) for value in re.findall(r"max delay: ([0-9.]+)", text)]
+        offers, acks = (_delays(part) for part in (text.split("***Timestamps")[1:] + [""] * 2)[:2])
         drops = [int(value) for value in re.findall(r"drops: (\d+)", text)]
         return {
             # Its clock includes the second that it waits for the last answers.
             "per_second": float(found[1]) * (seconds + 1) / seconds,
-            "offer_ms": delays[0] if delays else 0.0,
-            "ack_ms": delays[1] if len(delays) > 1 else 0.0,
-            "worst_ms": max(worst, default=0.0),
+            "OFFER median ms": _quantile(offers, 0.5),
+            "OFFER p99 ms": _quantile(offers, 0.99),
+            "ACK median ms": _quantile(acks, 0.5),
+            "ACK p99 ms": _quantile(acks, 0.99),
             "lost": float(sum(drops)),
         }
 
-    def avalanche(self, clients: int) -> float:
-        """Seconds until this many machines that all ask at once are bound; 60 if not by then."""
-        argv = ["perfdhcp", "-4", "-l", "eth0", "--scenario", "avalanche", "-R", str(clients),
-                "-b", "mac=02:00:00:10:00:00", SERVER]  # fmt: skip
+    def avalanche(self, clients: int) -> tuple[float, int]:
+        """Seconds until this many machines that all ask at once are bound (20 if not by then), and
+        how many addresses were given twice."""
+        argv = [*PINNED, "perfdhcp", "-4", "-l", "eth0", "--scenario", "avalanche",
+                "-R", str(clients), "-b", "mac=02:00:00:10:00:00", SERVER]  # fmt: skip
+        capture = self.folder / "avalanche.pcap"
+        capture.unlink(missing_ok=True)
+        # perfdhcp's own count takes a repeated answer to one machine for a double.
+        dump = self.cli.popen(
+            [*PINNED, "tcpdump", "-i", "eth0", "-U", "-s", "400", "-B", "16384",
+             "-w", str(capture), "udp", "port", "67"],
+        )  # fmt: skip
         try:
-            done = self.cli.run(argv, check=False, timeout=60)
+            until = time.monotonic() + 10
+            while not (capture.exists() and capture.stat().st_size) and time.monotonic() < until:
+                time.sleep(0.05)
+            done = self.cli.run(argv, check=False, timeout=20)
         except subprocess.TimeoutExpired:
-            return 60.0
+            return 20.0, doubles(capture)
+        finally:
+            dump.terminate()
+            dump.wait(10)
         found = re.search(r"took (\d+):(\d+):([0-9.]+) to provision", done.stdout + done.stderr)
         if found is None:
             raise SystemExit(f"perfdhcp: {(done.stderr or done.stdout)[-300:]}")
-        return int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])
+        took = int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])
+        return took, doubles(capture)
 
 
-def measure(rounds: int, loads: Sequence[Load], seconds: int) -> dict[str, dict[str, list[Any]]]:
+def _delays(table: str) -> list[float]:
+    """Milliseconds from each message to its answer, of perfdhcp's list of timestamps."""
+    found = re.findall(r"sent / received: (\d+)\.(\d+) / (\d+)\.(\d+)", table)
+    return [(int(b) - int(a)) * 1e3 + (int(b_us) - int(a_us)) / 1e3 for a, a_us, b, b_us in found]
+
+
+def _quantile(values: list[float], part: float) -> float:
+    return sorted(values)[min(int(part * len(values)), len(values) - 1)] if values else 0.0
+
+
+def measure(
+    rounds: int, loads: Sequence[Load], seconds: int, dhcp: bool
+) -> dict[str, dict[str, list[Any]]]:
     """Every figure of every server, round by round."""
     figures: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
     with Bench() as bench:
         for turn in range(rounds):
             for name in SERVERS:
                 print(f"round {turn + 1} of {rounds}: {name}", file=sys.stderr)
+                if name == "tftpd-hpa" and not loads:
+                    continue
                 with bench.serving(name):
                     for load in loads:
                         if load.window > 1 and name != "pxed":
                             continue  # neither has windowsize (RFC 7440)
                         figures[f"TFTP MB/s, {load.name}"][name].append(bench.load(load))
-                    if name == "tftpd-hpa":
+                    if name == "tftpd-hpa" or not dhcp:
                         continue
-                    figures["DHCP s until 1000 at once are bound"][name].append(
-                        bench.avalanche(1000)
-                    )
+                    took, twice = bench.avalanche(1000)
+                    figures["DHCP s until 1000 at once are bound"][name].append(took)
+                    figures["DHCP addresses given twice then"][name].append(twice)
                     for rate in RATES:
                         got = bench.exchanges(rate, seconds)
                         for key, value in got.items():
@@ -235,11 +275,32 @@ def report(figures: dict[str, dict[str, list[Any]]]) -> list[dict[str, Any]]:
         ratio = round(medians["pxed"] / best, 2) if peers and best else None
         rows.append({"what": what, "medians": medians, "ratio_to_best_peer": ratio,
                      "rounds": dict(by_server)})  # fmt: skip
-    single = next(r for r in rows if r["what"].endswith("1 client, 1468"))
-    for row in rows:
+    singles = [row for row in rows if row["what"].endswith("1 client, 1468")]
+    for single, row in ((single, row) for single in singles for row in rows):
         if "window" in row["what"]:  # against what the peers do without one
             best = max(v for name, v in single["medians"].items() if name != "pxed")
             row["ratio_to_best_peer"] = round(row["medians"]["pxed"] / best, 2)
+    return rows
+
+
+def first_frames(rounds: int) -> list[dict[str, Any]]:
+    """DISCOVER to first AoE frame of each firmware, median of the boots."""
+    rows: list[dict[str, Any]] = []
+    both: tuple[Firmware, ...] = ("uefi", "bios")
+    for firmware in both:
+        print(f"first AoE frame of {firmware}", file=sys.stderr)
+        boots = [first_frame(firmware) for _ in range(rounds)]
+        for key, what in (
+            ("ours", "our own time"),
+            ("longest", "our slowest answer"),
+            ("wall", "all of it"),
+        ):
+            values = [round(boot[key], 4) for boot in boots]
+            rows.append({
+                "what": f"{firmware}: DISCOVER to AoE, {what}, s",
+                "medians": {"pxed": statistics.median(values)},
+                "ratio_to_best_peer": None, "rounds": {"pxed": values},
+            })  # fmt: skip
     return rows
 
 
@@ -248,6 +309,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench boot", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="short DHCP runs")
+    parser.add_argument("--only", choices=("tftp", "dhcp", "first-frame"))
     parser.add_argument("--json", action="store_true", help="every figure, as JSON")
     options = parser.parse_args(argv)
     missing = [name for name in NEEDED if shutil.which(name) is None]
@@ -255,19 +317,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bench boot: needs root and {', '.join(missing) or 'its programs'}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up then too
+    rows: list[dict[str, Any]] = []
     try:
-        rows = report(measure(options.rounds, LOADS, 2 if options.quick else 5))
+        if options.only != "first-frame":
+            loads = LOADS if options.only != "dhcp" else ()
+            seconds = 2 if options.quick else 5
+            rows += report(measure(options.rounds, loads, seconds, options.only != "tftp"))
+        if options.only in (None, "first-frame"):
+            rows += first_frames(1 if options.quick else options.rounds)
     except PxedError as error:
         print(f"bench boot: {error}", file=sys.stderr)
         return 1
     if options.json:
         print(json.dumps({"load": os.getloadavg(), "cpus": os.cpu_count(), "rows": rows}, indent=2))
         return 0
-    print(f"{'':36} {'pxed':>10} {'dnsmasq':>10} {'tftpd-hpa':>10}  ours/best")
+    print(f"{'':44} {'pxed':>10} {'dnsmasq':>10} {'tftpd-hpa':>10}  ours/best")
     for row in rows:
         values = [row["medians"].get(name) for name in SERVERS]
         cells = " ".join(f"{'-' if v is None else f'{v:.3g}':>10}" for v in values)
-        print(f"{row['what']:36} {cells}  {row['ratio_to_best_peer'] or '-'}")
+        print(f"{row['what']:44} {cells}  {row['ratio_to_best_peer'] or '-'}")
     return 0
 
 

@@ -5,6 +5,7 @@ What each firmware needs and punishes: docs/netboot.md, section "DHCP replies th
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
 
 from pxed.dhcp.bootplan import Choice, Step
@@ -72,7 +73,13 @@ class Settings:
     @property
     def network(self) -> IPv4Network:
         """The server's own subnet."""
-        return IPv4Network((self.server, self.prefixlen), strict=False)
+        return _network(self.server, self.prefixlen)
+
+
+@lru_cache(maxsize=8)
+def _network(address: IPv4Address, prefixlen: int) -> IPv4Network:
+    """Asked for with every message, and slow to make."""
+    return IPv4Network((address, prefixlen), strict=False)
 
 
 class Kind(StrEnum):
