@@ -3,7 +3,7 @@
 import importlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -129,11 +129,13 @@ def event(
     state_dir: Path | None,
 ) -> None:
     """The event log, oldest entry first."""
+    from pxed.eventlog import line_of
+
     query = [f"since={_since(since)}"] if since else []
     query += ["follow=1"] if follow else []
     what = "/v1/events" + ("?" + "&".join(query) if query else "")
     for entry in server(state_dir, config_path).follow(what):
-        click.echo(json.dumps(entry) if as_json else _event_line(entry))
+        click.echo(json.dumps(entry) if as_json else _event_line(entry, line_of))
 
 
 def _since(text: str) -> float:
@@ -149,10 +151,10 @@ def _since(text: str) -> float:
     raise UsageError(f"--since {text!r}: write 10m, 12h, 2d, or 2026-11-23 14:30")
 
 
-def _event_line(entry: dict[str, Any]) -> str:
+def _event_line(entry: dict[str, Any], line_of: Callable[[dict[str, Any]], str]) -> str:
     stamp = time.strftime("%H:%M:%S", time.localtime(entry["time"]))
     known = ("id", "time", "kind", "mac")
-    rest = " ".join(f"{k}={v}" for k, v in entry.items() if k not in known and v not in ("", None))
+    rest = line_of({key: value for key, value in entry.items() if key not in known})
     clock = f"{stamp}.{int(entry['time'] % 1 * 1000):03d}"
     return f"{clock} {entry['mac'] or '-':17} {entry['kind']:14} {rest}"
 

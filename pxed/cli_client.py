@@ -44,12 +44,17 @@ def client_list(
         return
     now = time.time()
     rows = [
-        [c["mac"], c["name"], " ".join(c["groups"]), _state(c), c["stage"] or "", c["firmware"],
+        [c["mac"], c["name"], " ".join(c["groups"]), _state(c), _stage(c), c["firmware"],
          c["ip"], c["image"], _heard(c, now), c["why"] or _disk(c) or c["note"]]
         for c in clients
     ]  # fmt: skip
     heads = ["MAC", "NAME", "GROUPS", "STATE", "STAGE", "FIRMWARE", "IP", "IMAGE", "HEARD", "WHY"]
-    click.echo(table(heads, rows))
+    click.echo(table(heads, rows, spare=["FIRMWARE", "GROUPS", "IP", "IMAGE", "STAGE"]))
+
+
+def _stage(shown: dict[str, Any]) -> str:
+    """How far a boot has come, where its state does not say that already."""
+    return "" if shown["state"] == "running" else shown["stage"] or ""
 
 
 def _state(shown: dict[str, Any]) -> str:

@@ -62,11 +62,12 @@ def image_list(as_json: bool, config_path: Path | None, state_dir: Path | None) 
         return
     rows = [
         [f"{i['name']}@{i['version']}", i["class"], i["released"], " ".join(i["devices"]),
-         amount(i["bytes"]) if i["bytes"] else "", " ".join(i["channels"]), i["used"]]
+         amount(i["bytes"]) if i["bytes"] else "", " ".join(i["channels"]),
+         i["used"].partition(":")[0]]
         for i in found["images"]
     ]  # fmt: skip
     heads = ["IMAGE", "CLASS", "RELEASED", "DEVICES", "SIZE", "CHANNELS", "NEEDED"]
-    click.echo(table(heads, rows))
+    click.echo(table(heads, rows, spare=["RELEASED", "DEVICES", "CLASS"]))
 
 
 @image.command("show")

@@ -36,7 +36,7 @@ def midlayer_list(as_json: bool, config_path: Path | None, state_dir: Path | Non
     ]  # fmt: skip
     heads = ["MAC", "NAME", "SIZE", "USED", "STATE", "OLD ONE", "RESET", "SEEN"]
     if rows:
-        click.echo(table(heads, rows))
+        click.echo(table(heads, rows, spare=["SIZE", "OLD ONE"]))
     free, keep = amount(found["free"]), amount(found["keep_free"])
     click.echo(
         f"{len(rows)} midlayers; {free} free on their disk, new ones are made down to {keep}"

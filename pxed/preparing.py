@@ -1,6 +1,7 @@
 """Gives each machine its own devices and its view: midlayers made in threads, exports, restarts."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -138,7 +139,9 @@ class Preparing:
             try:
                 made = self._midlayers.prepare(mac, size, fresh=fresh, check=check)
             finally:
-                erase_report(report)
+                # On a full disk what cannot be written is a hole, which says nothing already.
+                with contextlib.suppress(OSError):
+                    erase_report(report)
             self._exports.open_private(mac, self._midlayers.path(mac), report)
             return made
 

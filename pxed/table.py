@@ -2,22 +2,50 @@
 
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 
+_NARROW = 20  # characters of a last column below which it is cut rather than folded
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool = True) -> str:
+
+def table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    header: bool = True,
+    spare: Sequence[str] = (),
+    width: int | None = None,
+) -> str:
     """Columns as wide as they need; empty columns are left out.
 
-    On a terminal the last one is cut to fit; a file or a pipe gets all of it.
+    On a terminal (or to ``width``) those of ``spare`` go, in this order, until the rest fits; if it
+    still does not, the last column is folded. A file or a pipe gets all of it.
     """
+    if width is None and sys.stdout.isatty():
+        width = shutil.get_terminal_size((120, 25)).columns
     keep = [i for i in range(len(heads)) if any(row[i] for row in rows)]
-    lines = [[row[i] for i in keep] for row in rows]
-    if header:
-        lines.insert(0, [heads[i] for i in keep])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(keep))]
-    room = shutil.get_terminal_size((120, 25)).columns if sys.stdout.isatty() else None
-    text = ("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines)
-    return "\n".join(each.rstrip()[:room] for each in text)
+    widths = {i: max(len(row[i]) for row in [*rows, *([heads] if header else [])]) for i in keep}
+    for head in spare if width is not None else ():
+        # What the last column has beyond its share can be folded, so it spares no other.
+        needs = sum(widths[i] + 2 for i in keep[:-1]) + min(widths[keep[-1]], 2 * _NARROW)
+        if needs > (width or 0):
+            keep = [i for i in keep if heads[i] != head]
+    if not keep:
+        return ""
+    before = sum(widths[i] + 2 for i in keep[:-1])
+    text = []
+    for line in [heads, *rows] if header else rows:
+        first = "".join(f"{line[i]:{widths[i] + 2}}" for i in keep[:-1])
+        last = line[keep[-1]]
+        if width is None or before + len(last) <= width:
+            text.append((first + last).rstrip())
+        elif width - before < _NARROW:
+            text.append((first + last)[:width].rstrip())
+        else:
+            folded = textwrap.wrap(last, width - before)
+            text.append(first + folded[0])
+            text += [" " * before + each for each in folded[1:]]
+    return "\n".join(text)
 
 
 def amount(count: float) -> str:

@@ -51,11 +51,11 @@ class ManageMidlayers:
 
     async def resize(self, call: Call) -> Json:
         body = Body(call.body, "client", "size")
-        client = self._idle(body)
         try:
             size = parse_midlayer_size(body.text("size"))
         except ValueError as error:
             raise UsageError(f"size {body.text('size')!r}: {error}") from None
+        client = self._idle(body)
         await self._core.blocking(self._core.midlayers.resize, client.mac, size)
         self._let_go(client)
         return {"text": f"{client.name or client.mac} has {body.text('size')} at its next boot"}

@@ -203,6 +203,62 @@ def test_a_killed_add_leaves_nothing_to_see_and_the_next_one_cleans(
     assert str(add(library, source)) == "lab@1"
 
 
+KILLED_AT = """
+import os, signal, sys
+from pathlib import Path
+from pxed import library
+where, name = sys.argv[3].rsplit(".", 1)
+owner = library
+for part in where.split(".") if where else []:
+    owner = getattr(owner, part)
+first = getattr(owner, name)
+def die(*args, **kwargs):
+    if sys.argv[4] == "after":
+        first(*args, **kwargs)
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(owner, name, die)
+library.Library(Path(sys.argv[1])).add(library.Source(Path(sys.argv[2])))
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "when", "there"),
+    [
+        ("disk.copy_data", "before", False),
+        ("disk.copy_data", "after", False),
+        ("os.fsync", "before", False),
+        ("disk.write_whole", "after", False),
+        ("images.load", "after", False),
+        ("Library._refuse_what_is_there", "after", False),
+        ("Path.rename", "before", False),
+        ("disk.sync_directory", "before", False),
+        ("disk.sync_directory", "after", False),
+        ("Library.use", "before", True),
+    ],
+)
+def test_killed_anywhere_an_add_is_whole_or_nothing(
+    library: Library, source: Path, point: str, when: str, there: bool
+) -> None:
+    argv = [
+        sys.executable,
+        "-c",
+        KILLED_AT,
+        library.directory,
+        source,
+        f".{point}".strip("."),
+        when,
+    ]
+    done = subprocess.run(argv, check=False)
+    assert done.returncode == -signal.SIGKILL
+    good, bad = library.all()
+    assert ([str(each) for each in good], bad) == (["lab@1"] if there else [], [])
+    for image in good:
+        assert all(finding.good for finding in library.verify(image))
+    library.clean()
+    assert not list(library.directory.glob("*/.*-*"))
+    assert str(library.find("lab") if there else add(library, source)) == "lab@1"
+
+
 def test_old_leftovers_of_a_build_are_cleaned(library: Library) -> None:
     old, young = library.directory / "lab" / ".new-old", library.directory / "lab" / ".new-young"
     old.mkdir(parents=True)
