@@ -78,11 +78,12 @@ def test_a_full_disk(small: Room) -> None:
     said = small.pxed("image", "add", str(image(small.state, "2", b"2")), status=1)
     assert "are free" in said or "No space left" in said
 
-    def note(number: int) -> None:
-        small.control.post("/v1/clients/note", {"select": [M1], "note": f"{number} " * 99})
+    def notes() -> None:
+        for number in range(200):
+            small.control.post("/v1/clients/note", {"select": [M1], "note": f"{number} " * 99})
 
     with pytest.raises(HostError, match="cannot write"):
-        [note(number) for number in range(200)]
+        notes()
     assert small.client(M1)["name"] == "seat-01"
     filler.unlink()
     small.pxed("client", "note", "seat-01", "-m", "after")
