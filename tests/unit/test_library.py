@@ -239,16 +239,8 @@ library.Library(Path(sys.argv[1])).add(library.Source(Path(sys.argv[2])))
 def test_killed_anywhere_an_add_is_whole_or_nothing(
     library: Library, source: Path, point: str, when: str, there: bool
 ) -> None:
-    argv = [
-        sys.executable,
-        "-c",
-        KILLED_AT,
-        library.directory,
-        source,
-        f".{point}".strip("."),
-        when,
-    ]
-    done = subprocess.run(argv, check=False)
+    places = (str(library.directory), str(source), f".{point}" if "." not in point else point)
+    done = subprocess.run([sys.executable, "-c", KILLED_AT, *places, when], check=False)
     assert done.returncode == -signal.SIGKILL
     good, bad = library.all()
     assert ([str(each) for each in good], bad) == (["lab@1"] if there else [], [])
