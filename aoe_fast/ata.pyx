@@ -8,6 +8,7 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
 from .batch cimport bump, fail_aoe, fail_ata, note_first, take_body
+from .parking cimport must_park
 from .settings cimport reserved_for_another
 from .store cimport Backing, backing_write
 from .view cimport Row
@@ -52,11 +53,14 @@ cdef void answer_ata(
         elif sector >= backing.sectors or count > backing.sectors - sector:
             fail_ata(reply, ATA_IDNF)
         elif writes:
-            if backing_write(backing, sector, frame + sizeof(AtaHeader), count * SECTOR) != 0:
+            if batch.may_park and must_park(backing, sector, count):
+                reply.late = count * SECTOR
+                reply.sector = sector
+            elif backing_write(backing, sector, frame + sizeof(AtaHeader), count * SECTOR) != 0:
                 fail_ata(reply, ATA_UNC)
                 return
             reply.image = backing
-            if backing.durable:
+            if backing.durable and reply.late == 0:
                 reply.sync = backing
             bump(view, &row.writes, 1)
             bump(view, &row.written_bytes, count * SECTOR)

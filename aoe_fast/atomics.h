@@ -17,6 +17,7 @@ static inline void aoe_release32(uint32_t *p, uint32_t v) { __atomic_store_n(p, 
 
 static inline uint32_t aoe_swap32(uint32_t *p, uint32_t v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
 static inline uint64_t aoe_add64(uint64_t *p, uint64_t n) { return __atomic_add_fetch(p, n, __ATOMIC_RELAXED); }
+static inline uint32_t aoe_count32(uint32_t *p, int n) { return __atomic_add_fetch(p, (uint32_t)n, __ATOMIC_ACQ_REL); }
 static inline int64_t aoe_count(int64_t *p, int64_t n) { return __atomic_add_fetch(p, n, __ATOMIC_ACQ_REL); }
 
 static inline void aoe_relax(void)

@@ -29,7 +29,8 @@ cdef struct Counters:
     uint64_t overrun            # requests lost because they were far beyond it
     uint64_t repeats            # probable retransmissions
     uint64_t announced          # config replies that nobody asked for
-    uint64_t reserved[2]
+    uint64_t parked             # writes that waited for a disk on a side thread
+    uint64_t reserved[1]
     uint64_t frames
     uint64_t replies
     uint64_t ignored
@@ -56,6 +57,7 @@ cdef struct Reply:
     uint64_t sector
     uint32_t head_size
     uint32_t size
+    uint32_t late               # bytes that are still to be written, by a side thread; else 0
     uint8_t broadcast           # may be put off a little
     Row *row
     Client *client              # NULL: not to be counted when it leaves
@@ -73,6 +75,7 @@ cdef struct Batch:
     uint8_t mac[6]
     uint8_t wire_config
     uint8_t wire_reserve
+    uint8_t may_park            # whoever calls handle takes writes that must wait
     Reply *replies
     uint8_t *body
 

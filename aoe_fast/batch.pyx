@@ -40,6 +40,7 @@ cdef void fail_ata(Reply *reply, uint8_t error) noexcept nogil:
     reply.image = NULL
     reply.sync = NULL
     reply.size = 0
+    reply.late = 0
     reply.head_size = SHORTEST_REPLY
 
 

@@ -6,6 +6,7 @@ from .backlog cimport Backlog
 from .batch cimport Batch, Counters
 from .clients cimport Clients
 from .fetch cimport Fetches
+from .parking cimport Parking
 from .ring cimport Outbox, RingState
 from .spread cimport Spread
 from .syncer cimport Queue
@@ -22,6 +23,7 @@ cdef struct Worker:
     void **table
     Queue *queue
     Fetches *fetches
+    Parking *parking
     Spread *spread
     Clients *clients
     Backlog *backlog
@@ -49,6 +51,7 @@ cdef class Server:
     cdef int _total
     cdef Queue *_queue
     cdef Fetches *_fetches
+    cdef Parking *_parking
     cdef Spread *_spread
     cdef Region _tables
     cdef object _clients

@@ -23,11 +23,13 @@ from .backlog cimport BACKLOG_SHARE, Backlog, Postponed, next_postponed, postpon
 from .clients cimport CLIENTS, Client, Clients
 from .fetch cimport fetch_loop, free_fetches, hand_over, new_fetches, stop_fetches
 from .observe cimport is_greedy, note_frame, note_sent
+from .parking cimport PARKERS, free_parking, new_parking, park, parking_loop, stop_parking
 from .residency cimport is_resident
 from .spread cimport free_spread, new_spread, put_off, spread_loop, stop_spread
 from .syncer cimport SYNC_THREADS, defer, free_queue, mark_dirty, new_queue, stop_queue, sync_loop
 from .target cimport handle
 from .view cimport enter, leave
+from .wire cimport AtaHeader
 
 from .caretaker import Caretaker
 from .observe import CLIENT
@@ -52,7 +54,7 @@ cdef extern from "<poll.h>" nogil:
 
 
 _COUNTS = [
-    "cold", "spread", "postponed", "overrun", "repeats", "announced", "reserved0", "reserved1",
+    "cold", "spread", "postponed", "overrun", "repeats", "announced", "parked", "reserved1",
     "frames", "replies", "ignored", "runt", "response_flag", "group_source", "not_ours",
     "ata_errors", "aoe_errors", "drops", "send_errors", "batches", "syncs", "spin_ns",
 ]
@@ -172,7 +174,10 @@ cdef bint serve_batch(Worker *worker) noexcept nogil:
                 if handle(batch, frame, size):
                     note_frame(worker.clients, batch, first, frame, size, arrived)
                 for i in range(first, batch.count):
-                    prefetch_data(&batch.replies[i])
+                    if batch.replies[i].late:
+                        put_aside(worker, &batch.replies[i], frame)
+                    else:
+                        prefetch_data(&batch.replies[i])
             ring_pop(worker.rings[kind])
             frames += 1
         limit = BATCH_FRAMES
@@ -180,7 +185,9 @@ cdef bint serve_batch(Worker *worker) noexcept nogil:
         serve_postponed(worker, frames)
     for i in range(batch.count):
         reply = &batch.replies[i]
-        if reply.sync != NULL:
+        if reply.late:
+            reply.client = NULL
+        elif reply.sync != NULL:
             deferred = True
         elif reply.broadcast and put_off(
             worker.spread, reply, batch.now_ns, worker.rings[REQUESTS].fd
@@ -204,6 +211,14 @@ cdef bint serve_batch(Worker *worker) noexcept nogil:
     leave(worker.reader)
     worker.counters.batches += 1
     return True
+
+
+cdef void put_aside(Worker *worker, const Reply *reply, const uint8_t *frame) noexcept nogil:
+    """Have a write that must wait for a disk done by a side thread, or never if too many wait."""
+    if not park(
+        worker.parking, reply, frame + sizeof(AtaHeader), worker.rings[REQUESTS].fd
+    ):
+        worker.counters.overrun += 1
 
 
 cdef void put_last(
@@ -293,7 +308,7 @@ cdef class Server:
         self._alarm = alarm
         self.ports = []
         self._side_threads = []
-        self.region = Region((self._total + 2 + FETCHERS) * sizeof(Counters))
+        self.region = Region((self._total + 2 + FETCHERS + PARKERS) * sizeof(Counters))
         self._tables = Region(self._total * sizeof(Own))
         self._clients = np.ndarray(
             (self._total, CLIENTS), CLIENT, self._tables,
@@ -332,6 +347,7 @@ cdef class Server:
         try:
             self._queue = new_queue()
             self._fetches = new_fetches()
+            self._parking = new_parking()
             self._spread = new_spread()
             for number in range(len(self.interfaces)):
                 port = Port(self, number)
@@ -343,7 +359,7 @@ cdef class Server:
             raise
         self._side_threads = [
             threading.Thread(target=self._run_side, args=(i,), name=f"aoe-side-{i}", daemon=True)
-            for i in range(SYNC_THREADS + 1 + FETCHERS)
+            for i in range(SYNC_THREADS + 1 + FETCHERS + PARKERS)
         ]
         for thread in self._side_threads:
             thread.start()
@@ -360,6 +376,8 @@ cdef class Server:
         worker.table = &self.target.views.table
         worker.queue = self._queue
         worker.fetches = self._fetches
+        worker.parking = self._parking
+        worker.batch.may_park = True
         worker.spread = self._spread
         worker.clients = &table.clients
         worker.backlog = &table.backlog
@@ -368,7 +386,7 @@ cdef class Server:
         return 0
 
     def _run_side(self, int number):
-        """The sync threads, which share a row of counters, the one that spreads, the fetchers."""
+        """Sync threads, which share a row of counters, the one that spreads, fetchers, parkers."""
         cdef Batch *batch = new_batch()
         cdef Outbox *outbox = NULL
         cdef Counters *rows = <Counters *>self.region.start + self._total
@@ -386,19 +404,25 @@ cdef class Server:
                     sync_loop(self._queue, batch, outbox, rows, number == 0)
                 elif number == SYNC_THREADS:
                     spread_loop(self._spread, batch, outbox)
-                else:
+                elif number <= SYNC_THREADS + FETCHERS:
                     fetch_loop(self._fetches, batch, outbox)
+                else:
+                    parking_loop(self._parking, self._queue, batch, outbox)
         finally:
             free_outbox(outbox)
             free_batch(batch)
 
     def handed_over(self):
-        """(acknowledgements, reads, broadcast answers) that side threads were given so far."""
-        return self._queue.taken, self._fetches.taken, self._spread.taken
+        """(writes, reads, broadcast answers, acknowledgements) given to side threads so far."""
+        return (
+            self._parking.taken, self._fetches.taken, self._spread.taken,
+            # Writes that wait will want an acknowledgement as well.
+            self._queue.taken + self._parking.taken - self._parking.done,
+        )
 
     def answered(self):
-        """(acknowledgements, reads, broadcast answers) that they have sent so far."""
-        return self._queue.done, self._fetches.done, self._spread.done
+        """(writes, reads, broadcast answers, acknowledgements) that they are done with so far."""
+        return self._parking.done, self._fetches.done, self._spread.done, self._queue.done
 
     def stop(self):
         """Answer what has arrived, sync, stop the threads; stopping twice is fine."""
@@ -410,9 +434,13 @@ cdef class Server:
         # After the workers: what they handed over last is still fetched, synced and answered.
         stop_fetches(self._fetches)
         stop_spread(self._spread)
-        stop_queue(self._queue)
+        stop_parking(self._parking)
         threads, self._side_threads = self._side_threads, []
-        for thread in threads:
+        for thread in threads[SYNC_THREADS:]:
+            thread.join()
+        # Last: what was parked is synced as well.
+        stop_queue(self._queue)
+        for thread in threads[:SYNC_THREADS]:
             thread.join()
         self._release()
         self.target.save_state()
@@ -425,6 +453,8 @@ cdef class Server:
         self._queue = NULL
         free_fetches(self._fetches)
         self._fetches = NULL
+        free_parking(self._parking)
+        self._parking = NULL
         free_spread(self._spread)
         self._spread = NULL
 

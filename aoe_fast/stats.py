@@ -118,6 +118,7 @@ _TOTALS = {
     "send_errors": "Replies that could not be sent",
     "syncs": "Syncs of an export",
     "cold": "Reads that waited for a disk beside the others",
+    "parked": "Writes that waited for a disk beside the others",
     "spread": "Broadcast answers that were put off by some milliseconds",
     "postponed": "Requests beyond a client's queue depth, served after the others",
     "overrun": "Requests lost because their client was far beyond its queue depth",

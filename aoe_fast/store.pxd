@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "atomics.h" nogil:
     int64_t aoe_count(int64_t *p, int64_t n)
+    uint32_t aoe_count32(uint32_t *p, int n)
 
 
 cdef extern from "<pthread.h>" nogil:
@@ -36,6 +37,7 @@ cdef struct Backing:
     uint8_t writable
     uint8_t durable
     uint32_t dirty              # on the sync threads' list
+    uint32_t parked             # writes that wait for a disk; later ones line up behind them
     int64_t references
     uint64_t *resident          # a bit for each 64 KiB known to be in memory; NULL: all always is
     void *map

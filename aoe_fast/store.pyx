@@ -14,7 +14,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
 from posix.types cimport off_t
-from posix.unistd cimport close, fdatasync, pread, pwrite
+from posix.unistd cimport close, fdatasync, pread, pwrite, usleep
 
 from .wire cimport SECTOR
 
@@ -28,6 +28,10 @@ cdef extern from "faults.h" nogil:
         AOE_FAULT_SYNC
         AOE_FAULT_LOSE
     int aoe_fault(int kind, uint64_t sector, size_t size)
+
+
+cdef extern from "atomics.h" nogil:
+    uint32_t aoe_acquire32(const uint32_t *p)
 
 
 cdef int64_t live = 0
@@ -231,11 +235,16 @@ cdef class Export:
     def close(self):
         """Sync what is writable and let go; closing twice is fine. AoeError if the sync fails."""
         cdef Backing *backing = self.backing
+        cdef int patience = 10000
         cdef int code = 0
         if backing == NULL:
             return
         self.backing = NULL
         with nogil:
+            # Nobody else uses the file after this: wait for what is about to be written.
+            while aoe_acquire32(&backing.parked) and patience:
+                usleep(1000)
+                patience -= 1
             if backing.writable:
                 code = backing_sync(backing)
             backing_release(backing)

@@ -103,6 +103,7 @@ cdef void answer(
     reply.row = binding.row
     reply.client = NULL
     reply.size = 0
+    reply.late = 0
     reply.head_size = SHORTEST_REPLY
     binding.row.last_ns = batch.now_ns
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aoe_fast import AoeError, Export, Server, Target
-from aoe_fast.fetch import set_delay
+from aoe_fast import AoeError, Export, Server, Target, fetch, parking
 from aoe_fast.memory import live_blocks
 from aoe_fast.store import live_backings
 from tests.aoe_frames import BROADCAST, FLUSH, ata, config, frame
@@ -65,25 +64,33 @@ def test_every_path_gives_its_memory_back(cable: Cable, disk: Path) -> None:
     assert held() == before
 
 
-def test_reads_that_wait_at_the_stop_are_given_back(cable: Cable, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["read", "write"])
+def test_what_waits_for_a_disk_at_the_stop_is_given_back(
+    cable: Cable, tmp_path: Path, what: str
+) -> None:
     path = tmp_path / "cold"
     path.write_bytes(bytes(1 << 22))
     peer = Peer(cable)
     before = held()
-    set_delay(20000)
+    for module in (fetch, parking):
+        module.set_delay(20000)
     try:
         fd = os.open(path, os.O_RDONLY)
         os.fsync(fd)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(fd)
         target = Target()
-        target.set_view(None, {(16, 3): Export(path)})
+        target.set_view(None, {(16, 3): Export(path, writable=what == "write")})
         with serving(cable, target):
             for tag in range(32):
-                peer.send(peer.read(tag * 128, tag=tag))
+                if what == "read":
+                    peer.send(peer.read(tag * 128, tag=tag))
+                else:
+                    peer.send(peer.write(tag * 128, b"x" * 512, tag=tag))
         del target
     finally:
-        set_delay(0)
+        for module in (fetch, parking):
+            module.set_delay(0)
     assert held() == before
 
 

@@ -357,6 +357,7 @@ HOT = {
     "backlog": ["postpone", "next_postponed"],
     "spread": ["put_off", "spread_loop"],
     "fetch": ["hand_over", "fetch_loop", "serve"],
+    "parking": ["park", "parking_loop", "apply"],
     "syncer": ["defer", "mark_dirty", "sync_loop", "commit"],
     "transfer": ["machine_receive", "machine_expire", "lay_out"],
     "mover": ["hall_loop", "serve", "send_blocks", "send_many"],

@@ -1,0 +1,227 @@
+"""Side threads for writes that must wait for a disk.
+
+A write of a part of a page that is not in memory makes the kernel read that page first. A worker
+would wait for it with all its clients; so it parks the write here and goes on. All later writes of
+the same export line up behind it, so each client's are applied in their order of arrival.
+"""
+
+from libc.string cimport memcpy, memset
+from posix.types cimport off_t
+from posix.unistd cimport usleep
+
+from .batch cimport fail_ata
+from .memory cimport give, take
+from .observe cimport note_sent
+from .residency cimport CHUNK_BYTES, CHUNK_SECTORS_LOG2, look_at
+from .ring cimport outbox_add, outbox_send
+from .store cimport (
+    aoe_count32, backing_hold, backing_release, backing_write, pthread_mutex_destroy,
+    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+)
+from .syncer cimport defer, mark_dirty
+from .wire cimport ATA_UNC, SHORTEST_REPLY
+
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_cond_init(pthread_cond_t *condition, const void *attributes)
+    int pthread_cond_destroy(pthread_cond_t *condition)
+    int pthread_cond_signal(pthread_cond_t *condition)
+    int pthread_cond_broadcast(pthread_cond_t *condition)
+    int pthread_cond_wait(pthread_cond_t *condition, pthread_mutex_t *mutex)
+
+
+cdef extern from "<fcntl.h>" nogil:
+    ssize_t readahead(int fd, off_t offset, size_t count)
+
+
+cdef enum:
+    # Beyond this a write is dropped, as a full ring would drop it: its client sends it again.
+    MOST_BYTES = 64 << 20
+
+
+# For tests: every parked write waits so long first, like a slow disk.
+cdef uint32_t delay_us = 0
+
+
+def set_delay(uint32_t microseconds):
+    """Make every parked write of this process wait first, as a slow disk would; for tests."""
+    global delay_us
+    delay_us = microseconds
+
+
+cdef Parking *new_parking() except NULL:
+    cdef Parking *parking = <Parking *>take(sizeof(Parking))
+    if parking == NULL:
+        raise MemoryError()
+    pthread_mutex_init(&parking.lock, NULL)
+    pthread_cond_init(&parking.wake, NULL)
+    parking.last = &parking.first
+    return parking
+
+
+cdef void free_parking(Parking *parking) noexcept nogil:
+    if parking != NULL:
+        pthread_cond_destroy(&parking.wake)
+        pthread_mutex_destroy(&parking.lock)
+        give(parking)
+
+
+cdef void stop_parking(Parking *parking) noexcept nogil:
+    """Have every parking_loop write what is waiting and return."""
+    pthread_mutex_lock(&parking.lock)
+    parking.stop = 1
+    pthread_cond_broadcast(&parking.wake)
+    pthread_mutex_unlock(&parking.lock)
+
+
+cdef Lane *find_lane(Parking *parking, Backing *backing) noexcept nogil:
+    """The lane of an export, a new one if it has none; NULL if there is no memory."""
+    cdef Lane **bucket = &parking.buckets[(<size_t>backing >> 8) % LANES]
+    cdef Lane *lane = bucket[0]
+    while lane != NULL:
+        if lane.backing == backing:
+            return lane
+        lane = lane.chain
+    lane = <Lane *>take(sizeof(Lane))
+    if lane != NULL:
+        backing_hold(backing)
+        lane.backing = backing
+        lane.last = &lane.first
+        lane.chain = bucket[0]
+        bucket[0] = lane
+    return lane
+
+
+cdef void drop_lane(Parking *parking, Lane *lane) noexcept nogil:
+    """Forget a lane in which nothing waits."""
+    cdef Lane **at = &parking.buckets[(<size_t>lane.backing >> 8) % LANES]
+    while at[0] != lane:
+        at = &at[0].chain
+    at[0] = lane.chain
+    backing_release(lane.backing)
+    give(lane)
+
+
+cdef void line_up(Parking *parking, Lane *lane) noexcept nogil:
+    """Have a thread take the lane, unless one will or is at it."""
+    if lane.in_line or lane.running or lane.first == NULL:
+        return
+    lane.in_line = True
+    lane.next = NULL
+    parking.last[0] = lane
+    parking.last = &lane.next
+    pthread_cond_signal(&parking.wake)
+
+
+cdef bint park(
+    Parking *parking, const Reply *reply, const uint8_t *payload, int fd
+) noexcept nogil:
+    """Have the write behind ``reply`` done and answered later; False if it must be dropped.
+
+    To be called before the next frame is handled, so that the next write sees that one waits.
+    """
+    cdef Parked *node = <Parked *>take(sizeof(Parked) + reply.late)
+    cdef Lane *lane = NULL
+    if node == NULL:
+        return False
+    node.next = NULL
+    node.row = reply.row
+    node.client = reply.client
+    node.arrived = reply.arrived
+    node.sector = reply.sector
+    node.size = reply.late
+    node.fd = fd
+    memcpy(node.head, reply.head, SHORTEST_REPLY)
+    memcpy(<uint8_t *>node + sizeof(Parked), payload, reply.late)
+    pthread_mutex_lock(&parking.lock)
+    if parking.bytes <= MOST_BYTES:
+        lane = find_lane(parking, reply.image)
+    if lane != NULL:
+        lane.last[0] = node
+        lane.last = &node.next
+        parking.bytes += node.size
+        parking.taken += 1
+        aoe_count32(&reply.image.parked, 1)
+        line_up(parking, lane)
+    pthread_mutex_unlock(&parking.lock)
+    if lane == NULL:
+        give(node)
+        return False
+    return True
+
+
+cdef void parking_loop(
+    Parking *parking, Queue *queue, Batch *batch, Outbox *outbox
+) noexcept nogil:
+    """Write and answer until told to stop, then what is left. ``batch`` is this thread's own."""
+    cdef Parked *node
+    cdef Lane *lane
+    pthread_mutex_lock(&parking.lock)
+    while True:
+        while parking.first == NULL and not parking.stop:
+            pthread_cond_wait(&parking.wake, &parking.lock)
+        lane = parking.first
+        if lane == NULL:
+            break
+        parking.first = lane.next
+        if parking.first == NULL:
+            parking.last = &parking.first
+        lane.in_line = False
+        lane.running = True
+        while lane.first != NULL:
+            node = lane.first
+            lane.first = node.next
+            if lane.first == NULL:
+                lane.last = &lane.first
+            pthread_mutex_unlock(&parking.lock)
+            apply(node, lane.backing, queue, batch, outbox)
+            pthread_mutex_lock(&parking.lock)
+            parking.bytes -= node.size
+            parking.done += 1
+            give(node)
+        lane.running = False
+        drop_lane(parking, lane)
+    pthread_mutex_unlock(&parking.lock)
+
+
+cdef void apply(
+    Parked *node, Backing *backing, Queue *queue, Batch *batch, Outbox *outbox
+) noexcept nogil:
+    """Write, then answer or have it synced first; then bring the 64 KiB in for the next ones."""
+    cdef Reply *reply = &batch.replies[0]
+    cdef uint64_t chunk = node.sector >> CHUNK_SECTORS_LOG2
+    cdef int code
+    if delay_us:
+        usleep(delay_us)
+    code = backing_write(
+        backing, node.sector, <const uint8_t *>node + sizeof(Parked), node.size
+    )
+    readahead(backing.fd, <off_t>(backing.offset + chunk * CHUNK_BYTES), CHUNK_BYTES)
+    look_at(backing, chunk >> 6)
+    # Applied: from here on a worker may write for itself again.
+    aoe_count32(&backing.parked, -1)
+    memset(reply, 0, sizeof(Reply))
+    memcpy(reply.head, node.head, SHORTEST_REPLY)
+    reply.head_size = SHORTEST_REPLY
+    reply.row = node.row
+    reply.client = node.client
+    reply.arrived = node.arrived
+    batch.count = 1
+    batch.counters.parked += 1
+    if code:
+        fail_ata(reply, ATA_UNC)
+        batch.counters.ata_errors += 1
+        node.row.errors += 1
+        node.row.errors_unc += 1
+        if node.client != NULL:
+            node.client.errors_unc += 1
+    elif backing.durable:
+        reply.sync = backing
+        defer(queue, batch, outbox, node.fd)
+    else:
+        mark_dirty(queue, backing)
+    if code or not backing.durable:
+        outbox_add(outbox, batch, 0)
+    if outbox.count:
+        outbox_send(outbox, batch, node.fd)
+        note_sent(batch)
