@@ -27,7 +27,7 @@ from bench.servers import ksoftirqd
 from bench.stormservers import CLIENTS, CPU, NEEDED, ROOMS, SERVER, SIGNALS, Images, Room
 from bench.trace import Trace
 from pxed.config import parse_size
-from pxed.errors import HostError, PxedError
+from pxed.errors import HostError, PxedError, UsageError
 from pxed.lab.netns import Namespace, veth
 
 GENERATOR_CPU = 1
@@ -264,6 +264,9 @@ def main(argv: Sequence[str]) -> int:
         signal.signal(number, stop)
     try:
         boot = trace.shorten(trace.load(asked.trace), asked.share)
+        if boot.total(trace.Kind.HTTP):
+            raise UsageError(f"{asked.trace}: loads by HTTP, and the storm plays no TCP client: "
+                             "record it with --boot san")  # fmt: skip
         results = run(boot, chosen(asked), asked)
     except (PxedError, subprocess.SubprocessError) as error:
         print(f"bench storm: {error}", file=sys.stderr)
