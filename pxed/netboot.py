@@ -148,6 +148,10 @@ class NetBoot:
             largest_block=self._largest_block,
             single_port=config.tftp.single_port,
             spin_us=config.aoe.spin_us,
+            # A whole room may ask before its first packet is looked at: nobody's own transfer
+            # makes room for a neighbour's.
+            max_silent=max(512, config.aoe.max_clients),
+            max_sessions=max(2048, 2 * config.aoe.max_clients),
         )
         shelves = {name: each.shelf for name, each in config.classes.items()}
         programs = {*BOOT_FILES.values(), *HTTP_FILES.values()}
