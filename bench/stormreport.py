@@ -68,7 +68,8 @@ def derive(found: Figures, requests: int, rate: int) -> Figures:
     found["sent_again"] = sum(found["again"].values())
     others = found["cpu_times"]["busy"] - found["server_cpu_s"]
     found["others_s"] = max(0.0, others) + found["cpu_times"]["stolen"]
-    found["link_s"] = found["wire_bytes"] * 8 / rate if rate else None
+    busier = max(found["up_bytes"], found["down_bytes"])
+    found["link_s"] = busier * 8 / rate if rate else None
     return found
 
 

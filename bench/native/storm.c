@@ -154,8 +154,9 @@ static void say(int64_t start, int64_t end, int64_t own, uint64_t lost)
            failed, stray, lost);
     printf("\"again\": {\"dhcp\": %lu, \"tftp\": %lu, \"ipxe\": %lu, \"aoe\": %lu}, \"asked_again\": %lu, ",
            again_dhcp, again_tftp, again_ipxe, again_aoe, again_find);
-    printf("\"read_bytes\": %lu, \"written_bytes\": %lu, \"tftp_bytes\": %lu, \"wire_bytes\": %lu, ", read_bytes,
-           written_bytes, tftp_bytes, wire_bytes);
+    printf("\"read_bytes\": %lu, \"written_bytes\": %lu, \"tftp_bytes\": %lu, ", read_bytes, written_bytes,
+           tftp_bytes);
+    printf("\"up_bytes\": %lu, \"down_bytes\": %lu, ", up_bytes, down_bytes);
     printf("\"own_cpu_s\": %.6f}\n", (double)own / 1e9);
 }
 

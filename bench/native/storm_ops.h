@@ -132,7 +132,7 @@ static void send_nbd(struct client *client, const struct op *op, uint32_t number
         mark(client->issued, op->lba, op->count);
     }
     nbd_request(&client->connections[op->device], writes, number, op->lba, bytes, piece);
-    wire_bytes += NBD_REQUEST + (writes ? bytes : 0);
+    up_bytes += NBD_REQUEST + (writes ? bytes : 0);
 }
 
 /* A read or write of the kernel goes to its disk's queue; 0 if there is no room for one more. */

@@ -103,7 +103,7 @@ static void take_aoe(const uint8_t *data, uint32_t size, int64_t now)
     const struct ata *head = (const struct ata *)data;
     struct client *client = client_of(head->dst);
     uint32_t tag = ntohl(head->tag);
-    wire_bytes += size;
+    down_bytes += size;
     if (!client || client->ran || memcmp(head->src, target, 6) || size < (head->command == 1 ? 32 : HEAD)) {
         stray++;
         return;
@@ -235,7 +235,7 @@ static void take_ip(const uint8_t *data, uint32_t size, int64_t now)
         return;
     const uint8_t *udp = data + 34;
     uint32_t bytes = get16(udp + 4);
-    wire_bytes += size;
+    down_bytes += size;
     if (bytes < 12 || bytes + 34 > size)
         return;
     if (get16(udp + 2) == 68) {
@@ -335,7 +335,7 @@ static void take_nbd(struct connection *connection, int64_t now)
             return;
         if (got <= 0)
             die("the NBD server closed a connection");
-        wire_bytes += (uint32_t)got;
+        down_bytes += (uint32_t)got;
         if (!connection->left)
             nbd_done(connection, now);
     }

@@ -99,7 +99,7 @@ static uint32_t batched;
 static uint16_t by_ip[65536];
 static uint64_t histogram[MEASURED][BUCKETS], counted[MEASURED], worst_ns[MEASURED];
 static uint64_t wrong, failed, stray, again_dhcp, again_tftp, again_ipxe, again_aoe, again_find, sent_aoe, read_bytes,
-    written_bytes, tftp_bytes, wire_bytes;
+    written_bytes, tftp_bytes, up_bytes, down_bytes;
 
 static void advance(struct client *client, int64_t now);
 
@@ -150,7 +150,7 @@ static struct ata *put_aoe(const struct client *client, uint32_t bytes)
     parts[batched][0].iov_len = bytes ? HEAD : 60;
     parts[batched][1].iov_len = bytes;
     messages[batched].msg_hdr.msg_iovlen = bytes ? 2 : 1;
-    wire_bytes += bytes ? HEAD + bytes : 60;
+    up_bytes += bytes ? HEAD + bytes : 60;
     batched++;
     sent_aoe++;
     return head;
@@ -160,7 +160,7 @@ static void send_packet(struct client *client)
 {
     if (send(ip.fd, client->packet, client->packet_bytes, 0) < 0 && errno != ENOBUFS && errno != EAGAIN)
         die("send");
-    wire_bytes += client->packet_bytes;
+    up_bytes += client->packet_bytes;
 }
 
 static void address_of(const struct client *client, uint32_t device, struct ata *head)
