@@ -22,8 +22,8 @@ CLIENT_S = 0.005
 
 # Measured by `python -m bench storm --clients 10,100,1000`: anonymous memory after the storm, less
 # the rings, at no client and for each.
-MEMORY_BASE = 56 << 20
-MEMORY_CLIENT = 100 << 10
+MEMORY_BASE = 52 << 20
+MEMORY_CLIENT = 36 << 10
 
 RING_FRAME = 128  # bytes of a request in the receive ring (aoe_fast.ring)
 WRITE_FRAMES = 4096
