@@ -1,10 +1,13 @@
 """The thread that moves files: over loopback sockets, no privilege needed."""
 
 import os
+import random
 import select
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -49,7 +52,7 @@ def ended(mover: Mover, transfer: Transfer) -> str:
 
 def load(theirs: socket.socket, blksize: int, window: int) -> bytes:
     """What a client gets that acknowledges whole windows."""
-    got, block = b"", 0
+    got, block = bytearray(), 0
     while True:
         packet = theirs.recv(65536)
         assert packet[:2] == b"\0\3"
@@ -60,7 +63,7 @@ def load(theirs: socket.socket, blksize: int, window: int) -> bytes:
         if last or block % window == 0:
             theirs.send(b"\0\4" + (block & 0xFFFF).to_bytes(2, "big"))
         if last:
-            return got
+            return bytes(got)
 
 
 @pytest.mark.parametrize(("blksize", "window"), [(512, 1), (1468, 16), (1468, 64), (60_000, 2)])
@@ -170,6 +173,46 @@ def test_starting_over_on_one_socket(
         while len(theirs.recv(2048)) != size + 4:
             pass
         mover.news()
+
+
+def test_orders_that_cross_with_ends(mover: Mover) -> None:
+    """Many clients that load, vanish, answer rubbish or are stopped at any moment."""
+    noise = random.Random(5)
+    lines: dict[Transfer, tuple[socket.socket, socket.socket]] = {}
+    ends: Counter[str] = Counter()
+    begun = 0
+    while begun < 1500 or lines:
+        if begun < 1500 and len(lines) < 40:
+            ours, theirs = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+            theirs.bind(("127.0.0.1", 0))
+            theirs.setblocking(False)
+            ours.connect(theirs.getsockname())
+            theirs.connect(ours.getsockname())
+            transfer = Transfer(CONTENT, noise.randrange(4000), windowsize=noise.randrange(1, 9))
+            lines[transfer] = ours, theirs
+            mover.add(transfer, ours.fileno())
+            begun += 1
+        transfer = noise.choice(list(lines))
+        theirs = lines[transfer][1]
+        with suppress(OSError):
+            match noise.randrange(12):
+                case 0:
+                    mover.end(transfer)
+                case 1:
+                    theirs.close()
+                case 2:
+                    theirs.send(b"\0\5\0\3no" + noise.randbytes(noise.randrange(700)))
+                case 3:
+                    theirs.send(noise.randbytes(6))
+                case _:
+                    theirs.send(b"\0\4" + theirs.recv(2048)[2:4])
+        for told in mover.news():
+            if told.end and told in lines:
+                ends[told.end] += 1
+                for udp in lines.pop(told):
+                    udp.close()
+    assert ends.total() == 1500
+    assert {"complete", "stopped", "gone", "refused"} <= ends.keys()
 
 
 def test_the_end_of_the_mover_ends_its_transfers(
