@@ -3,6 +3,7 @@
 What each firmware needs and punishes: docs/netboot.md, section "DHCP replies that work".
 """
 
+import contextlib
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -15,6 +16,7 @@ from pxed.dhcp.codec import (
     CLIENT_PORT,
     NOWHERE,
     SERVER_PORT,
+    DhcpError,
     Message,
     Op,
     Opt,
@@ -34,6 +36,10 @@ _USE_THIS_FILE = encapsulate({6: b"\x08"})
 # iPXE: priority 1 beats every offer that says nothing; 0xb0 no-pxedhcp: do not wait for a proxy.
 _IPXE = encapsulate({0x01: b"\x01", 0xB0: b"\x01"}, end=False)
 _RPI_TEXT = b"Raspberry Pi Boot"
+
+
+# What a reply can do without, in this order, after all but three name servers.
+_DISPENSABLE = (Opt.BROADCAST, Opt.T1, Opt.T2, Opt.MTU, Opt.DNS)
 
 
 class Mode(StrEnum):
@@ -133,7 +139,7 @@ def nak(request: Message, server: IPv4Address, why: str) -> Reply:
     message.flags |= BROADCAST_FLAG  # section 4.3.2: a relay must broadcast it too
     message.options[Opt.TEXT] = why.encode("ascii", "replace")[:255]
     _echo_last(request, message)
-    return Reply(encode(message, request.max_size), destination(request, message))
+    return Reply(_fitted(message, request.max_size), destination(request, message))
 
 
 def lease_reply(
@@ -171,7 +177,7 @@ def lease_reply(
         options[Opt.CLIENT_ID] = request.options[Opt.CLIENT_ID]
     _echo_last(request, message)
     delay = settings.rpi3_delay if who.rpi3 else 0.0
-    return Reply(encode(message, request.max_size), destination(request, message), delay)
+    return Reply(_fitted(message, request.max_size), destination(request, message), delay)
 
 
 def proxy_offer(request: Message, settings: Settings, who: Identity, choice: Choice) -> Reply:
@@ -180,7 +186,7 @@ def proxy_offer(request: Message, settings: Settings, who: Identity, choice: Cho
     _boot(request, message, settings, who, choice, proxy=True)
     _echo_last(request, message)
     delay = settings.rpi3_delay if who.rpi3 else 0.0
-    return Reply(encode(message, request.max_size), destination(request, message), delay)
+    return Reply(_fitted(message, request.max_size), destination(request, message), delay)
 
 
 def boot_service_ack(
@@ -199,7 +205,22 @@ def boot_service_ack(
         message.options[Opt.VENDOR] = encapsulate({71: item})
     _echo_last(request, message)
     to = Destination(Kind.UNICAST, source[0], source[1], request.chaddr)
-    return Reply(encode(message, request.max_size), to)
+    return Reply(_fitted(message, request.max_size), to)
+
+
+def _fitted(message: Message, limit: int) -> bytes:
+    """The bytes of ``message``; what firmware can do without goes first where room is short."""
+    try:
+        return encode(message, limit)
+    except DhcpError:
+        options = message.options
+        if Opt.DNS in options:
+            options[Opt.DNS] = options[Opt.DNS][:12]
+        for code in _DISPENSABLE:
+            with contextlib.suppress(DhcpError):
+                return encode(message, limit)
+            options.pop(code, None)
+        return encode(message, limit)
 
 
 def _blank(request: Message, kind: Type, server: IPv4Address) -> Message:

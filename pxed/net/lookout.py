@@ -42,6 +42,7 @@ class Lookout:
         self._target = _FEWEST
         self._asked: dict[IPv4Address, float] = {}  # when; oldest first
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
 
     def start(self) -> None:
         self._again(0)
@@ -57,7 +58,7 @@ class Lookout:
         """An address was offered; ``dry``: one that nobody had looked at, so there were too few."""
         if dry:
             self._target = min(self._target * 2, _MOST)
-        if self._timer is not None and self._timer.when() > self._now() + self._wait / 4:
+        if self._timer is not None and self._due > self._now() + self._wait / 4:
             self._timer.cancel()
             self._again(self._wait / 4)
 
@@ -75,6 +76,7 @@ class Lookout:
         return asyncio.get_running_loop().time()
 
     def _again(self, wait: float) -> None:
+        self._due = self._now() + wait  # uvloop's handles of what is due at once cannot tell
         self._timer = asyncio.get_running_loop().call_later(wait, self._look)
 
     def _look(self) -> None:

@@ -1,14 +1,16 @@
 """Every packet that we send, through tshark's dissectors: none malformed, no expert error."""
 
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
-from pxed.dhcp.codec import Type
+from pxed.dhcp.codec import Message, Op, Opt, Type, encode
 from pxed.mac import Mac
 from tests.conftest import Cable, requires
 from tests.netns.conftest import GOOD, Serve
@@ -112,3 +114,92 @@ def test_every_packet(serve: Serve, tmp_path: Path, mode: str) -> None:
     assert len(tshark(file, f"eth.src == {own} && tftp", "tftp.opcode")) > 40
     assert len(tshark(file, f"eth.src == {own} && http.response", "http.response.code")) == 1
     assert len(tshark(file, f"eth.src == {own} && aoe", "aoe.cmd")) >= 1
+
+
+def http_client(cable: Cable) -> None:
+    """UEFI HTTP boot, whose vendor class is not PXEClient."""
+    firmware = Firmware(cable.cli, 16, MAC)
+    http = {
+        "VENDOR_CLASS": b"HTTPClient:Arch:00016:UNDI:003016",
+        "PARAMETERS": bytes(range(1, 129)),
+    }
+    firmware.send(Type.DISCOVER, **http)
+    firmware.send(
+        Type.DISCOVER,
+        UUID=bytes(17),
+        PARAMETERS=bytes(range(1, 129)),
+        MAX_SIZE=b"\x02\x40",
+        USER_CLASS=b"iPXE",
+        IPXE=bytes.fromhex("120101130101"),
+    )
+    firmware.close()
+
+
+def boot_service(cable: Cable) -> None:
+    """What UEFI and BIOS firmware ask on port 4011."""
+    with cable.cli.inside():
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with udp:
+        udp.bind(("10.77.0.2", 4011))
+        for arch, vendor in ((7, b"PXEClient"), (0, b"PXEClient"), (16, b"HTTPClient")):
+            options: dict[int, bytes] = {
+                Opt.TYPE: bytes((Type.REQUEST,)),
+                Opt.VENDOR_CLASS: vendor + b":Arch:%05d:UNDI:003016" % arch,
+                Opt.ARCH: arch.to_bytes(2, "big"),
+                Opt.UUID: bytes(17),
+                Opt.VENDOR: b"\x47\x04\x80\0\0\0\xff",
+            }
+            ask = Message(Op.REQUEST, 9, MAC, ciaddr=IPv4Address("10.77.0.2"), options=options)
+            udp.sendto(encode(ask), ("10.77.0.1", 4011))
+
+
+def refused_and_informed(cable: Cable) -> None:
+    """A system that comes with an address of another network, and one that only asks."""
+    with cable.cli.inside():
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with udp:
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+        udp.bind(("", 68))
+        wrong: dict[int, bytes] = {
+            Opt.TYPE: bytes((Type.REQUEST,)),
+            Opt.REQUESTED_IP: IPv4Address("192.0.2.7").packed,
+        }
+        inform: dict[int, bytes] = {
+            Opt.TYPE: bytes((Type.INFORM,)),
+            Opt.PARAMETERS: bytes((1, 3, 6, 26, 28, 58, 59, 66, 67)),
+            Opt.CLIENT_ID: b"\xff\0\1\2\3\0\3\0\1\x52\x54\0\0\0\x79",
+        }
+        here = IPv4Address("10.77.0.2")
+        for message in (
+            Message(Op.REQUEST, 10, MAC, options=wrong),
+            Message(Op.REQUEST, 11, MAC, ciaddr=here, options=inform),
+        ):
+            udp.sendto(encode(message), ("255.255.255.255", 67))
+
+
+@pytest.mark.parametrize(
+    ("mode", "kinds"),
+    [("pxe-only", {"2"}), ("proxy", {"2", "5"}), ("all", {"2", "5", "6"})],
+)  # fmt: skip
+def test_the_rarer_packets(serve: Serve, tmp_path: Path, mode: str, kinds: set[str]) -> None:
+    """HTTPClient, port 4011, NAK, the answer to INFORM, and options that do not fit (52)."""
+    requires("tshark", "tcpdump")
+    cable, file = serve.cable, tmp_path / "wire.pcap"
+    cable.cli.ip(f"link set eth0 address {MAC}", "addr replace 10.77.0.2/24 dev eth0")
+    config = GOOD + f'[dhcp]\nmode = "{mode}"\nrouter = "10.77.0.9"\n'
+    config += "dns = [" + ", ".join(f'"10.77.1.{n}"' for n in range(1, 61)) + "]\n"
+    with recorded(cable, file), running(serve, config):
+        http_client(cable)
+        boot_service(cable)
+        refused_and_informed(cable)
+        time.sleep(0.5)
+    own = mac_of(cable)
+    assert blemishes(file, own) == []
+    answers = tshark(file, f"eth.src == {own} && dhcp.type == 2", "dhcp.option.dhcp",
+                     "dhcp.option.vendor_class_id", "dhcp.option.option_overload")  # fmt: skip
+    seen = [line.split("\t") for line in answers]
+    assert {kind for kind, _, _ in seen} == kinds
+    assert "HTTPClient" in {vendor for _, vendor, _ in seen}
+    if mode == "all":
+        assert {overload for _, _, overload in seen} & {"1", "2", "3"}

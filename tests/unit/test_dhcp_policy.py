@@ -210,6 +210,17 @@ def test_only_what_is_asked_for() -> None:
     assert full.options[Opt.BROADCAST] == IPv4Address("10.77.0.255").packed
 
 
+def test_more_name_servers_than_fit_do_not_keep_firmware_from_booting() -> None:
+    server = policy()
+    dns = tuple(IPv4Address(f"10.77.1.{n}") for n in range(1, 101))
+    server.settings = replace(server.settings, dns=dns)
+    offer = only(discover(server, {**UEFI, Opt.PARAMETERS: bytes(range(1, 129))}))
+    assert (offer.file, offer.options[Opt.UUID]) == (b"snponly.efi", UUID)
+    assert offer.options[Opt.DNS] == b"".join(ip.packed for ip in dns[:3])
+    whole = only(discover(server, {**UEFI, Opt.MAX_SIZE: b"\x05\xdc"}, now=1))
+    assert len(whole.options[Opt.DNS]) == 400
+
+
 def test_events_of_a_boot() -> None:
     server = policy()
     first = discover(server, UEFI)
