@@ -22,6 +22,26 @@ QUIET = ["-Wno-error", "-Wno-unused-command-line-argument", "-Wno-unknown-warnin
          "-Wno-unreachable-code"]  # fmt: skip
 
 
+def compile_modules(where: Path, flags: list[str], link: list[str], cc: str = "clang") -> Path:
+    """The compiled modules, made with ``flags``: a directory for PYTHONPATH."""
+    shutil.rmtree(where, ignore_errors=True)
+    # A copy of the sources: Cython's output must not be taken for that of the usual build.
+    tree = where / "tree"
+    tree.mkdir(parents=True)
+    shutil.copytree(ROOT / "aoe_fast", tree / "aoe_fast",
+                    ignore=shutil.ignore_patterns("*.c", "*.so", "__pycache__"))  # fmt: skip
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, tree)
+    environment = os.environ | {
+        "CC": cc, "LDSHARED": " ".join([cc, "-shared", *link]),
+        "PXED_CFLAGS": " ".join(flags),
+    }  # fmt: skip
+    _run([sys.executable, "setup.py", "-q", "build_ext", "--inplace", "-j", "2"],
+         cwd=tree, env=environment)  # fmt: skip
+    return tree
+
+
 def build() -> Path:
     """The fuzzer's program; made again when a source has changed."""
     digest = hashlib.sha256()
@@ -33,22 +53,8 @@ def build() -> Path:
     want, stamp, program = digest.hexdigest(), WHERE / "stamp", WHERE / "fuzzer"
     if stamp.exists() and stamp.read_text() == want:
         return program
-    shutil.rmtree(WHERE, ignore_errors=True)
-    # A copy of the sources: Cython's output must not be taken for that of the usual build.
-    tree = WHERE / "tree"
-    tree.mkdir(parents=True)
-    shutil.copytree(ROOT / "aoe_fast", tree / "aoe_fast",
-                    ignore=shutil.ignore_patterns("*.c", "*.so", "__pycache__"))  # fmt: skip
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, tree)
     flags = [*SANITIZE, "-fsanitize=fuzzer-no-link", *QUIET]
-    environment = os.environ | {
-        "CC": "clang", "LDSHARED": " ".join(["clang", "-shared", *SANITIZE]),
-        "PXED_CFLAGS": " ".join(flags),
-    }  # fmt: skip
-    _run([sys.executable, "setup.py", "-q", "build_ext", "--inplace", "-j", "2"],
-         cwd=tree, env=environment)  # fmt: skip
+    tree = compile_modules(WHERE, flags, SANITIZE)
     include = sysconfig.get_path("include")
     _run([sys.executable, "-m", "cython", "-3", "-I", str(tree), str(HERE / "harness.pyx"),
           "-o", str(tree / "harness.c"), "-X", "boundscheck=False"], cwd=tree)  # fmt: skip

@@ -10,8 +10,9 @@ import pytest
 from aoe_fast import AoeError, Export, Server, Target, fetch, parking
 from aoe_fast.memory import live_blocks
 from aoe_fast.store import live_backings
+from bench.native import program
 from tests.aoe_frames import BROADCAST, FLUSH, ata, config, frame
-from tests.aoe_peer import Peer, serving
+from tests.aoe_peer import Peer, serving, total
 from tests.conftest import Cable
 
 pytestmark = pytest.mark.netns
@@ -122,3 +123,31 @@ def test_starting_and_stopping_again_and_again(cable: Cable, disk: Path) -> None
     assert held() == before
     # One leaked batch or outbox each time would be 50 MiB.
     assert resident_kb() - memory < 8192
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_thousand_starts(cable: Cable, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.netns.test_aoe_leaks.CYCLES", 1000)
+    test_starting_and_stopping_again_and_again(cable, disk)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_ten_million_requests(cable: Cable, disk: Path) -> None:
+    target = Target()
+    target.set_view(None, {(16, 0): Export(disk, writable=True, durability="writeback")})
+    before = held()
+    with serving(cable, target) as server:
+        words = {
+            "interface": "eth0", "target": server.ports[0].mac.hex(":"), "clients": 8, "window": 32,
+            "op": "write", "sectors": 2, "exports": 1, "span": 2000, "seconds": 5, "wait": "sleep",
+        }  # fmt: skip
+        load = [str(program("generator")), *(f"{key}={value}" for key, value in words.items())]
+        cable.cli.run(load)
+        memory = resident_kb()
+        while total(server, "replies") < 10_000_000:
+            cable.cli.run(load)
+        assert resident_kb() - memory < 4096
+        print(f"{total(server, 'replies')} requests, {resident_kb() - memory} KiB more")
+    assert held() == before
