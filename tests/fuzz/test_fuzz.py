@@ -14,7 +14,7 @@ from tests.conftest import requires
 from tests.fuzz.build import fuzz
 
 CORPUS = Path(__file__).parent / "corpus"
-SECONDS = int(os.environ.get("PXED_FUZZ_SECONDS", "15"))
+SECONDS = int(os.environ.get("PXED_FUZZ_SECONDS", "5"))
 
 
 def seeds(name: str) -> list[bytes]:
@@ -46,7 +46,7 @@ def damaged(data: bytes, damage: tuple[int, int, int, bytes]) -> bytes:
 
 
 @given(data=st.sampled_from(seeds("dhcp")), damage=DAMAGE)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_a_captured_message_with_damage(data: bytes, damage: tuple[int, int, int, bytes]) -> None:
     """It parses, or raises the one declared error."""
     try:
@@ -57,7 +57,7 @@ def test_a_captured_message_with_damage(data: bytes, damage: tuple[int, int, int
 
 
 @given(data=st.sampled_from(seeds("tftp")), damage=DAMAGE)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_a_captured_tftp_packet_with_damage(
     data: bytes, damage: tuple[int, int, int, bytes]
 ) -> None:
@@ -69,7 +69,7 @@ def test_a_captured_tftp_packet_with_damage(
 
 
 @given(data=st.sampled_from(seeds("aoe")), damage=DAMAGE)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_a_captured_reply_with_damage(data: bytes, damage: tuple[int, int, int, bytes]) -> None:
     """Our initiator, too, reads what anybody may send."""
     reply = parse(damaged(data, damage))
