@@ -32,7 +32,7 @@ parameters() {
     : "${root_disk:=e$shelf.1}" "${config_disk:=e$shelf.3}" "${report_disk:=e$shelf.4}"
     root_dev=/dev/etherd/$root_disk config_dev=/dev/etherd/$config_disk
     read -r consoles < /sys/class/tty/console/active
-    lines=0 written=0 wired=''
+    lines=0 written=0 reports='' wired=''
     mkdir -p /run/pxed
 }
 
@@ -75,7 +75,22 @@ flush() {
         printf '%.500s\n' "$text" |
             dd of="/dev/etherd/$report_disk" bs=512 seek="$written" conv=sync,notrunc \
                 oflag=direct 2> /dev/null &
+        reports="$reports $!"
         written=$((written + 1))
+    done
+}
+
+# told SECONDS: until every line is written, but no longer: a server that has gone must not hold up a
+# machine that is about to restart.
+told() {
+    uptime
+    limit=$((now + $1 * 100))
+    for pid in $reports; do
+        while read -r number command condition rest < "/proc/$pid/stat" && [ "$condition" != Z ]; do
+            uptime
+            [ "$now" -lt "$limit" ] || return 1
+            usleep 20000
+        done 2> /dev/null
     done
 }
 
@@ -110,7 +125,7 @@ discover() {
 
 fail() {
     step failed "$*"
-    wait
+    told 5
     say "this machine cannot start: $*"
     [ -z "$shell_wanted" ] || setsid cttyhack sh
     if [ "$reboot_after" -gt 0 ]; then

@@ -91,7 +91,7 @@ END
 result() {
     step "$@"
     [ -z "$shell_wanted" ] || for tty in $consoles; do cat $LOG > "/dev/$tty"; done
-    wait
+    told 10
     sync
 }
 
