@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pxed import provision
 from pxed.choice import Choice
 from pxed.clients import Change, Client, State, What
 from pxed.eventlog import EventLog, line_of
@@ -15,7 +16,6 @@ from pxed.events import Event, Kind
 from pxed.keeper import Keeper
 from pxed.mac import Mac
 from pxed.netboot import NetBoot
-from pxed.provision import DONE, RESULTS
 from pxed.strangers import Strangers, is_stranger, proves
 from pxed.twins import TOO_OLD, Twins
 from pxed.watch import Watch
@@ -119,17 +119,13 @@ class Lives:
 
     def _provisioned(self, client: Client, step: str) -> None:
         """What a machine boots when its installer is done: from its disk, once or from now on."""
-        if step not in RESULTS:
+        if step not in provision.RESULTS:
             return
         client.once = "local"
         each = self._choice.config.classes.get(client.class_name)
+        standing = (client.order or (each.mode if each is not None else "")) == "provision"
         policy = self._choice.policy_of(client) if each is not None else None
-        stays = policy is None or policy.then == "local"
-        # Who provisions at every boot goes on doing so: the next image shall find it.
-        standing = client.order == "provision" or (
-            not client.order and each is not None and each.mode == "provision"
-        )
-        if step in DONE and stays and not standing:
+        if provision.stays(step, policy, standing=standing):
             client.order = "local"
         self._keeper.changed(client)
 

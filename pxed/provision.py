@@ -24,6 +24,14 @@ def policy(of_class: Provision | None, of_client: Mapping[str, Any] | None) -> P
     return replace(of_class or Provision(), **of_client)
 
 
+def stays(step: str, policy: Provision | None, *, standing: bool) -> bool:
+    """Whether a machine boots from its disk from now on, after an installer's last step.
+
+    ``standing``: it provisions at every boot, and goes on doing so: the next image shall find it.
+    """
+    return step in DONE and not standing and (policy is None or policy.then == "local")
+
+
 def orders(policy: Provision | None, released: str) -> bytes:
     """What the installer reads: lines KEY=VALUE, padded with NULs to ``ORDERS_BYTES``.
 

@@ -12,7 +12,7 @@ from pxed.errors import UsageError
 from pxed.events import Event, Kind
 from pxed.images import Image
 from pxed.mac import Mac
-from pxed.provision import ORDERS_BYTES, orders, policy
+from pxed.provision import ORDERS_BYTES, orders, policy, stays
 from pxed.reload import differences
 from pxed.watch import REPORT_LINES, SECTOR, erase_report
 
@@ -144,6 +144,24 @@ def test_a_long_installation_is_no_running_system() -> None:
 
 
 # What is booted next
+
+
+@pytest.mark.parametrize(
+    ("step", "policy", "standing", "expected"),
+    [
+        ("installed", None, False, True),
+        ("upgraded", Provision(), False, True),
+        ("kept", Provision(), False, True),
+        ("refused", Provision(), False, False),
+        ("failed", Provision(), False, False),
+        ("installed", Provision(then="default"), False, False),
+        ("installed", Provision(), True, False),
+    ],
+)
+def test_who_stays_on_its_disk(
+    step: str, policy: Provision | None, standing: bool, expected: bool
+) -> None:
+    assert stays(step, policy, standing=standing) is expected
 
 
 @pytest.fixture
