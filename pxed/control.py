@@ -21,6 +21,7 @@ from pxed.ask import ControlClient
 from pxed.errors import HostError, PxedError, UsageError
 from pxed.eventlog import EventLog
 from pxed.mac import parse_mac
+from pxed.net.http import in_one_line
 from pxed.openapi import DOCUMENT
 
 log = logging.getLogger("pxed.control")
@@ -28,6 +29,9 @@ log = logging.getLogger("pxed.control")
 __all__ = ["Call", "Control", "ControlClient", "Json", "NotThere", "Route", "Stream"]
 
 Json = dict[str, Any]
+
+_requests = logging.getLogger("pxed.control.requests")
+_requests.addFilter(in_one_line)
 
 _LINES_AT_ONCE = 50  # of a stream, in one turn of the loop
 
@@ -100,7 +104,9 @@ class Control:
         app = web.Application(middlewares=[_errors_as_json])
         for route in self.routes:
             app.router.add_route(route.method, route.path, _handler(route))
-        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, shutdown_timeout=1.0, logger=_requests
+        )
         await runner.setup()
         self._runner = runner
         # uvloop and asyncio differ in what they do with a stale socket file, so it goes first.

@@ -51,6 +51,7 @@ def _answers(summary: str, schema: Json | None, lines: bool) -> Json:
 
 
 def _in_path(said: Json, *names: str) -> Json:
+    said["responses"]["404"] = {"$ref": "#/components/responses/Error"}
     said.setdefault("parameters", []).extend(
         {"name": name, "in": "path", "required": True, "schema": _TEXT} for name in names
     )

@@ -31,7 +31,7 @@ _TCP_USER_TIMEOUT = 18  # <linux/tcp.h>
 _UNACKNOWLEDGED = 30_000  # ms that a machine may be gone in the middle of a transfer
 
 
-def _in_one_line(record: logging.LogRecord) -> bool:
+def in_one_line(record: logging.LogRecord) -> bool:
     """What aiohttp says of a request: no traceback, and nothing where the client is to blame."""
     error = record.exc_info[1] if record.exc_info else None
     if error is not None:
@@ -44,7 +44,7 @@ def _in_one_line(record: logging.LogRecord) -> bool:
 
 
 _requests = logging.getLogger("pxed.http.requests")
-_requests.addFilter(_in_one_line)
+_requests.addFilter(in_one_line)
 
 
 class HttpServer:

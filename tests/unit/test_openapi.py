@@ -43,4 +43,5 @@ def test_every_operation_says_what_it_does_and_how_it_fails(method: str, path: s
     assert said["summary"]
     assert {"200", "400", "500"} <= said["responses"].keys()
     named = {each["name"] for each in said.get("parameters", []) if each["in"] == "path"}
+    assert ("404" in said["responses"]) == bool(named)
     assert named == {part[1:-1] for part in path.split("/") if part.startswith("{")}
