@@ -290,7 +290,7 @@ class App:
 
     def probe(self) -> Probe:
         """A simulated client for the doctor."""
-        return Probe(self.policy, self.netboot.open_file, self.target)
+        return Probe(self.policy, self.netboot.open_file, self.target, self.netboot.has_url)
 
     def use_images(self, classes: Mapping[str, Class] | None = None) -> dict[str, Image]:
         """Look up again what booting clients get; all or nothing. UsageError if one is missing."""

@@ -9,6 +9,7 @@ import os
 import re
 import resource
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from pathlib import Path
 import click
 
 from aoe_fast import AoeError
+from aoe_fast.frames import ANY_SLOT, InitiatorError
+from aoe_fast.initiator import Initiator
 from aoe_fast.server import ring_sizes
 from pxed import images
 from pxed.ask import ControlClient, NoServer
@@ -38,6 +41,8 @@ OK, WARN, BROKEN = "ok", "warn", "BROKEN"
 _FDS_PER_CLIENT = 2
 _EXPECTED_CLIENTS = 200
 _MAPS = Path("/proc/sys/vm/max_map_count")
+_NET = Path("/sys/class/net")
+_AOE_WAIT = 0.3
 _FIRST_SANE_YEAR = 2025
 _BOOT_FILES = {"undionly.kpxe": "BIOS PCs", "snponly.efi": "UEFI PCs"}
 
@@ -96,25 +101,32 @@ def _say(finding: Finding) -> None:
 
 def _all(config: Config, running: ControlClient | None) -> Iterator[Finding]:
     checks: list[Callable[[Config], Iterator[Finding]]] = [
-        check_privileges, check_interface, check_boot_files, check_images, check_disk,
+        check_privileges, check_interface, check_path, check_boot_files, check_images, check_disk,
         check_limits, check_clock, check_rivals,
     ]  # fmt: skip
+    if running is None:  # which has the ports, and would not hear itself
+        checks += [check_ports, check_targets]
     for check in checks:
         try:
             yield from check(config)
         except PxedError as error:
-            yield Finding(check.__name__.removeprefix("check_"), BROKEN, str(error))
+            about = check.__name__.removeprefix("check_")
+            yield Finding(about, BROKEN, str(error), "put that right first")
     if running is None:
         yield Finding(
             "server", WARN, "no pxed runs here", "start it with pxed serve, then ask again"
         )
         return
     yield Finding("server", OK, "it runs and answers")
-    for firmware in ("bios", "uefi", "ipxe"):
+    yield from check_running(running, config)
+    firmwares = ["bios", "uefi", "http", "ipxe"] if "x86" in config.classes else []
+    firmwares += ["rpi"] if "rpi" in config.classes else []
+    for firmware in firmwares:
         try:
             yield simulated(running, firmware)
         except PxedError as error:
-            yield Finding(f"{firmware} client", BROKEN, str(error))
+            todo = "see the server's log"
+            yield Finding(f"{firmware} client", BROKEN, str(error), todo)
 
 
 def check_privileges(_config: Config) -> Iterator[Finding]:
@@ -155,6 +167,76 @@ def check_interface(config: Config) -> Iterator[Finding]:
         yield Finding("MTU", OK, f"{link.mtu}: {sectors} sectors in a frame{large}")
 
 
+def check_path(config: Config) -> Iterator[Finding]:
+    """The devices below a bridge, a bond or a VLAN: the smallest MTU of all is what counts."""
+    here = _NET / config.interface
+    try:
+        mtu = int((here / "mtu").read_text())
+        below = [each.name.removeprefix("lower_") for each in here.glob("lower_*")]
+        others = {name: int((_NET / name / "mtu").read_text()) for name in sorted(below)}
+    except (OSError, ValueError):
+        return
+    for name, its in others.items():
+        if its < mtu:
+            text = f"{name} below {config.interface} has {its}, and {config.interface} {mtu}"
+            yield Finding("MTU of the path", BROKEN, text, f"ip link set {name} mtu {mtu}")
+    if others and min(others.values()) >= mtu:
+        yield Finding("MTU of the path", OK, f"{', '.join(others)}: no less than {mtu}")
+
+
+def check_ports(config: Config) -> Iterator[Finding]:
+    """Who has the ports that the server needs, while it does not run."""
+    for port, kind, whom in (
+        (67, socket.SOCK_DGRAM, "DHCP"), (69, socket.SOCK_DGRAM, "TFTP"),
+        (4011, socket.SOCK_DGRAM, "ProxyDHCP"), (config.http.port, socket.SOCK_STREAM, "HTTP"),
+    ):  # fmt: skip
+        name = f"{port}/{'udp' if kind == socket.SOCK_DGRAM else 'tcp'}"
+        with socket.socket(socket.AF_INET, kind) as probe:
+            try:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, kind == socket.SOCK_STREAM)
+                probe.bind(("", port))
+            except PermissionError:
+                return  # said already
+            except OSError:
+                todo = f"ss -lnp 'sport = :{port}' names the program: stop it, or bind it elsewhere"
+                yield Finding("ports", BROKEN, f"{name} ({whom}) is in use", todo)
+                continue
+        yield Finding("ports", OK, f"{name} ({whom}) is free")
+
+
+def check_targets(config: Config) -> Iterator[Finding]:
+    """Other AoE targets at the addresses that are to be ours."""
+    for name, each in config.classes.items():
+        try:
+            with Initiator(config.interface) as initiator:
+                found = initiator.discover(each.shelf, ANY_SLOT, wait=_AOE_WAIT)
+        except (InitiatorError, OSError):
+            return  # said already: no privilege, or no link
+        for device in found:
+            yield Finding(
+                "AoE targets", BROKEN, f"e{device.address} is served by {device.mac.hex(':')} too",
+                f"stop it, or choose another [class.{name}] shelf",
+            )  # fmt: skip
+        if not found:
+            yield Finding("AoE targets", OK, f"nobody else has shelf {each.shelf}")
+
+
+def check_running(running: ControlClient, config: Config) -> Iterator[Finding]:
+    """What a running server knows of its segment and its clients."""
+    status = running.get("/v1/status")
+    for each in status["conflicts"]:
+        grade = BROKEN if each["serious"] else WARN
+        where = each["ip"] or each["rival"]
+        yield Finding("conflict", grade, f"{where} offers {each['offer']}", each["consequence"])
+    known, most = sum(status["clients"].values()), config.aoe.max_clients
+    if known > most:
+        yield Finding("ring", WARN, f"{known} clients are known, and the ring is for {most}",
+                      f"set [aoe] max_clients = {known}")  # fmt: skip
+    if drops := status["aoe"]["drops"]:
+        yield Finding("frames", WARN, f"{drops} AoE frames were dropped since the start",
+                      "raise [aoe] max_clients; look for a busy processor")  # fmt: skip
+
+
 def check_boot_files(config: Config) -> Iterator[Finding]:
     for name, whom in _BOOT_FILES.items():
         path = config.tftp.root / name
@@ -179,7 +261,8 @@ def check_images(config: Config) -> Iterator[Finding]:
         try:
             image = images.find(config.images_dir, each.image, name)
         except UsageError as error:
-            yield Finding(f"image {name}", BROKEN, str(error))
+            todo = "pxed image list shows what there is"
+            yield Finding(f"image {name}", BROKEN, str(error), todo)
             continue
         if each.mode == "provision" and "tfm" not in image.devices:
             yield Finding(f"image {name}", BROKEN, f"{image} has no tfm device",

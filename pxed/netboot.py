@@ -155,9 +155,14 @@ class NetBoot:
         )
         shelves = {name: each.shelf for name, each in config.classes.items()}
         programs = {*BOOT_FILES.values(), *HTTP_FILES.values()}
-        site = Site(self._image, shelves, config.tftp.root, programs)
+        self._site = Site(self._image, shelves, config.tftp.root, programs)
         self.http = HttpServer(
-            link, config.http.port, site, self._emit, base=lambda: self.base, mac_of=self.mac_of
+            link,
+            config.http.port,
+            self._site,
+            self._emit,
+            base=lambda: self.base,
+            mac_of=self.mac_of,
         )
         for service in (self.tftp, self.http, self.dhcp):  # DHCP last: it names the others
             await service.start()
@@ -275,6 +280,11 @@ class NetBoot:
     def open_file(self, name: str) -> File:
         """What TFTP would serve under this name to a machine without an address; TftpError."""
         return self._trees.open(name, "")
+
+    def has_url(self, url: str) -> bool:
+        """Whether our HTTP server has something under this URL."""
+        path = url.removeprefix(self.base)
+        return path != url and self._site.find(path, self.base) is not None
 
     def scene(self) -> Scene:
         """What explains a boot that stopped, beside the machine itself."""

@@ -243,7 +243,7 @@ DOCUMENT: Json = {
         "/v1/doctor/simulate": {
             "post": _post(
                 "Boot a client that is not there",
-                {"firmware": {"enum": ["bios", "uefi", "ipxe"]}},
+                {"firmware": {"enum": ["bios", "uefi", "ipxe", "http", "rpi"]}},
                 ("firmware",),
             )
         },

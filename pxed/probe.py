@@ -40,7 +40,13 @@ FIRMWARE = {
     "bios": (0, b"PXEClient:Arch:00000:UNDI:002001"),
     "uefi": (7, b"PXEClient:Arch:00007:UNDI:003016"),
     "ipxe": (0, b"PXEClient:Arch:00000:UNDI:002001"),
+    "http": (16, b"HTTPClient:Arch:00016:UNDI:003001"),
+    "rpi": (0, b"PXEClient:Arch:00000:UNDI:002001"),
 }
+"""Architecture (option 93) and vendor class (option 60) of each."""
+_PI = b"RPi4\x11\x31\xd0\x00" + bytes(4) + bytes.fromhex("01647870")  # a 4B: option 97's body
+_PI_SERIAL = "70786401"
+_PI_FILES = ("start4.elf", "config.txt", "cmdline.txt")
 _SERVER = bytes.fromhex("027078656400")
 _AOE_ROOT = re.compile(r"aoe:e(\d+)\.(\d+)")
 _MAX_HOPS = 3  # firmware, our iPXE, its script
@@ -63,18 +69,29 @@ class Failed(Exception):
 class Probe:
     """Boots a machine that is not there; ``run`` never raises."""
 
-    def __init__(self, policy: Policy, open_file: Callable[[str], File], target: Target) -> None:
+    def __init__(
+        self, policy: Policy, open_file: Callable[[str], File], target: Target,
+        has_url: Callable[[str], bool],
+    ) -> None:  # fmt: skip
         self._policy = policy
+        self._has_url = has_url
         self._open = open_file
         self._target = target
         self._steps: list[Seen] = []
         self._xid = 0x70786564
+        self._uuid = bytes(17)
 
     def run(self, firmware: str) -> list[Seen]:
-        """What a client with this firmware (bios, uefi, ipxe) comes to; a bad step is the last."""
+        """What a client with a firmware of ``FIRMWARE`` comes to; a bad step is the last."""
         self._steps = []
         arch, vendor = FIRMWARE[firmware]
+        self._uuid = b"\0" + (_PI if firmware == "rpi" else bytes(16))
         try:
+            if firmware == "rpi":
+                self._dhcp(arch, vendor, ipxe=False)
+                for name in _PI_FILES:
+                    self._tftp(f"{_PI_SERIAL}/{name}")
+                return self._steps
             is_ipxe = firmware == "ipxe"
             for _ in range(_MAX_HOPS):
                 answer = self._dhcp(arch, vendor, ipxe=is_ipxe)
@@ -86,7 +103,7 @@ class Probe:
                 if not file:
                     raise Failed("the answer names neither a boot file nor a root path")
                 if file.startswith("http"):
-                    self._note("HTTP", f"told to go on with {file}; not followed here")
+                    self._http(file)
                     return self._steps
                 content = self._tftp(file)
                 if file.endswith(".ipxe"):
@@ -128,7 +145,7 @@ class Probe:
             Opt.VENDOR_CLASS: vendor,
             Opt.ARCH: arch.to_bytes(2, "big"),
             Opt.NDI: b"\x01\x03\x10",
-            Opt.UUID: bytes(17),
+            Opt.UUID: self._uuid,
         }
         if ipxe:
             options[Opt.USER_CLASS] = b"iPXE"
@@ -165,6 +182,11 @@ class Probe:
             raise Failed(f"TFTP: {name} has {len(content)} bytes of {file.size}")
         self._note("TFTP", f"{name}, {len(content)} bytes")
         return content
+
+    def _http(self, url: str) -> None:
+        if not self._has_url(url):
+            raise Failed(f"HTTP: {url} is not there, and that is what it is told to load")
+        self._note("HTTP", f"{url} is there")
 
     def _aoe(self, text: str) -> None:
         found = _AOE_ROOT.search(text)
