@@ -111,7 +111,12 @@ def status(config_path: Path | None, state_dir: Path | None, as_json: bool) -> N
 
 
 def _conflict(each: dict[str, Any]) -> str:
-    kind = {"dhcp": "DHCP server", "boot": "boot server", "aoe": "AoE target"}[each["what"]]
+    kind = {
+        "dhcp": "DHCP server",
+        "boot": "boot server",
+        "tftp": "TFTP server",
+        "aoe": "AoE target",
+    }[each["what"]]
     where = f"{each['ip']} ({each['rival']})" if each["ip"] else each["rival"]
     return f"{kind} {where}, offers {each['offer']}: {each['consequence']}"
 

@@ -24,6 +24,7 @@ class What(StrEnum):
 
     DHCP = "dhcp"  # leases addresses
     BOOT = "boot"  # tells firmware what to boot, with or without an address
+    TFTP = "tftp"  # serves files
     AOE = "aoe"  # serves disks at our AoE addresses
 
 
@@ -98,6 +99,10 @@ class Conflicts:
         offer = ", ".join(f"e{shelf}.{slot}" for shelf, slot in sorted(addresses))
         return self._note(What.AOE, mac, "", offer, _AOE, True, now)
 
+    def tftp(self, mac: Mac, ip: IPv4Address, now: float) -> list[Event]:
+        """A server at ``ip`` answers read requests."""
+        return self._note(What.TFTP, mac, str(ip), "files by TFTP", _TFTP, False, now)
+
     def swept(self, now: float) -> list[Event]:
         """A look around has ended: who has not been heard for long is gone."""
         events = []
@@ -168,6 +173,10 @@ class Conflicts:
 _BOOTS = (
     "firmware may take its offer instead of ours and boot something else, or nothing: "
     "remove its boot options (next-server, file name, options 66, 67 and 43) or stop it"
+)
+_TFTP = (
+    "none by itself: a machine loads from the server that its DHCP answer names; it matters where "
+    "a boot server names that one"
 )
 _AOE = (
     "machines may read their disks from it instead of here: "

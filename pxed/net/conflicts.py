@@ -18,7 +18,7 @@ from pxed.events import Event
 from pxed.mac import Mac, mac_bytes, mac_text
 from pxed.net.link import Link
 from pxed.net.packet import Instruction, open_raw
-from pxed.net.rival import find_rivals, open_replies, payload
+from pxed.net.rival import find_rivals, find_tftp, open_replies, payload
 
 _log = logging.getLogger("pxed.conflicts")
 EVERY = 60.0
@@ -100,7 +100,12 @@ class ConflictWatch:
                 self.counters["looks"] += 1
                 for rival in await find_rivals(self._link):
                     self._tell(self.conflicts.dhcp(rival, time.time()))
-                for mac, addresses in (await find_targets(self._link, self._shelves)).items():
+                targets, tftp = await asyncio.gather(
+                    find_targets(self._link, self._shelves), find_tftp(self._link)
+                )
+                for mac, ip in tftp.items():
+                    self._tell(self.conflicts.tftp(mac, ip, time.time()))
+                for mac, addresses in targets.items():
                     self._tell(self.conflicts.aoe(mac, addresses, time.time()))
                 self._tell(self.conflicts.swept(time.time()))
             except HostError as error:  # the link is down: there is a next time

@@ -14,21 +14,28 @@ from pxed.errors import HostError
 from pxed.mac import Mac, mac_bytes, mac_text
 from pxed.net.link import Link
 from pxed.net.packet import ETH_IPV4, Instruction, open_raw, udp_frame
+from pxed.net.udp import bind_udp
 
-# IPv4, UDP, first fragment, destination port 68.
-_FILTER: tuple[Instruction, ...] = (
-    (0x28, 0, 0, 12),  # ldh [12]
-    (0x15, 0, 8, ETH_IPV4),
-    (0x30, 0, 0, 23),  # ldb [23]
-    (0x15, 0, 6, socket.IPPROTO_UDP),
-    (0x28, 0, 0, 20),  # ldh [20]
-    (0x45, 4, 0, 0x1FFF),  # jset: a later fragment
-    (0xB1, 0, 0, 14),  # ldx 4*([14]&0xf)
-    (0x48, 0, 0, 16),  # ldh [x+16]
-    (0x15, 0, 1, CLIENT_PORT),
-    (0x06, 0, 0, 0xFFFF),
-    (0x06, 0, 0, 0),
-)
+TFTP_PORT = 69
+TFTP_QUESTION = b"\0\1pxed-is-looking\0octet\0"
+"""A read request for a file that nobody has: every answer to it is one of a TFTP server."""
+
+
+def _to_port(port: int) -> tuple[Instruction, ...]:
+    """IPv4, UDP, first fragment, this destination port."""
+    return (
+        (0x28, 0, 0, 12),  # ldh [12]
+        (0x15, 0, 8, ETH_IPV4),
+        (0x30, 0, 0, 23),  # ldb [23]
+        (0x15, 0, 6, socket.IPPROTO_UDP),
+        (0x28, 0, 0, 20),  # ldh [20]
+        (0x45, 4, 0, 0x1FFF),  # jset: a later fragment
+        (0xB1, 0, 0, 14),  # ldx 4*([14]&0xf)
+        (0x48, 0, 0, 16),  # ldh [x+16]
+        (0x15, 0, 1, port),
+        (0x06, 0, 0, 0xFFFF),
+        (0x06, 0, 0, 0),
+    )
 
 
 async def find_rivals(
@@ -84,7 +91,7 @@ def _ask(raw: socket.socket, link: Link, question: bytes) -> None:
 
 def open_replies(link: Link) -> socket.socket:
     """A raw socket that receives what DHCP servers answer on ``link``."""
-    return open_raw(link, ETH_IPV4, _FILTER)
+    return open_raw(link, ETH_IPV4, _to_port(CLIENT_PORT))
 
 
 def payload(frame: bytes) -> tuple[Mac, IPv4Address, bytes] | None:
@@ -101,3 +108,45 @@ def _rival(frame: bytes, link: Link, xid: int) -> Rival | None:
         return None
     sender, source, data = said
     return answer(data, link.mac, xid, sender, source)
+
+
+async def find_tftp(link: Link, seconds: float = 1.0) -> dict[Mac, IPv4Address]:
+    """TFTP servers that answer on ``link`` within ``seconds``; none where we have no address.
+
+    By broadcast, in a frame of our own, which our own server does not hear. Some servers do not
+    answer broadcasts (RFC 1123 section 4.2.3.5 forbids it), and stay unseen. HostError.
+    """
+    found: dict[Mac, IPv4Address] = {}
+    if not link.addresses:
+        return found
+    own, loop = link.addresses[0].ip, asyncio.get_running_loop()
+    with contextlib.ExitStack() as stack:
+        # Holds the port, so that the kernel does not answer for it; what comes is read below.
+        holder = stack.enter_context(bind_udp(link, 0, ""))
+        port = holder.getsockname()[1]
+        raw = stack.enter_context(open_raw(link, ETH_IPV4, _to_port(port)))
+
+        def readable() -> None:
+            try:
+                said = payload(raw.recv(2048))
+            except OSError:
+                return
+            if (
+                said is not None
+                and said[0] != link.mac
+                and said[2][:1] == b"\0"
+                and len(found) < 64
+            ):
+                found[said[0]] = said[1]
+
+        loop.add_reader(raw.fileno(), readable)
+        stack.callback(loop.remove_reader, raw.fileno())
+        question = udp_frame(
+            mac_bytes(link.mac), b"\xff" * 6, (own, port), (EVERYBODY, TFTP_PORT), TFTP_QUESTION
+        )
+        try:
+            raw.send(question)
+        except OSError as error:
+            raise HostError(f"cannot look for rivals on {link.name}: {error.strerror}") from None
+        await asyncio.sleep(seconds)
+    return found

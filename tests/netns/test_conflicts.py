@@ -99,6 +99,23 @@ def test_one_that_stops_is_gone(site: Cable, tmp_path: Path) -> None:
     assert [event.kind for event in events if event.kind is Kind.RIVAL_GONE] == [Kind.RIVAL_GONE]
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["in.tftpd -L -l -a :69 -s {folder}",
+     "dnsmasq --no-daemon --conf-file=/dev/null -p0 -uroot --enable-tftp --tftp-root={folder}"],
+    ids=["tftpd-hpa", "dnsmasq"],
+)  # fmt: skip
+def test_a_tftp_server_is_found(site: Cable, tmp_path: Path, command: str) -> None:
+    requires(command.split()[0])
+    site.cli.popen(command.format(folder=tmp_path).split())
+    time.sleep(0.5)
+    with watching(site, every=0.5) as events:
+        eventually(lambda: bool(events))
+    assert events[0].detail["what"] == What.TFTP
+    assert events[0].detail["rival"] == mac_of(site)
+    assert events[0].detail["ip"] == "10.77.0.2"
+
+
 def vblade(cable: Cable, folder: Path, shelf: int, slot: int) -> "subprocess.Popen[bytes]":
     disk = folder / "disk"
     disk.write_bytes(bytes(1 << 20))

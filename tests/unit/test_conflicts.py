@@ -110,6 +110,12 @@ def test_the_one_to_name_is_a_boot_server() -> None:
     assert second.offer == "boot file pxelinux.0"
 
 
+def test_a_tftp_server_is_no_trouble_by_itself() -> None:
+    event = only(conflicts().tftp(MAC, SITE.ip, 1.0))
+    assert (event.detail["ip"], event.detail["serious"]) == ("10.77.0.2", False)
+    assert "none by itself" in str(event.detail["consequence"])
+
+
 def test_a_flood_of_rivals_is_bounded() -> None:
     watch = conflicts()
     for number in range(10_000):
