@@ -184,6 +184,9 @@ def _not_taken(
         if "another DHCP server" in why or "for the boot service of" in why:
             if now - ignored.time < AT_ONCE:
                 return None
+            named = _named(scene.rival, why)
+            if named and scene.rival is not None and _ends_in_e16(client, scene.rival):
+                return _e16(scene.rival, f"it {why}")
             return Reason(
                 f"it {why}{_named(scene.rival, why)}" if why.startswith("took") else why,
                 _beside(scene),
@@ -196,12 +199,8 @@ def _not_taken(
     if scene.mode is Mode.PROXY:
         return _proxy_not_taken(client, trace, scene)
     if rival is not None and rival.what is What.BOOT:
-        if rival.asks_4011 and client.arch not in (None, 0):
-            return Reason(
-                f"the boot server {_name(rival)} says PXEClient without option 43, so the firmware "
-                "asks its port 4011 and ends with PXE-E16",
-                "remove option 60 from that server",
-            )
+        if _ends_in_e16(client, rival):
+            return _e16(rival, "another server's offer won")
         return Reason(f"another server's offer won, probably that of {_name(rival)}",
                       _beside(scene))  # fmt: skip
     offers = sum(1 for e in trace if e.kind is Kind.OFFER)
@@ -213,6 +212,18 @@ def _not_taken(
     return Reason(
         f"it did not take our offer ({offers} made): probably our answers do not reach it",
         "look at DHCP snooping on the switch (trust this server's port), VLANs and firewalls",
+    )
+
+
+def _ends_in_e16(client: Client, rival: Finding) -> bool:
+    return rival.asks_4011 and client.firmware == "pxe" and client.arch not in (None, 0)
+
+
+def _e16(rival: Finding, what: str) -> Reason:
+    return Reason(
+        f"{what}: the boot server {_name(rival)} says PXEClient without option 43, so the firmware "
+        "asks its port 4011 and ends with PXE-E16",
+        "remove option 60 from that server, and its boot options",
     )
 
 

@@ -13,9 +13,11 @@ import pytest
 
 from pxed.dhcp.codec import Message, Opt, decode
 from pxed.lab.netns import Namespace
+from pxed.mac import Mac
 from tests.conftest import Cable, requires
 from tests.netns.conftest import GOOD, Serve
 from tests.netns.test_mode import running
+from tests.netns.test_why import failed
 
 pytestmark = pytest.mark.netns
 
@@ -38,6 +40,16 @@ DISCOVER_4 = (
     + "5d020000" + "5e03010201" + "6111 00 52506934 1431c000 32f9e8d7 d7e8f910"
     + "3c20" + b"PXEClient:Arch:00000:UNDI:002001".hex() + "ff"
 )  # fmt: skip
+# 5: as the 4B, with its own name; and one whose owner has set another address in its EEPROM.
+MAC_5, SERIAL_5 = "2c:cf:67:0a:0b:0c", "5f00c0de"
+DISCOVER_5 = (
+    HEAD.format(xid="11223344", mac="2ccf670a0b0c") + COOKIE
+    + "350101" + "370e 01032b3c4243 80 81 82 83 84 85 86 87"
+    + "5d020000" + "5e03010201" + "6111 00 52506935 1741d000 670a0b0c dec0005f"
+    + "3c20" + b"PXEClient:Arch:00000:UNDI:002001".hex() + "ff"
+)  # fmt: skip
+MAC_SET = "02:00:00:aa:bb:cc"
+DISCOVER_SET = DISCOVER_4.replace("dca632f9e8d7", "020000aabbcc")
 FILES_3 = [
     "bootcode.bin", "bootsig.bin", "S/start.elf", "S/autoboot.txt", "S/config.txt",
     "S/recovery.elf", "S/fixup.dat", "S/dt-blob.bin", "S/bootcfg.txt",
@@ -78,6 +90,11 @@ def serve(cable: Cable, tmp_path: Path) -> Serve:
 
 def discover(host: Namespace, packet: str) -> Message:
     """Send it, and take the answer off the wire as a ROM does: no kernel has the address yet."""
+    return decode(answer(host, packet))
+
+
+def answer(host: Namespace, packet: str) -> bytes:
+    """The bytes of the OFFER."""
     with host.inside():
         udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
@@ -91,7 +108,7 @@ def discover(host: Namespace, packet: str) -> Message:
         while True:
             frame = raw.recv(2048)
             if frame[23] == socket.IPPROTO_UDP and frame[36:38] == b"\0\x44":
-                return decode(frame[42:])
+                return frame[42:]
 
 
 def fetch(host: Namespace, name: str, blksize: int, *, only_size: bool = False) -> bytes | None:
@@ -132,8 +149,10 @@ def fetch(host: Namespace, name: str, blksize: int, *, only_size: bool = False) 
         (DISCOVER_4, MAC_4, SERIAL_4, FILES_4, 1468),
         (DISCOVER_4, MAC_4, MAC_4.replace(":", "-"), FILES_4, 1468),
         (DISCOVER_4, MAC_4, "room-7", FILES_4, 1468),
+        (DISCOVER_5, MAC_5, SERIAL_5, FILES_4, 1468),
+        (DISCOVER_SET, MAC_SET, SERIAL_4, FILES_4, 1468),
     ],
-    ids=["3B+", "4B", "4B by MAC", "4B by text"],
+    ids=["3B+", "4B", "4B by MAC", "4B by text", "5", "4B with another address"],
 )
 def test_a_boot(
     serve: Serve, packet: str, mac: str, serial: str, files: list[str], blksize: int
@@ -172,3 +191,63 @@ def test_a_class_without_a_boot_directory_is_refused(serve: Serve) -> None:
     del data["tree"]
     manifest.write_text(json.dumps(data))
     serve.refuses(RPI, 2, "pi@1", "no boot directory", '"tree"')
+
+
+def test_the_offers_byte_for_byte(serve: Serve) -> None:
+    """Both ROMs' OFFERs, whole: header, options in their order, padding."""
+    text = b"Raspberry Pi Boot".hex()
+    serve.cable.cli.ip("addr flush dev eth0")
+    with running(serve, RPI + "[class.x86]\n"):
+        for mac, packet, menu, xid in (
+            (MAC_3, DISCOVER_3, "0917 000014" + text + "202020", "26f30339"),
+            (MAC_4, DISCOVER_4, "0914 000011" + text, "8c0d4b3a"),
+        ):
+            got = answer(serve.cable.cli, packet)
+            ip = got[16:20].hex()
+            uuid = bytes.fromhex(packet).split(b"\x61\x11", 1)[1][:17].hex()
+            vendor = bytes.fromhex("060103 0a0400505845" + menu + "ff")
+            options = (
+                "350102" + "36040a4d0001" + "330400000258" + "0104ffffff00"
+                + "4209" + b"10.77.0.1".hex() + "3c09" + b"PXEClient".hex()
+                + f"2b{len(vendor):02x}" + vendor.hex() + "6111" + uuid + "ff"
+            )  # fmt: skip
+            head = (
+                f"02010600 {xid} 0000 0000 00000000 {ip} 0a4d0001 00000000"
+                + mac.replace(":", "") + "00" * 10
+                + b"10.77.0.1".ljust(64, b"\0").hex() + "00" * 128 + COOKIE
+            )  # fmt: skip
+            assert got == bytes.fromhex(head + options).ljust(300, b"\0"), mac
+
+
+def test_files_of_one_machine_alone(serve: Serve) -> None:
+    """A directory with its serial number holds some of its files; the rest are everybody's."""
+    own = serve.state / "images/pi/1/firmware" / SERIAL_4
+    own.mkdir()
+    (own / "config.txt").write_bytes(b"for this one alone")
+    host = serve.cable.cli
+    host.ip("link set eth0 down", f"link set eth0 address {MAC_4}", "link set eth0 up")
+    with running(serve, RPI + "[class.x86]\n"):
+        offer = discover(host, DISCOVER_4)
+        host.ip(f"addr add {offer.yiaddr}/24 dev eth0")
+        assert fetch(host, f"{SERIAL_4}/config.txt", 1468) == b"for this one alone"
+        assert fetch(host, "config.txt", 1468) == b"config.txt" * 300
+        assert fetch(host, f"{SERIAL_4}/cmdline.txt", 1468) == b"cmdline.txt" * 300
+        assert fetch(host, f"{SERIAL_3}/config.txt", 1468) == b"config.txt" * 300
+
+
+def test_without_start4_it_looks_in_the_root_and_is_told_of(serve: Serve) -> None:
+    """Neither start4.elf nor start.elf below its prefix: it asks again without one, and stops."""
+    for name in ("start.elf", "start4.elf"):
+        (serve.state / "images/pi/1/firmware" / name).unlink()
+    host = serve.cable.cli
+    host.ip("link set eth0 down", f"link set eth0 address {MAC_4}", "link set eth0 up")
+    with running(serve, RPI + "[class.x86]\n") as control:
+        offer = discover(host, DISCOVER_4)
+        host.ip(f"addr add {offer.yiaddr}/24 dev eth0")
+        for name in ("start4.elf", "start.elf"):
+            assert fetch(host, f"{SERIAL_4}/{name}", 1468) is None
+        for name in ("start4.elf", "start.elf"):
+            assert fetch(host, name, 1468) is None
+        shown = failed(control, 10, Mac(MAC_4))
+    assert "it found none of its files; the last it asked for was start.elf" in shown["why"]
+    assert "boot directory of its image" in shown["why"]

@@ -31,6 +31,7 @@ class Firmware:
 
     def __init__(self, host: Namespace, arch: int = 7, mac: Mac = MAC) -> None:
         self.arch, self.mac = arch, mac
+        self.xid, self.secs = 7, 0
         with host.inside():
             self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         for option in (socket.SO_BROADCAST, socket.SO_REUSEADDR):
@@ -48,7 +49,7 @@ class Firmware:
             Opt.ARCH: self.arch.to_bytes(2, "big"),
         } | {Opt[name]: value for name, value in more.items()}
         message = Message(
-            Op.REQUEST, 7, self.mac, flags=0x8000,
+            Op.REQUEST, self.xid, self.mac, secs=self.secs, flags=0x8000,
             options={int(code): value for code, value in options.items()},
         )  # fmt: skip
         self._udp.sendto(encode(message), ("255.255.255.255", 67))
@@ -141,3 +142,58 @@ def test_machines_that_nothing_is_there_for(serve: Serve) -> None:
         shown = failed(control, 2, pi)
     assert "no boot file for architecture 66" in unknown["why"]
     assert "add [class.rpi]" in shown["why"]
+
+
+def test_pxe_e16(segment: tuple[Lab, Cable], serve: Serve, tmp_path: Path) -> None:
+    """A rival that says PXEClient and has nobody on its port 4011."""
+    lab, cable = segment
+    site = lab.add_host("site", "10.77.0.2/24")
+    dnsmasq(Cable(cable.srv, site), tmp_path, "--no-ping", "--dhcp-boot=x.efi",
+            "--dhcp-option-force=60,PXEClient")  # fmt: skip
+    serve.cable = cable
+    with running(serve, GOOD) as control:
+        firmware = Firmware(cable.cli)
+        firmware.take(firmware.offers(2)[IPv4Address("10.77.0.2")])
+        shown = failed(control, 8)
+        firmware.close()
+    assert "asks its port 4011 and ends with PXE-E16; remove option 60" in shown["why"]
+    assert "10.77.0.2" in shown["why"]
+
+
+def test_a_link_that_came_up_late(serve: Serve) -> None:
+    """Spanning tree: the boot goes on, and a note says what held it up."""
+    serve.cable.cli.ip("addr flush dev eth0")
+    with running(serve, GOOD) as control:
+        firmware = Firmware(serve.cable.cli)
+        firmware.secs = 28
+        firmware.offers(1)
+        shown = control.get(f"/v1/clients/{MAC}")
+        firmware.close()
+    assert shown["state"] == "offered"
+    assert "asking for 28 s before anything arrived" in shown["hints"][0]
+    assert "portfast" in shown["hints"][0]
+
+
+def test_an_ipxe_that_cannot_is_not_loaded_for_ever(serve: Serve) -> None:
+    """It has no AoE, loads ours, and comes back as it was: once is enough, and it is said."""
+    serve.cable.cli.ip("addr flush dev eth0")
+    old = {"USER_CLASS": b"iPXE", "IPXE": b"\x18\1\1"}
+    with running(serve, GOOD) as control:
+        firmware = Firmware(serve.cable.cli, 0)
+        files = []
+        for xid in range(1, 6):
+            firmware.xid = xid
+            firmware.send(Type.DISCOVER, **old)
+            firmware._udp.settimeout(1)
+            try:
+                offer = decode(firmware._udp.recv(2048))
+            except TimeoutError:
+                continue
+            files.append(offer.file)
+            firmware.send(Type.REQUEST, SERVER_ID=offer.options[Opt.SERVER_ID],
+                          REQUESTED_IP=offer.yiaddr.packed, **old)  # fmt: skip
+            decode(firmware._udp.recv(2048))
+        shown = control.get(f"/v1/clients/{MAC}")
+        firmware.close()
+    assert files == [b"undionly.kpxe"]
+    assert any("has no AoE support" in each["text"] for each in shown["seen"])
