@@ -155,4 +155,4 @@ cdef void serve(Fetch *node, Batch *batch, Outbox *outbox, uint8_t *scratch) noe
     readahead(
         node.backing.fd, <off_t>(node.backing.offset + chunk * CHUNK_BYTES), CHUNK_BYTES
     )
-    look_at(node.backing, chunk >> 6)
+    look_at(node.backing, chunk, 1)

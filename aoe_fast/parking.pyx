@@ -197,7 +197,7 @@ cdef void apply(
         backing, node.sector, <const uint8_t *>node + sizeof(Parked), node.size
     )
     readahead(backing.fd, <off_t>(backing.offset + chunk * CHUNK_BYTES), CHUNK_BYTES)
-    look_at(backing, chunk >> 6)
+    look_at(backing, chunk, 1)
     # Applied: from here on a worker may write for itself again.
     aoe_count32(&backing.parked, -1)
     memset(reply, 0, sizeof(Reply))

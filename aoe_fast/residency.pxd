@@ -27,4 +27,4 @@ cdef inline bint is_resident(
     return first == last or (backing.resident[last >> 6] >> (last & 63)) & 1
 
 
-cdef void look_at(Backing *backing, uint64_t word) noexcept nogil
+cdef void look_at(Backing *backing, uint64_t first, uint32_t many) noexcept nogil

@@ -26,44 +26,47 @@ cdef enum:
     WORD_PAGES = WORD_BYTES // PAGE
 
 
-cdef void look_at(Backing *backing, uint64_t word) noexcept nogil:
-    """Ask the kernel about the 4 MiB of one word and set its bits accordingly.
+cdef void look_at(Backing *backing, uint64_t first, uint32_t many) noexcept nogil:
+    """Ask the kernel about ``many`` chunks from ``first`` on, within one word; sets their bits.
 
     mincore(2): on a file that this process may not write it says that all is there; then all
     reads are taken for warm. Another page size than 4 KiB: vec has a byte too many, not too few.
     """
     cdef uint8_t pages[WORD_PAGES + 1]
     cdef uintptr_t end = <uintptr_t>backing.map + backing.map_bytes
-    cdef uintptr_t start = <uintptr_t>backing.data + word * WORD_BYTES
+    cdef uintptr_t start = <uintptr_t>backing.data + first * CHUNK_BYTES
     cdef uintptr_t base = start & ~<uintptr_t>(PAGE - 1)
-    cdef uintptr_t first, last
+    cdef uintptr_t page, last
+    cdef uint64_t asked = (<uint64_t>-1 >> (64 - many)) << (first & 63)
     cdef uint64_t bits = 0
-    cdef int chunk
+    cdef uint32_t chunk
     cdef bint all_there
     if backing.resident == NULL or base >= end:
         return
     if aoe_fault_reads():
-        backing.resident[word] = 0  # every read goes through backing_read
+        # Every read goes through backing_read.
+        backing.resident[first >> 6] = 0
         return
-    if end - base > <uintptr_t>(WORD_BYTES + PAGE):
-        end = base + WORD_BYTES + PAGE
+    if end - base > many * CHUNK_BYTES + PAGE:
+        end = base + many * CHUNK_BYTES + PAGE
     if mincore(<void *>base, end - base, pages) != 0:
         # EAGAIN: next time. ENOMEM cannot be, the range is mapped.
         return
-    for chunk in range(WORD_CHUNKS):
-        first = (start - base + <uintptr_t>(chunk * CHUNK_BYTES)) // PAGE
+    for chunk in range(many):
+        page = (start - base + <uintptr_t>(chunk * CHUNK_BYTES)) // PAGE
         last = (start - base + <uintptr_t>((chunk + 1) * CHUNK_BYTES) + PAGE - 1) // PAGE
         if last > (end - base + PAGE - 1) // PAGE:
             last = (end - base + PAGE - 1) // PAGE
-        if first >= last:
+        if page >= last:
             break
         all_there = True
-        while all_there and first < last:
-            all_there = pages[first] & 1
-            first += 1
+        while all_there and page < last:
+            all_there = pages[page] & 1
+            page += 1
         if all_there:
             bits |= <uint64_t>1 << chunk
-    backing.resident[word] = bits
+    bits = bits << (first & 63)
+    backing.resident[first >> 6] = backing.resident[first >> 6] & ~asked | bits
 
 
 def scan(Export export not None, uint64_t first, uint64_t budget, bint learn):
@@ -77,7 +80,7 @@ def scan(Export export not None, uint64_t first, uint64_t budget, bint learn):
     with nogil:
         while first < words and budget:
             if learn or backing.resident != NULL and backing.resident[first]:
-                look_at(backing, first)
+                look_at(backing, first * WORD_CHUNKS, WORD_CHUNKS)
                 budget -= 1
             first += 1
         backing_release(backing)

@@ -22,6 +22,7 @@ from .ring cimport (
 from .backlog cimport BACKLOG_SHARE, Backlog, Postponed, next_postponed, postpone
 from .clients cimport CLIENTS, Client, Clients
 from .fetch cimport fetch_loop, free_fetches, hand_over, new_fetches, stop_fetches
+from .mapped cimport let_faults_through
 from .observe cimport is_greedy, note_frame, note_sent
 from .parking cimport PARKERS, free_parking, new_parking, park, parking_loop, stop_parking
 from .residency cimport is_resident
@@ -83,6 +84,7 @@ cdef void worker_loop(Worker *worker) noexcept nogil:
     cdef int64_t last = 0
     cdef int64_t now
     cdef int _pause
+    let_faults_through()
     while True:
         if serve_batch(worker):
             if last:
@@ -158,6 +160,7 @@ cdef bint serve_batch(Worker *worker) noexcept nogil:
     batch.now_ns = monotonic()
     batch.count = 0
     batch.bodies = 0
+    batch.guarded = 0
     # Writes first, as a read that follows its write should see it; half a batch at most, so that
     # readers are never starved.
     for kind in range(PAYLOADS, REQUESTS - 1, -1):

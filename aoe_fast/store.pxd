@@ -30,7 +30,7 @@ cdef struct MacList:
 # Shared by the Export, every view that binds it and every acknowledgement that waits for its
 # sync; the last one to let go unmaps and closes, so a worker can never see it half gone.
 cdef struct Backing:
-    const uint8_t *data         # sector 0 in the mapping: for the kernel's copy only
+    const uint8_t *data         # sector 0 in the mapping: for the kernel's copy and mapped.pyx
     uint64_t sectors
     uint64_t offset             # bytes of the file before sector 0
     int fd
@@ -39,6 +39,8 @@ cdef struct Backing:
     uint32_t dirty              # on the sync threads' list
     uint32_t parked             # writes that wait for a disk; later ones line up behind them
     int64_t references
+    uint8_t syncs               # so many until now, modulo 256
+    uint16_t *heat              # for each 64 KiB: syncs << 8 | writes since then; NULL: none is hot
     uint64_t *resident          # a bit for each 64 KiB known to be in memory; NULL: all always is
     void *map
     size_t map_bytes
@@ -76,4 +78,6 @@ cdef class Export:
     cdef readonly uint64_t sectors
     cdef readonly bint writable
     cdef Backing *open_backing(self) except NULL
-    cdef int _map(self, str name, int descriptor, uint64_t first, uint64_t sectors) except -1
+    cdef int _map(
+        self, str name, int descriptor, uint64_t first, uint64_t sectors, bint writes
+    ) except -1

@@ -1,7 +1,8 @@
 """One export's backing: mapping and descriptor, writes, sync.
 
-User space never touches the mapping: it is there for the kernel's copy inside sendmmsg, where a
-truncated file or a bad disk is EFAULT for one frame and not SIGBUS for the process.
+The mapping is there for the kernel's copy inside sendmmsg, where a truncated file or a bad disk is
+EFAULT for one frame and not SIGBUS for the process. User space never touches it, but for guarded
+writes (mapped.pyx).
 """
 
 import hashlib
@@ -12,7 +13,7 @@ import zlib
 from libc.errno cimport EINTR, EIO, errno
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
-from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.types cimport off_t
 from posix.unistd cimport close, fdatasync, pread, pwrite, usleep
 
@@ -28,6 +29,7 @@ cdef extern from "faults.h" nogil:
         AOE_FAULT_SYNC
         AOE_FAULT_LOSE
     int aoe_fault(int kind, uint64_t sector, size_t size)
+    int aoe_faults_built()
 
 
 cdef extern from "atomics.h" nogil:
@@ -52,6 +54,7 @@ cdef void backing_release(Backing *backing) noexcept nogil:
         close(backing.fd)
     pthread_mutex_destroy(&backing.lock)
     free(backing.resident)
+    free(backing.heat)
     free(backing)
     aoe_count(&live, -1)
 
@@ -101,6 +104,7 @@ cdef int backing_read(
 cdef int backing_sync(Backing *backing) noexcept nogil:
     """What was written is on the disk when this returns 0; else the errno."""
     cdef int fault = aoe_fault(AOE_FAULT_SYNC, 0, 0)
+    backing.syncs += 1
     if fault:
         return 0 if fault == AOE_FAULT_LOSE else fault
     while fdatasync(backing.fd) != 0:
@@ -140,7 +144,7 @@ cdef class Export:
             if not raw_serial:
                 # Stable across restarts and moves of the state directory's parent.
                 raw_serial = b"AF%08X" % zlib.crc32(os.path.basename(name).encode())
-            self._map(name, descriptor, first, count)
+            self._map(name, descriptor, first, count, bool(writable) and durability == "writeback")
         except BaseException:
             os.close(descriptor)
             raise
@@ -154,15 +158,28 @@ cdef class Export:
         self.serial = raw_serial.decode()
         self.sectors = count
 
-    cdef int _map(self, str name, int descriptor, uint64_t first, uint64_t sectors) except -1:
+    cdef int _map(
+        self, str name, int descriptor, uint64_t first, uint64_t sectors, bint writes
+    ) except -1:
         cdef Backing *backing = <Backing *>calloc(1, sizeof(Backing))
         cdef uint64_t skew = first % <uint64_t>os.sysconf("SC_PAGE_SIZE")
         if backing == NULL:
             raise MemoryError()
         backing.map_bytes = <size_t>(sectors * SECTOR + skew)
-        backing.map = mmap(
-            NULL, backing.map_bytes, PROT_READ, MAP_SHARED, descriptor, <off_t>(first - skew)
-        )
+        backing.map = MAP_FAILED
+        if writes and not aoe_faults_built():
+            backing.map = mmap(
+                NULL, backing.map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor,
+                <off_t>(first - skew),
+            )
+        if backing.map != MAP_FAILED:
+            # No memory for it: every write is a pwrite then.
+            backing.heat = <uint16_t *>calloc((sectors >> 7) + 1, sizeof(uint16_t))
+        else:
+            # For reading alone, also where a file system has no shared writable mappings.
+            backing.map = mmap(
+                NULL, backing.map_bytes, PROT_READ, MAP_SHARED, descriptor, <off_t>(first - skew)
+            )
         if backing.map == MAP_FAILED:
             reason = os.strerror(errno)
             free(backing)
@@ -171,6 +188,7 @@ cdef class Export:
         backing.resident = <uint64_t *>calloc(sectors // 8192 + 1, sizeof(uint64_t))
         if backing.resident == NULL:
             munmap(backing.map, backing.map_bytes)
+            free(backing.heat)
             free(backing)
             raise MemoryError()
         backing.data = <const uint8_t *>backing.map + skew
