@@ -1,4 +1,4 @@
-"""Writes straight into the mapping, where they are many and it is known to be safe and in memory."""
+"""Writes straight into the mapping, where they are many, and it is safe and in memory."""
 
 from libc.stdint cimport uint8_t, uint64_t
 

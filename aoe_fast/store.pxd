@@ -34,6 +34,7 @@ cdef struct Backing:
     uint64_t sectors
     uint64_t offset             # bytes of the file before sector 0
     int fd
+    int sync_fd                 # durable: the file's second description, for a second sync; else -1
     uint8_t writable
     uint8_t durable
     uint32_t dirty              # on the sync threads' list
@@ -68,6 +69,7 @@ cdef int backing_read(
     Backing *backing, uint64_t sector, uint8_t *into, size_t size
 ) noexcept nogil
 cdef int backing_sync(Backing *backing) noexcept nogil
+cdef int backing_sync_by(Backing *backing, uint32_t number) noexcept nogil
 
 
 cdef class Export:

@@ -5,6 +5,7 @@ EFAULT for one frame and not SIGBUS for the process. User space never touches it
 writes (mapped.pyx).
 """
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -52,6 +53,8 @@ cdef void backing_release(Backing *backing) noexcept nogil:
         munmap(backing.map, backing.map_bytes)
     if backing.fd >= 0:
         close(backing.fd)
+    if backing.sync_fd >= 0:
+        close(backing.sync_fd)
     pthread_mutex_destroy(&backing.lock)
     free(backing.resident)
     free(backing.heat)
@@ -103,11 +106,24 @@ cdef int backing_read(
 
 cdef int backing_sync(Backing *backing) noexcept nogil:
     """What was written is on the disk when this returns 0; else the errno."""
+    return sync_by(backing, backing.fd)
+
+
+cdef int backing_sync_by(Backing *backing, uint32_t number) noexcept nogil:
+    """backing_sync on descriptor 0 or, if there is one, 1, so that two can run at once.
+
+    fdatasync(2): each open file description is told of every error, but once. A sync that runs
+    beside another thus learns itself of what the other met.
+    """
+    return sync_by(backing, backing.sync_fd if number else backing.fd)
+
+
+cdef int sync_by(Backing *backing, int fd) noexcept nogil:
     cdef int fault = aoe_fault(AOE_FAULT_SYNC, 0, 0)
     backing.syncs += 1
     if fault:
         return 0 if fault == AOE_FAULT_LOSE else fault
-    while fdatasync(backing.fd) != 0:
+    while fdatasync(fd) != 0:
         if errno != EINTR:
             return errno
     return 0
@@ -152,6 +168,12 @@ cdef class Export:
         memcpy(self.backing.serial, <const char *>raw_serial, len(raw_serial))
         self.backing.writable = bool(writable)
         self.backing.durable = durability == "durable"
+        if self.backing.writable and self.backing.durable:
+            # Where there is no /proc one sync runs at a time.
+            with contextlib.suppress(OSError):
+                self.backing.sync_fd = os.open(
+                    f"/proc/self/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK
+                )
         self.path = name
         self.writable = writable
         self.durability = durability
@@ -193,6 +215,7 @@ cdef class Export:
             raise MemoryError()
         backing.data = <const uint8_t *>backing.map + skew
         backing.fd = descriptor
+        backing.sync_fd = -1
         backing.offset = first
         backing.sectors = sectors
         backing.references = 1

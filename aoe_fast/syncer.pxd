@@ -33,7 +33,7 @@ cdef struct Group:
     Waiting *first
     Waiting **last
     uint32_t failures           # syncs of this export that failed
-    bint running                # a thread syncs it; one at a time, as an error is told only once
+    uint32_t running            # bit i: a thread syncs it by descriptor i
     bint in_line
 
 

@@ -14,8 +14,8 @@ from .memory cimport give, take
 from .observe cimport note_sent
 from .ring cimport outbox_add, outbox_send
 from .store cimport (
-    backing_hold, backing_release, backing_sync, pthread_mutex_destroy, pthread_mutex_init,
-    pthread_mutex_lock, pthread_mutex_unlock,
+    backing_hold, backing_release, backing_sync, backing_sync_by, pthread_mutex_destroy,
+    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
 )
 from .wire cimport ATA_UNC, SHORTEST_REPLY
 
@@ -44,6 +44,8 @@ cdef extern from "<time.h>" nogil:
 cdef enum:
     # A writeback export is synced this often.
     WRITEBACK_SECONDS = 5
+    # Both descriptors of an export.
+    ALL_BUSY = 3
 
 
 cdef void free_queue(Queue *queue) noexcept nogil:
@@ -118,7 +120,10 @@ cdef void drop_group(Queue *queue, Group *group) noexcept nogil:
 
 cdef void line_up(Queue *queue, Group *group) noexcept nogil:
     """Have a thread take the group, unless one will or is at it."""
-    if group.in_line or group.running or group.first == NULL:
+    if group.in_line or group.running == ALL_BUSY or group.first == NULL:
+        return
+    if group.running and group.backing.sync_fd < 0:
+        # One description: a second sync could miss the error that the first is told of.
         return
     group.in_line = True
     group.next = NULL
@@ -175,6 +180,7 @@ cdef void sync_loop(
     cdef Group *group
     cdef Dirty *dirty
     cdef Counters own
+    cdef uint32_t number
     cdef int code
     memset(&own, 0, sizeof(Counters))
     batch.counters = &own
@@ -195,20 +201,21 @@ cdef void sync_loop(
             if queue.first == NULL:
                 queue.last = &queue.first
             group.in_line = False
-            group.running = True
+            number = 1 if group.running & 1 else 0
+            group.running |= <uint32_t>1 << number
             waiting = group.first
             group.first = NULL
             group.last = &group.first
             pthread_mutex_unlock(&queue.lock)
             many = 0
-            code = commit(group, waiting, batch, outbox, counters, &many)
+            code = commit(group, number, waiting, batch, outbox, counters, &many)
             pthread_mutex_lock(&queue.lock)
             queue.done += many
-            group.running = False
+            group.running &= ~(<uint32_t>1 << number)
             if code:
                 group.failures += 1
             line_up(queue, group)
-            if group.first == NULL:
+            if group.first == NULL and not group.running:
                 drop_group(queue, group)
         elif queue.stop:
             break
@@ -226,18 +233,18 @@ cdef void sync_loop(
 
 
 cdef int commit(
-    Group *group, Waiting *waiting, Batch *batch, Outbox *outbox, Counters *counters,
-    uint64_t *many
+    Group *group, uint32_t number, Waiting *waiting, Batch *batch, Outbox *outbox,
+    Counters *counters, uint64_t *many
 ) noexcept nogil:
     """One sync, then every acknowledgement, counted in ``many``; frees the list. 0 or the errno.
 
-    fdatasync tells an error once, to whoever asks first: a sync that fails may have met a block
-    of a later group. So what was written before a failure was known fails with it.
+    fdatasync tells an error once to each descriptor: a sync that fails may have met a block of a
+    later group. So what was written before a failure was known fails with it.
     """
     cdef Waiting *node = waiting
     cdef Waiting *next
     cdef Reply *reply
-    cdef int code = backing_sync(group.backing)
+    cdef int code = backing_sync_by(group.backing, number)
     # Seen at the latest when the acknowledgement is.
     aoe_add64(&counters.syncs, 1)
     while waiting != NULL:

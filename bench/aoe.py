@@ -1,8 +1,12 @@
 """AoE: our server, Debian's vblade and the floor on one image, alternating; CPU, IOPS, latency."""
 
 import argparse
+import contextlib
+import fcntl
 import json
 import os
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -153,12 +157,26 @@ def _finish(load: subprocess.Popen[Any]) -> Figures:
 
 @contextmanager
 def _bench(row: Row, directory: Path | None, seconds: float) -> Iterator[Bench]:
-    with tempfile.TemporaryDirectory(prefix="pxed-bench-", dir=directory) as name:
+    parent = directory or Path(tempfile.gettempdir())
+    sweep(parent)
+    with (
+        tempfile.TemporaryDirectory(prefix="pxed-bench-aoe-", dir=parent) as name,
+        (Path(name) / "lock").open("w") as lock,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
         bench = Bench(row, Path(name), seconds)
         try:
             yield bench
         finally:
             bench.close()
+
+
+def sweep(parent: Path) -> None:
+    """Remove the images of a bench that was killed: nobody holds their lock any more."""
+    for path in parent.glob("pxed-bench-aoe-*"):
+        with contextlib.suppress(OSError), (path / "lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path)
 
 
 def run_row(
@@ -225,6 +243,7 @@ def main(argv: Sequence[str]) -> int:
     if len(os.sched_getaffinity(0)) < 2:
         print("bench aoe: needs two CPUs, one for the server, one for the load", file=sys.stderr)
         return 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # images and processes go then, too
     results: dict[str, Any] = {"machine": report.machine(), "seconds": seconds, "rounds": runs}
     results["rows"] = {}
     try:
@@ -234,6 +253,9 @@ def main(argv: Sequence[str]) -> int:
     except (PxedError, ValueError) as error:
         print(f"bench aoe: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("bench aoe: interrupted", file=sys.stderr)
+        return 130
     finally:
         results["load_after"] = os.getloadavg()[0]
         if asked.json:

@@ -42,7 +42,7 @@ int main(int argc, char **argv)
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGUSR1, &action, NULL);
     struct ring ring =
-        open_ring(interface, (uint32_t)number_arg(argc, argv, "frames", 8192), 128, 0);
+        open_ring(interface, (uint32_t)number_arg(argc, argv, "frames", 8192), 128, 0, 0);
     for (uint32_t i = 0; i < MOST; i++) {
         parts[i][0] = (struct iovec){&heads[i], sizeof heads[i]};
         messages[i].msg_hdr.msg_iov = parts[i];

@@ -246,7 +246,7 @@ int main(int argc, char **argv)
     if (!requests || !waiting)
         die("memory");
     struct ring ring = open_ring(text_arg(argc, argv, "interface", "eth0"),
-                                 total + (discovers ? clients : 0) + 64, frame_bytes, 1);
+                                 total + (discovers ? clients : 0) + 64, frame_bytes, first_mac, clients);
     for (uint32_t i = 0; i < BATCH; i++) {
         parts[i][0] = (struct iovec){&heads[i], writes ? HEAD : 60};
         parts[i][1] = (struct iovec){payload[i], sectors * SECTOR};

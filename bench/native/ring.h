@@ -74,19 +74,22 @@ static void option(int fd, int name, int value)
         die("packet socket option");
 }
 
-/* AoE frames whose R flag is `response`, and nothing else. */
-static void keep_only(int fd, int response)
+/* AoE requests or, if `clients` is given, the replies to these clients (the last two bytes of their
+   MACs are numbers from `first` on), and nothing else: what is another generator's must not wake this
+   one up, nor be copied to it by the server's CPU. */
+static void keep_only(int fd, uint32_t first, uint32_t clients)
 {
     struct sock_filter code[] = {
         {BPF_LD | BPF_H | BPF_ABS, 0, 0, 12},
-        {BPF_JMP | BPF_JEQ | BPF_K, 0, 4, ETHERTYPE_AOE},
+        {BPF_JMP | BPF_JEQ | BPF_K, 0, 6, ETHERTYPE_AOE},
         {BPF_LD | BPF_B | BPF_ABS, 0, 0, 14},
-        {BPF_JMP | BPF_JSET | BPF_K, response ? 0 : 2, response ? 2 : 0, RESPONSE},
-        {BPF_RET | BPF_K, 0, 0, 0x40000},
+        {BPF_JMP | BPF_JSET | BPF_K, clients ? 0 : 4, clients ? 4 : 3, RESPONSE},
+        {BPF_LD | BPF_H | BPF_ABS, 0, 0, 4},
+        {BPF_JMP | BPF_JGE | BPF_K, 0, 2, first},
+        {BPF_JMP | BPF_JGE | BPF_K, 1, 0, first + clients},
         {BPF_RET | BPF_K, 0, 0, 0x40000},
         {BPF_RET | BPF_K, 0, 0, 0},
     };
-    /* From instruction 3: keep is 4 (0 ahead) or, for responses, drop is 6 (2 ahead). */
     struct sock_fprog program = {sizeof code / sizeof *code, code};
     if (setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program))
         die("filter");
@@ -94,9 +97,9 @@ static void keep_only(int fd, int response)
 
 /* A packet socket on `interface` with a ring of at least `frames` frames of `frame_bytes`, a multiple
    of 128: then 32 frames are whole pages, and all frames follow each other without gaps. Of AoE only
-   what has the R flag like `responses`. */
+   the replies to `clients` clients from number `first` on; 0: requests. */
 static struct ring open_ring_for(const char *interface, uint16_t protocol, uint32_t frames,
-                                 uint32_t frame_bytes, int responses)
+                                 uint32_t frame_bytes, uint32_t first, uint32_t clients)
 {
     struct ring ring = {0};
     uint32_t block = frame_bytes * 32;
@@ -108,7 +111,7 @@ static struct ring open_ring_for(const char *interface, uint16_t protocol, uint3
     if (ring.fd < 0)
         die("packet socket");
     if (protocol == ETHERTYPE_AOE)
-        keep_only(ring.fd, responses);
+        keep_only(ring.fd, first, clients);
     option(ring.fd, PACKET_VERSION, TPACKET_V2);
     option(ring.fd, PACKET_IGNORE_OUTGOING, 1);
     option(ring.fd, PACKET_QDISC_BYPASS, 1);
@@ -132,9 +135,9 @@ static struct ring open_ring_for(const char *interface, uint16_t protocol, uint3
 }
 
 static inline struct ring open_ring(const char *interface, uint32_t frames, uint32_t frame_bytes,
-                                    int responses)
+                                    uint32_t first, uint32_t clients)
 {
-    return open_ring_for(interface, ETHERTYPE_AOE, frames, frame_bytes, responses);
+    return open_ring_for(interface, ETHERTYPE_AOE, frames, frame_bytes, first, clients);
 }
 
 /* The frame `ahead` of the next one, or NULL if it has not arrived. */

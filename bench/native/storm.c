@@ -196,9 +196,10 @@ int main(int argc, char **argv)
     shift = image_sectors[0];
     make_clients();
     uint32_t most = client_count * MAXOUT;
-    aoe = open_ring(interface, most + most / 2 + 1024, (HEAD + mtu_sectors * SECTOR + 80 + 127) / 128 * 128, 1);
+    aoe = open_ring(interface, most + most / 2 + 1024, (HEAD + mtu_sectors * SECTOR + 80 + 127) / 128 * 128,
+                    0, 1 << 16);
     ip = open_ring_for(interface, ETHERTYPE_IP, 2 * client_count + 1024,
-                       (MOST_PACKET + 80 + 127) / 128 * 128, 0);
+                       (MOST_PACKET + 80 + 127) / 128 * 128, 0, 0);
     arp = open_packet(interface, ETHERTYPE_ARP);
     for (uint32_t i = 0; i < BATCH; i++) {
         parts[i][0] = (struct iovec){heads[i], 60};

@@ -352,6 +352,7 @@ HOT = {
     "ring": ["ring_peek", "ring_pop", "outbox_add", "outbox_send"],
     "server": ["worker_loop", "serve_batch"],
     "residency": ["look_at"],
+    "mapped": ["put_write"],
     "observe": ["is_greedy", "note_frame", "note_sent"],
     "clients": ["find_client", "enter_client"],
     "backlog": ["postpone", "next_postponed"],

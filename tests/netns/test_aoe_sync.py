@@ -4,15 +4,16 @@ import gc
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
 
 from aoe_fast import Export, Target
 from aoe_fast.store import live_backings
-from tests.aoe_frames import BROADCAST, WRITE, ata
+from tests.aoe_frames import BROADCAST, UNC, WRITE, ata
 from tests.aoe_peer import Peer, serving, total
-from tests.conftest import Cable
+from tests.conftest import Cable, requires
 
 pytestmark = pytest.mark.netns
 
@@ -100,3 +101,66 @@ def test_the_process_ends_with_sync_threads_idle(cable: Cable, disks: list[Path]
         capture_output=True, text=True, check=False, timeout=20,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+# fdatasync takes 0.3 s and says where it is; the first one fails.
+SLOW_DISK = r"""
+#include <errno.h>
+#include <stdatomic.h>
+#include <unistd.h>
+static atomic_int calls;
+int fdatasync(int fd)
+{
+    int call = atomic_fetch_add(&calls, 1);
+    (void)fd;
+    usleep(300000);
+    if (call == 0)
+        return errno = EIO, -1;
+    return 0;
+}
+"""
+
+SERVE = """
+import sys
+from aoe_fast import Export, Server, Target
+target = Target()
+target.set_view(None, {(16, 3): Export(sys.argv[1], writable=True)})
+with Server(target, ["eth0"]):
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_syncs_of_an_export_run_at_once_and_an_error_fails_what_it_may_have_lost(
+    cable: Cable, disks: list[Path], tmp_path: Path
+) -> None:
+    requires("gcc")
+    source, library = tmp_path / "slow.c", tmp_path / "slow.so"
+    source.write_text(SLOW_DISK)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
+    peer = Peer(cable)
+    server = cable.srv.popen(
+        ["env", f"LD_PRELOAD={library}", sys.executable, "-c", SERVE, str(disks[0])],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None, text=True,
+    )  # fmt: skip
+    assert server.stdin is not None
+    assert server.stdout is not None
+    assert server.stdout.readline() == "ready\n"
+    start = time.monotonic()
+    # 1 is synced at once, 2 beside it, 3 waits for one of the two.
+    for tag in (1, 2, 3):
+        peer.send(peer.write(tag, b"w" * 512, tag=tag))
+        time.sleep(0.08)
+    replies = {}
+    for _ in range(3):
+        reply = peer.receive(3)
+        assert reply is not None
+        replies[reply.tag] = (reply.status, reply.raw[25], time.monotonic() - start)
+    server.stdin.close()
+    server.wait(10)
+    peer.socket.close()
+    assert replies[1][:2] == (0x41, UNC)
+    # Written before the first failure was known.
+    assert replies[3][:2] == (0x41, UNC)
+    # Not after the first one, but beside it.
+    assert replies[2][2] < 0.55

@@ -1,15 +1,18 @@
 """The benchmark runs, verifies data and says what it found. No figure has a bound: noise."""
 
+import fcntl
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bench import pattern, rows
-from bench.aoe import summary
+from bench.aoe import summary, sweep
 from bench.report import plot, show, show_wanted
 from tests.conftest import requires
 
@@ -46,6 +49,34 @@ def test_a_row_is_measured(row: str, tmp_path: Path) -> None:
     assert rows.BY_NAME[row].title in done.stdout
     # Its images are gone, and so is everything it started.
     assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_is_left_when_it_is_interrupted(number: signal.Signals, tmp_path: Path) -> None:
+    requires("gcc", "vblade", "taskset", "nsenter")
+    argv = [sys.executable, "-m", "bench", "aoe", "--only", "read-1k", "--dir", str(tmp_path)]
+    bench = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    until = time.monotonic() + 30
+    while not list(tmp_path.glob("*/1-0.img")) and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(1.5)
+    bench.send_signal(number)
+    _, complaint = bench.communicate(timeout=30)
+    assert bench.returncode in (130, 143)
+    assert b"Traceback" not in complaint
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_one_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    dead, alive = tmp_path / "pxed-bench-aoe-dead", tmp_path / "pxed-bench-aoe-alive"
+    for path in (dead, alive):
+        path.mkdir()
+        (path / "lock").touch()
+        (path / "1-0.img").write_bytes(b"x")
+    with (alive / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [alive]
 
 
 def test_a_wrong_image_is_noticed(tmp_path: Path) -> None:
