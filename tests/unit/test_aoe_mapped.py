@@ -74,9 +74,8 @@ def test_a_sync_cools(export: Export) -> None:
     assert hot_chunks(export) == 0
 
 
-@pytest.mark.parametrize("options", [{}, {"durability": "durable"}])
-def test_durable_exports_have_no_hot_chunks(disk: Path, options: dict[str, str]) -> None:
-    with Export(disk, writable=True, **options) as export:
+def test_durable_exports_have_no_hot_chunks(disk: Path) -> None:
+    with Export(disk, writable=True) as export:
         heat(serving(export))
         assert hot_chunks(export) == 0
 
