@@ -285,6 +285,17 @@ def mkfs(clients: int, threads: int, size: int = 512 << 20) -> float:
         return time.perf_counter() - began
 
 
+def clones(clients: int, threads: int, size: int = 512 << 20) -> float:
+    """Seconds to make a midlayer for each our way and nothing else, each synced."""
+    with tempfile.TemporaryDirectory(prefix="pxed-bench-", dir="/var/tmp") as directory:
+        layers = Midlayers(Path(directory), size)
+        layers.open()
+        began = time.perf_counter()
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(lambda number: layers.prepare(mac(number)), range(clients)))
+        return time.perf_counter() - began
+
+
 # Thousands are known
 
 
@@ -417,6 +428,8 @@ def main() -> None:
                                   "load": os.getloadavg()[0]}}  # fmt: skip
     if "storm" in parts:
         found["storm"] = storm(options.clients)
+        found["storm"]["clone_each_1_thread_s"] = round(clones(options.clients, 1), 2)
+        found["storm"]["clone_each_4_threads_s"] = round(clones(options.clients, 4), 2)
         found["storm"]["mkfs_each_1_thread_s"] = round(mkfs(options.clients, 1), 2)
         found["storm"]["mkfs_each_4_threads_s"] = round(mkfs(options.clients, 4), 2)
     if "known" in parts:

@@ -296,3 +296,34 @@ def test_one_upper_for_each_version_of_an_image(room: Room) -> None:
     room.pxed("image", "use", "lab@1")
     room.boot(M1)
     assert room.read(M1, 3, 8000)[:8] == b"of lab@1"
+
+
+def test_block_devices_are_served_where_they_are(room: Room, tmp_path: Path) -> None:
+    requires("losetup", "mkfs.ext4")
+    names = []
+    try:
+        for device in ("boot", "root"):
+            disk = tmp_path / f"{device}.disk"
+            disk.write_bytes((device[:1].encode() * 510 + b"\x55\xaa") * 4096)
+            loop = ["losetup", "--find", "--show", str(disk)]
+            done = subprocess.run(loop, check=True, capture_output=True, text=True)
+            names.append(done.stdout.strip())
+        room.start()
+        words = ["--name", "lab", "--version", "2", "--boot", names[0], "--root", names[1]]
+        room.pxed("image", "add", *words)
+        assert names[1] in room.pxed("image", "show", "lab@2")
+        room.pxed("image", "use", "lab@2")
+        room.boot(M1)
+        assert (room.read(M1, 0)[:1], room.read(M1, 1)[:1]) == (b"b", b"r")
+        subprocess.run(["mkfs.ext4", "-q", "-F", names[1]], check=True)
+        (tmp_path / "mnt").mkdir()
+        subprocess.run(["mount", names[1], str(tmp_path / "mnt")], check=True)
+        try:
+            said = room.pxed("image", "add", *words[:2], "--version", "3", *words[4:], status=2)
+            assert "mounted read-write" in said
+        finally:
+            subprocess.run(["umount", str(tmp_path / "mnt")], check=True)
+    finally:
+        room.stop()
+        for name in names:
+            subprocess.run(["losetup", "--detach", name], check=True)
