@@ -5,11 +5,13 @@ import functools
 import json
 import logging
 import os
+import resource
 import select
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, ParamSpec, TypeVar
@@ -25,6 +27,7 @@ from aoe_fast.exports import (
     parse_address,
     parse_export,
     parse_size,
+    read_list,
 )
 from aoe_fast.frames import SECTOR, AtaError, Identity, InitiatorError
 from aoe_fast.initiator import Initiator
@@ -77,11 +80,17 @@ interface_option = click.option(
 @click.option(
     "--export",
     "exports",
-    required=True,
     multiple=True,
     metavar="SHELF.SLOT=PATH[,OPTION...]",
     help=f"What to serve (repeatable). Options: {OPTIONS}. Read-only unless rw; with mac= only"
     " these machines see it.",
+)
+@click.option(
+    "--exports",
+    "lists",
+    multiple=True,
+    metavar="FILE",
+    help="More of them, one in a line of FILE (repeatable).",
 )
 @click.option("--workers", default=1, show_default=True, help="Threads for each interface.")
 @click.option("--bufcnt", default=64, show_default=True, help="Requests a client may have out.")
@@ -96,6 +105,7 @@ interface_option = click.option(
 def serve(
     interfaces: tuple[str, ...],
     exports: tuple[str, ...],
+    lists: tuple[str, ...],
     workers: int,
     bufcnt: int,
     spin_us: int,
@@ -111,7 +121,10 @@ def serve(
 
     Of root's rights only CAP_NET_RAW is kept; the images and the control socket are opened before.
     """
-    specs = [parse_export(text) for text in exports]
+    specs = [parse_export(text) for text in (*exports, *chain(*map(read_list, lists)))]
+    if not specs:
+        raise click.UsageError("nothing to serve: give --export SHELF.SLOT=PATH, or --exports FILE")
+    _raise_file_limit()
     names = tuple(dict.fromkeys(check_interface(name) for name in interfaces))
     try:
         target = Target(
@@ -153,6 +166,13 @@ def _give_up(name: str | None) -> None:
         reduce({Capability.NET_RAW}, user)
     except AoeError as error:
         raise click.UsageError(f"--user {name}: {error}") from None
+
+
+def _raise_file_limit() -> None:
+    """As many descriptors as this process may have: each export takes one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _alarm(text: str) -> None:

@@ -12,7 +12,7 @@ from aoe_fast.wire import AoeError
 SECTOR = 512
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
 _SIZE = re.compile(r"(\d+)([KMGT]?)(i?B)?", re.ASCII | re.IGNORECASE)
-OPTIONS = "ro, rw, mac=MAC, durable, writeback, offset=SIZE, length=SIZE"
+OPTIONS = "ro, rw, mac=MAC, durable, writeback, offset=SIZE, length=SIZE, force"
 
 
 def parse_address(text: str) -> tuple[int, int]:
@@ -46,6 +46,7 @@ class ExportSpec:
     durability: str | None = None
     offset: int = 0
     length: int | None = None
+    force: bool = False
     macs: list[bytes] = dataclasses.field(default_factory=list)
 
     def open(self) -> Export:
@@ -57,6 +58,7 @@ class ExportSpec:
                 durability=self.durability or "durable",
                 offset=self.offset,
                 length=self.length,
+                force=self.force,
             )
         except AoeError as error:
             raise click.UsageError(f"--export {self.shelf}.{self.slot}: {error}") from None
@@ -98,6 +100,8 @@ def parse_export(text: str) -> ExportSpec:
             if spec.durability not in (None, name):
                 raise click.UsageError(f"--export {text!r}: durable or writeback, not both")
             spec.durability = name
+        elif name == "force":
+            spec.force = True
         elif name == "offset":
             spec.offset = parse_size(value)
         elif name == "length":
@@ -114,7 +118,7 @@ def _is_option(word: str) -> bool:
     name, equals, _ = word.partition("=")
     if equals:
         return name in ("mac", "offset", "length")
-    return name in ("ro", "rw", "durable", "writeback") or bool(_MAC.fullmatch(name))
+    return name in ("ro", "rw", "durable", "writeback", "force") or bool(_MAC.fullmatch(name))
 
 
 def parse_mac(text: str) -> bytes:
@@ -139,20 +143,39 @@ def plan_views(specs: list[ExportSpec]) -> dict[bytes | None, dict[tuple[int, in
 
     Exports without a MAC are everybody's: in the default view and in every named MAC's.
     """
-    views: dict[bytes | None, dict[tuple[int, int], int]] = {None: {}}
-    for mac in [None, *(mac for spec in specs for mac in spec.macs)]:
-        view: dict[tuple[int, int], int] = {}
-        for number, spec in enumerate(specs):
-            if spec.macs and mac not in spec.macs:
-                continue
-            if (spec.shelf, spec.slot) in view:
-                raise click.UsageError(
-                    f"--export {spec.shelf}.{spec.slot} twice for"
-                    f" {mac.hex(':') if mac else 'everybody'}: give each its own address"
-                )
-            view[spec.shelf, spec.slot] = number
-        views[mac] = view
+    # Each specification is looked at once: there may be thousands, each for a machine of its own.
+    everybody: dict[tuple[int, int], int] = {}
+    own: dict[bytes, dict[tuple[int, int], int]] = {}
+    for number, spec in enumerate(specs):
+        at = spec.shelf, spec.slot
+        for mac in dict.fromkeys(spec.macs) if spec.macs else (None,):
+            view = everybody if mac is None else own.setdefault(mac, {})
+            if at in view:
+                raise _twice(at, mac)
+            view[at] = number
+    views: dict[bytes | None, dict[tuple[int, int], int]] = {None: everybody}
+    for mac, view in own.items():
+        for at in everybody.keys() & view.keys():
+            raise _twice(at, mac)
+        views[mac] = everybody | view
     return views
+
+
+def _twice(at: tuple[int, int], mac: bytes | None) -> click.UsageError:
+    who = mac.hex(":") if mac else "everybody"
+    return click.UsageError(f"--export {at[0]}.{at[1]} twice for {who}: give each its own address")
+
+
+def read_list(path: str) -> list[str]:
+    """The exports that a file names, one in a line; what follows a # at its start is a comment."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [line.strip() for line in file]
+    except OSError as error:
+        raise click.UsageError(f"--exports {path}: {error.strerror}: check the path") from None
+    except UnicodeDecodeError:
+        raise click.UsageError(f"--exports {path}: is not a text in UTF-8") from None
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def human(size: float) -> str:

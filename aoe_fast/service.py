@@ -35,6 +35,7 @@ class Service:
         self.interfaces = interfaces
         self.shared = shared
         self._held: list[_Held] = []
+        self._shown: dict[bytes | None, dict[tuple[int, int], Export]] = {}
         self._started = time.monotonic()
 
     def add(self, specs: list[ExportSpec]) -> None:
@@ -71,11 +72,8 @@ class Service:
             raise click.UsageError(
                 f"{shelf}.{slot} is not served: `aoe-fast export list` says what is"
             )
-        before = {mac for held in self._held for mac in held.spec.macs}
         self._held = [held for held in self._held if held not in gone]
         self._show()
-        for mac in before - {mac for held in self._held for mac in held.spec.macs}:
-            self.target.drop_view(mac)
         for held in gone:
             held.export.close()
         return len(gone)
@@ -88,10 +86,16 @@ class Service:
                 stack.callback(one.export.close)
 
     def _show(self) -> None:
-        """Have every view be what the specifications say."""
+        """Have every view be what the specifications say; those that are so stay as they are."""
         plan = plan_views([held.spec for held in self._held])
         for mac, view in plan.items():
-            self.target.set_view(mac, {at: self._held[n].export for at, n in view.items()})
+            exports = {at: self._held[n].export for at, n in view.items()}
+            if self._shown.get(mac) != exports:
+                self.target.set_view(mac, exports)
+                self._shown[mac] = exports
+        for mac in self._shown.keys() - plan.keys():
+            self.target.drop_view(mac)
+            del self._shown[mac]
 
     def says(self) -> str:
         """What the ready line tells about the exports."""

@@ -6,6 +6,7 @@ writes (mapped.pyx).
 """
 
 import contextlib
+import errno as codes
 import hashlib
 import os
 import stat
@@ -203,9 +204,12 @@ cdef class Export:
                 NULL, backing.map_bytes, PROT_READ, MAP_SHARED, descriptor, <off_t>(first - skew)
             )
         if backing.map == MAP_FAILED:
-            reason = os.strerror(errno)
+            code = errno
             free(backing)
-            raise AoeError(f"{name}: cannot be mapped ({reason}): use a plain file or a disk")
+            advice = "use a plain file or a disk"
+            if code == codes.ENOMEM:
+                advice = "raise vm.max_map_count (sysctl): each export takes one"
+            raise AoeError(f"{name}: cannot be mapped ({os.strerror(code)}): {advice}")
         # Nothing is known at first: the first read of each 64 KiB goes through a fetch thread.
         backing.resident = <uint64_t *>calloc(sectors // 8192 + 1, sizeof(uint64_t))
         if backing.resident == NULL:
@@ -318,7 +322,9 @@ def _open(name, writable):
     except IsADirectoryError:
         raise AoeError(f"{name}: is a directory: name a file or a block device") from None
     except OSError as error:
-        if writable:
+        if error.errno in (codes.EMFILE, codes.ENFILE):
+            advice = "raise the limit (ulimit -n, LimitNOFILE=): each export takes one"
+        elif writable:
             advice = "export it read-only, or make it writable for this user"
         else:
             advice = "check its permissions"
@@ -334,6 +340,11 @@ def _check(name, descriptor, writable, force):
         where = None if force else mounted_read_write(state.st_rdev)
         if where is not None:
             raise AoeError(f"{name}: is mounted read-write on {where}: unmount it, or use force")
+        where = mounted(state.st_rdev) if writable and not force else None
+        if where is not None:
+            raise AoeError(
+                f"{name}: is mounted on {where}: unmount it, export it read-only, or use force"
+            )
         size = os.lseek(descriptor, 0, os.SEEK_END)
     elif stat.S_ISREG(state.st_mode):
         # Root may open anything: the mode still says what its owner meant.
@@ -361,7 +372,12 @@ def _range(name, size, offset, length):
     return offset, served // SECTOR
 
 
-def mounted_read_write(device, mountinfo=None):
+def mounted(device, mountinfo=None):
+    """Where block device number ``device``, or a partition of it, is mounted at all, or None."""
+    return mounted_read_write(device, mountinfo, ("rw", "ro"))
+
+
+def mounted_read_write(device, mountinfo=None, modes=("rw",)):
     """Where block device number ``device``, or a partition of it, is mounted read-write, or None.
 
     proc_pid_mountinfo(5): field 3 is major:minor, 5 the mount point, the last the options of the
@@ -385,6 +401,6 @@ def mounted_read_write(device, mountinfo=None):
     for line in mountinfo.splitlines():
         fields = line.split()
         options = fields[len(fields) - 1].split(",") if len(fields) > 6 else ()
-        if "rw" in options and fields[2] in numbers:
+        if fields[2] in numbers and any([mode in options for mode in modes]):
             return fields[4]
     return None
