@@ -2,53 +2,40 @@
 
 import contextlib
 import functools
-import json
+import importlib
 import logging
 import os
 import resource
 import select
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 import click
 
 from aoe_fast import AoeError, Server, Target
 from aoe_fast.buffers import start_helper
-from aoe_fast.control import Control
+from aoe_fast.control import Control, default_path
+from aoe_fast.copies import check_interface, discover, read, write
 from aoe_fast.exports import (
     OPTIONS,
-    human,
-    parse_address,
+    ExportSpec,
     parse_export,
-    parse_size,
     read_list,
 )
-from aoe_fast.frames import SECTOR, AtaError, Identity, InitiatorError
-from aoe_fast.initiator import Initiator
+from aoe_fast.frames import InitiatorError
 from aoe_fast.notify import Notifier, log_to_stderr, to_journal
 from aoe_fast.privileges import Capability, find_user, reduce
 from aoe_fast.remote import export, stat
+from aoe_fast.rivals import check_neighbours
 from aoe_fast.service import Service
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_PIECE = 1 << 20
-
-
-def check_interface(name: str) -> str:
-    """``name`` if there is such an interface; UsageError otherwise."""
-    names = [known for _, known in socket.if_nameindex()]
-    if name not in names:
-        raise click.UsageError(f"no interface {name!r}: there are {', '.join(names)}")
-    return name
-
 
 # Commands
 
@@ -59,12 +46,8 @@ def cli() -> None:
     """ATA over Ethernet: serve disks, find them, copy them."""
 
 
-cli.add_command(stat)
-cli.add_command(export)
-
-interface_option = click.option(
-    "-i", "--interface", required=True, metavar="IFACE", help="Ethernet interface."
-)
+for each in (discover, read, write, stat, export):
+    cli.add_command(each)
 
 
 @cli.command()
@@ -142,7 +125,11 @@ def serve(
     with contextlib.ExitStack() as stack:
         wake = stack.enter_context(_signals())
         stack.callback(service.close)
+        for name in names:
+            check_neighbours(name, _seen_by(specs))
         service.add(specs)
+        for text in service.warnings():
+            click.echo(f"aoe-fast: {text}", err=True)
         listener = _control(server, service, control, names[0])
         if listener is not None:
             stack.callback(listener.close)
@@ -166,6 +153,17 @@ def _give_up(name: str | None) -> None:
         reduce({Capability.NET_RAW}, user)
     except AoeError as error:
         raise click.UsageError(f"--user {name}: {error}") from None
+
+
+def _seen_by(specs: list[ExportSpec]) -> dict[tuple[int, int], set[str] | None]:
+    """The machines that are to see each address; None: all."""
+    seen: dict[tuple[int, int], set[str] | None] = {}
+    for spec in specs:
+        at = spec.shelf, spec.slot
+        before = seen.get(at, set())
+        macs = {mac.hex(":") for mac in spec.macs}
+        seen[at] = None if before is None or not macs else before | macs
+    return seen
 
 
 def _raise_file_limit() -> None:
@@ -201,7 +199,7 @@ def _signals() -> Iterator[int]:
 
 def _control(server: Server, service: Service, path: str | None, interface: str) -> Control | None:
     """The control socket; where only the default path fails, a warning and None."""
-    where = path or f"/run/aoe-fast-{interface}.sock"
+    where = path or default_path(interface)
     try:
         return Control(where, functools.partial(service.answer, server))
     except OSError as error:
@@ -229,134 +227,15 @@ def _watch(listener: Control | None, wake: int, notifier: Notifier, server: Serv
             listener.serve_one()
 
 
-@cli.command()
-@interface_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--wait", default=0.5, show_default=True, help="Seconds to listen.")
-def discover(interface: str, as_json: bool, wait: float) -> None:
-    """List the devices that answer on IFACE."""
-    rows: list[dict[str, Any]] = []
-    with Initiator(check_interface(interface)) as initiator:
-        for device in initiator.discover(wait=wait):
-            identity: Identity | None = None
-            with contextlib.suppress(InitiatorError):
-                identity = initiator.identify(device.shelf, device.slot)
-            rows.append(
-                {
-                    "address": device.address,
-                    "mac": device.mac.hex(":"),
-                    "bytes": identity.sectors * SECTOR if identity else None,
-                    "model": identity.model if identity else None,
-                    "serial": identity.serial if identity else None,
-                    "bufcnt": device.bufcnt,
-                    "scnt": device.scnt,
-                    "firmware": device.firmware,
-                    "config": device.config.decode("utf-8", "backslashreplace"),
-                }
-            )
-    if as_json:
-        click.echo(json.dumps(rows, indent=2))
-        return
-    if not rows:
-        click.echo(f"aoe-fast: nothing answers on {interface}", err=True)
-    for row in rows:
-        size = "?" if row["bytes"] is None else human(row["bytes"])
-        click.echo(
-            f"{row['address']:<9} {row['mac']} {size:>10}  {row['model'] or '?'}"
-            f" {row['config']}".rstrip()
-        )
-
-
-def _sectors(option: str, size: int) -> int:
-    if size % SECTOR:
-        raise click.UsageError(f"{option} {size}: give whole sectors, a multiple of {SECTOR}")
-    return size // SECTOR
-
-
-def _bar(length: int, label: str) -> Any:
-    """A progress bar on a terminal, silence elsewhere."""
-    return click.progressbar(
-        length=length, label=label, file=sys.stderr, hidden=not sys.stderr.isatty()
-    )
-
-
-offset_option = click.option(
-    "--offset", default="0", metavar="SIZE", help="Where on the device to begin. [0]"
-)
-
-
-@cli.command()
-@interface_option
-@click.argument("address", metavar="SHELF.SLOT")
-@click.argument("file", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
-@offset_option
-@click.option("--count", metavar="SIZE", help="How much to copy. [to the end]")
-def read(interface: str, address: str, file: Path, offset: str, count: str | None) -> None:
-    """Copy a device into FILE, which is removed again if the copy fails and made it."""
-    shelf, slot = parse_address(address)
-    first = _sectors("--offset", parse_size(offset))
-    wanted = None if count is None else _sectors("--count", parse_size(count))
-    with Initiator(check_interface(interface)) as initiator:
-        size = initiator.identify(shelf, slot).sectors
-        many = size - first if wanted is None else wanted
-        if first > size or first + many > size:
-            raise click.UsageError(f"{address} ends at {size * SECTOR}: copy less")
-        existed = file.exists()
-        with _opened(file, "wb") as out, contextlib.ExitStack() as stack:
-            if not existed:
-                undo = stack.enter_context(contextlib.ExitStack())
-                undo.callback(file.unlink, missing_ok=True)
-            with _bar(many * SECTOR, address) as bar:
-                for data in initiator.read_range(shelf, slot, first, many):
-                    out.write(data)
-                    bar.update(len(data))
-            out.flush()
-            if not existed:
-                undo.pop_all()
-
-
-@cli.command()
-@interface_option
-@click.argument("address", metavar="SHELF.SLOT")
-@click.argument("file", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
-@offset_option
-def write(interface: str, address: str, file: Path, offset: str) -> None:
-    """Copy FILE onto a device, then flush it."""
-    shelf, slot = parse_address(address)
-    first = _sectors("--offset", parse_size(offset))
-    name = check_interface(interface)
-    with _opened(file, "rb") as source, Initiator(name) as initiator:
-        length = source.seek(0, os.SEEK_END)
-        source.seek(0)
-        many = _sectors(f"{file}: its size", length)
-        size = initiator.identify(shelf, slot).sectors
-        if first + many > size:
-            raise click.UsageError(
-                f"{file}: {length} bytes from {offset} on do not fit {address},"
-                f" which has {size * SECTOR}"
-            )
-        with _bar(length, address) as bar:
-            initiator.write_range(
-                shelf,
-                slot,
-                first,
-                iter(lambda: source.read(_PIECE), b""),
-                progress=lambda done: bar.update(done * SECTOR),
-            )
-        try:
-            initiator.flush(shelf, slot)
-        except AtaError:
-            click.echo(f"aoe-fast: {address} has no FLUSH: it may still hold data back", err=True)
-
-
-@contextlib.contextmanager
-def _opened(file: Path, mode: str) -> Iterator[Any]:
-    try:
-        opened = file.open(mode)
-    except OSError as error:
-        raise click.UsageError(f"{file}: {error.strerror}: check the path") from None
-    with opened:
-        yield opened
+@cli.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(arguments: tuple[str, ...]) -> int:
+    """Measure this server beside vblade; only in a checkout. Options: `aoe-fast bench --help`."""
+    checkout = Path(__file__).parents[1]
+    if not (checkout / "bench" / "aoe.py").is_file():
+        raise click.UsageError("the bench is not installed: it runs in a checkout")
+    sys.path.insert(0, str(checkout))
+    return int(importlib.import_module("bench.aoe").main(list(arguments)) or 0)
 
 
 def _said(command: Callable[P, T]) -> Callable[P, NoReturn]:

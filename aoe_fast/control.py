@@ -12,6 +12,11 @@ from typing import Any
 import click
 
 
+def default_path(interface: str) -> str:
+    """Where the server on ``interface`` listens unless it was told otherwise."""
+    return f"/run/aoe-fast-{interface}.sock"
+
+
 class Control:
     """A unix socket that answers every connection's one line with one line of JSON."""
 

@@ -63,6 +63,15 @@ class ExportSpec:
         except AoeError as error:
             raise click.UsageError(f"--export {self.shelf}.{self.slot}: {error}") from None
 
+    def warns(self, export: Export) -> str | None:
+        """What is allowed and slow, or None."""
+        if export.sectors % 8 == 0:
+            return None
+        return (
+            f"{self.shelf}.{self.slot}: {export.sectors * SECTOR} bytes are no multiple of 4096:"
+            " Linux will read and write single sectors there (pad it: truncate -s %4096)"
+        )
+
     def says(self, export: Export) -> str:
         """What the ready line tells about it."""
         mode = f"rw {self.durability or 'durable'}" if self.writable else "ro"

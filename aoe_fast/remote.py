@@ -1,5 +1,6 @@
 """The commands that talk to a running ``aoe-fast serve``: stat, and export list|add|remove|set."""
 
+import contextlib
 import json
 import os
 import sys
@@ -9,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
-from aoe_fast.control import ask
+from aoe_fast.control import ask, default_path
 from aoe_fast.exports import human, parse_address, parse_export, parse_mac
 from aoe_fast.stats import prometheus
 
@@ -31,7 +32,7 @@ def _of_running(command: Callable[P, T]) -> Callable[P, T]:
 def _socket_of(interface: str | None, control: str | None) -> str:
     if control is None and interface is None:
         raise click.UsageError("name the server: -i IFACE or --control PATH")
-    return control or f"/run/aoe-fast-{interface}.sock"
+    return control or default_path(str(interface))
 
 
 @click.command()
@@ -43,29 +44,43 @@ def stat(
     interface: str | None, control: str | None, as_json: bool, as_prometheus: bool, watch: bool
 ) -> None:
     """Show what a running `aoe-fast serve` has done."""
+    if as_json and as_prometheus:
+        raise click.UsageError("--json or --prometheus, not both")
     where = _socket_of(interface, control)
+    with contextlib.suppress(KeyboardInterrupt) if watch else contextlib.nullcontext():
+        _stat(where, as_json, as_prometheus, watch)
+
+
+def _stat(where: str, as_json: bool, as_prometheus: bool, watch: bool) -> None:
+    before: tuple[float, int] | None = None
     while True:
         answer = ask(where, {"command": "stat"})
+        frames = sum(worker["frames"] for worker in answer["workers"])
+        rate = None
+        if before is not None and answer["uptime_s"] > before[0]:
+            rate = (frames - before[1]) / (answer["uptime_s"] - before[0])
+        before = answer["uptime_s"], frames
         if as_json:
             click.echo(json.dumps(answer))
         elif as_prometheus:
             click.echo(prometheus(answer), nl=False)
         else:
-            _show(answer, clear=watch)
+            _show(answer, clear=watch, rate=rate)
         if not watch:
             return
         sys.stdout.flush()
         time.sleep(1)
 
 
-def _show(answer: dict[str, Any], *, clear: bool) -> None:
+def _show(answer: dict[str, Any], *, clear: bool, rate: float | None) -> None:
     if clear and sys.stdout.isatty():
         click.clear()
     workers = answer["workers"]
     total = {name: sum(worker[name] for worker in workers) for name in workers[0]}
+    pace = "" if rate is None else f" ({rate:.0f}/s)"
     click.echo(
         f"{', '.join(answer['interfaces'])}: up {answer['uptime_s']:.0f} s,"
-        f" {total['frames']} frames, {total['replies']} replies, {total['ignored']} ignored,"
+        f" {total['frames']} frames{pace}, {total['replies']} replies, {total['ignored']} ignored,"
         f" {total['drops']} dropped, {total['repeats']} repeated"
     )
     for port in answer["ports"]:
@@ -134,6 +149,8 @@ def add_export(interface: str | None, control: str | None, export: str) -> None:
         {"command": "add", "export": f"{address}={os.path.abspath(rest)}"},
     )
     click.echo(f"aoe-fast: added {answer['added']}")
+    if answer.get("warning"):
+        click.echo(f"aoe-fast: {answer['warning']}", err=True)
 
 
 @export.command("remove")

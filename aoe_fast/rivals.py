@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 import click
 
+from aoe_fast.control import ask, default_path
+from aoe_fast.exports import parse_address
 from aoe_fast.frames import ANY_SHELF, ANY_SLOT, Device, Identity, InitiatorError
 from aoe_fast.initiator import Initiator
 from aoe_fast.store import Export
@@ -55,6 +57,28 @@ def check_rivals(interface: str, exports: Mapping[tuple[int, int], Export]) -> N
                 )
             if theirs != export.digest:
                 raise click.UsageError(f"{where}, with another image: clients would mix the two")
+
+
+def check_neighbours(interface: str, macs: Mapping[tuple[int, int], set[str] | None]) -> None:
+    """UsageError if another aoe-fast on this machine serves one of the addresses on ``interface``.
+
+    Its frames never come back to us, so it is asked through its usual control socket. ``macs``:
+    the machines that are to see each address, None for all.
+    """
+    try:
+        answer = ask(default_path(interface), {"command": "list"})
+    except click.ClickException:
+        return
+    for row in answer.get("exports", ()):
+        at = parse_address(row["address"])
+        if at not in macs:
+            continue
+        ours, theirs = macs[at], set(row["macs"]) or None
+        if ours is None or theirs is None or ours & theirs:
+            raise click.UsageError(
+                f"{row['address']} is served on {interface} by another aoe-fast of this machine"
+                f" ({row['path']}): stop that one, or give another address"
+            )
 
 
 def _found(initiator: Initiator, exports: Mapping[tuple[int, int], Export]) -> list[Device]:

@@ -101,6 +101,11 @@ class Service:
         """What the ready line tells about the exports."""
         return "; ".join(held.spec.says(held.export) for held in self._held)
 
+    def warnings(self) -> list[str]:
+        """What is allowed and slow, a line for each export that it is true of."""
+        told = (held.spec.warns(held.export) for held in self._held)
+        return [text for text in told if text is not None]
+
     # The control socket
 
     def answer(self, server: Server, request: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +151,8 @@ class Service:
     def _add(self, text: str) -> dict[str, Any]:
         spec = parse_export(text)
         self.add([spec])
-        return {"added": spec.says(self._held[-1].export)}
+        export = self._held[-1].export
+        return {"added": spec.says(export), "warning": spec.warns(export)}
 
     def _remove(self, request: dict[str, Any]) -> dict[str, Any]:
         shelf, slot = parse_address(_text(request, "address"))

@@ -38,7 +38,10 @@ class StateFile:
             with open(self.path, encoding="utf-8") as file:
                 self._entries = _parse(json.load(file))
         except FileNotFoundError:
-            pass
+            folder = os.path.dirname(os.path.abspath(self.path))
+            if not os.access(folder, os.W_OK):
+                reason = "no such folder" if not os.path.isdir(folder) else "no permission"
+                raise AoeError(f"{self.path}: cannot be made ({reason}): check the path") from None
         except OSError as error:
             raise AoeError(f"{self.path}: cannot be read ({error.strerror})") from None
         except (ValueError, TypeError, KeyError, AttributeError):

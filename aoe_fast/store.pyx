@@ -133,10 +133,10 @@ cdef int sync_by(Backing *backing, int fd) noexcept nogil:
 cdef class Export:
     """A file or block device to serve, open until ``close``; a context manager.
 
-    offset and length are bytes; a tail shorter than a sector is not served. ``durable`` writes are
+    offset and length are bytes, whole sectors. ``durable`` writes are
     acknowledged after fdatasync, ``writeback`` ones from the page cache, synced every few seconds.
     ``close`` lets go at once, but the descriptor and the mapping live until no view uses them.
-    AoeError: missing, empty, not a file or block device, no permission, in use, bad range.
+    AoeError: missing, empty, odd-sized, no file or block device, no permission, in use, bad range.
     """
 
     def __cinit__(self):
@@ -369,6 +369,12 @@ def _range(name, size, offset, length):
         raise AoeError(f"{name}: length {length} is not within the {size - offset} bytes there")
     if served < SECTOR:
         raise AoeError(f"{name}: {served} bytes are less than one sector: need {SECTOR} at least")
+    if served % SECTOR:
+        # Its end would be cut off without a word.
+        raise AoeError(
+            f"{name}: {served} bytes are {served % SECTOR} more than whole sectors of {SECTOR}:"
+            f" pad it (truncate -s %{SECTOR}), or give length={served - served % SECTOR}"
+        )
     return offset, served // SECTOR
 
 

@@ -72,11 +72,12 @@ class World:
                 disk = Zeroes(sectors * 512)
             else:
                 disk = bytearray(rng.randbytes(sectors * 512))
-                # A tail that is no whole sector is not served.
+                # The file may go on behind what is served.
                 path.write_bytes(disk + b"tail" * rng.randrange(3))
             export = Export(
                 path,
                 writable=writable,
+                length=sectors * 512,
                 durability=rng.choice(["durable", "writeback"]),
                 serial=serial,
             )

@@ -160,7 +160,9 @@ def test_a_full_disk_is_said_once_and_tried_again(
     tmp_path: Path, disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     room = tmp_path / "room"
+    room.mkdir()
     target, (export,) = make(room / "state.json", disk)
+    room.rmdir()
     with caplog.at_level(logging.WARNING, "aoe_fast"):
         for text in (b"a", b"b"):
             write_settings(export, config=text)

@@ -17,10 +17,12 @@ def disk(tmp_path: Path) -> Path:
     return path
 
 
-def test_sectors_are_whole_ones(tmp_path: Path) -> None:
+def test_an_odd_sized_image_is_refused_but_not_a_part_of_it(tmp_path: Path) -> None:
     path = tmp_path / "odd"
     path.write_bytes(b"x" * 1500)
-    with Export(path) as export:
+    with pytest.raises(AoeError, match=r"476 more than whole sectors.*truncate.*length=1024"):
+        Export(path)
+    with Export(path, length=1024) as export:
         assert export.sectors == 2
 
 

@@ -1,0 +1,193 @@
+"""``aoe-fast`` copies and compares, says what is slow, and finds a server beside it."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from aoe_fast.frames import LinuxPace
+from aoe_fast.initiator import Initiator
+from tests.conftest import Cable, requires
+from tests.netns.test_aoe_cli_hot import AOE_FAST, Start, export, image, start
+
+__all__ = ["start"]  # the fixture
+pytestmark = pytest.mark.netns
+
+
+def client(cable: Cable, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return cable.cli.run([*AOE_FAST, *arguments], check=False)
+
+
+@pytest.mark.parametrize("pace", ["steady", "linux"])
+def test_a_copy_there_and_back_is_verified(
+    start: Start, cable: Cable, tmp_path: Path, pace: str
+) -> None:
+    disk = image(tmp_path / "a.img", 1 << 20)
+    start(cable.srv, "--export", f"16.0={disk},rw,writeback")
+    source = image(tmp_path / "source", 300 * 512)
+    more = ("--offset", "64K", "--verify", "--pace", pace)
+    done = client(cable, "write", "-i", "eth0", "16.0", str(source), *more)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    where = ("--offset", "64K", "--count", "150K", "--pace", pace)
+    assert (
+        client(cable, "read", "-i", "eth0", "16.0", str(tmp_path / "back"), *where).returncode == 0
+    )
+    assert (tmp_path / "back").read_bytes() == source.read_bytes()
+
+
+def test_a_disk_that_forgets_is_found_out(start: Start, cable: Cable, tmp_path: Path) -> None:
+    """Somebody else writes into the image meanwhile."""
+    disk = image(tmp_path / "a.img", 8 << 20)
+    start(cable.srv, "--export", f"16.0={disk},rw,writeback")
+    source = image(tmp_path / "source", 8 << 20)
+    copy = cable.cli.popen(
+        [*AOE_FAST, "write", "-i", "eth0", "16.0", str(source), "--verify"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    fd = os.open(disk, os.O_WRONLY)
+    while copy.poll() is None:
+        os.pwrite(fd, b"!" * 512, (8 << 20) - 512)
+    os.close(fd)
+    assert copy.stderr is not None
+    said = copy.stderr.read()
+    assert copy.returncode == 1
+    assert re.fullmatch(r"aoe-fast: 16\.0: sector 16383 reads back wrong: .*\n", said), said
+
+
+def test_linux_pace_is_chosen(start: Start, cable: Cable, tmp_path: Path) -> None:
+    start(cable.srv, "--export", f"16.0={image(tmp_path / 'a.img')}")
+    with cable.cli.inside(), Initiator("eth0", pace="linux") as initiator:
+        assert initiator._pace is LinuxPace
+        assert len(initiator.read(16, 0, 0, 128)) == 65536
+
+
+def test_a_bar_on_a_terminal(start: Start, cable: Cable, tmp_path: Path) -> None:
+    requires("script")
+    start(cable.srv, "--export", f"16.0={image(tmp_path / 'a.img', 1 << 20)}")
+    command = " ".join([*AOE_FAST, "read", "-i", "eth0", "16.0", str(tmp_path / "out")])
+    done = cable.cli.run(["script", "-qec", command, "/dev/null"])
+    assert "100%" in done.stdout
+
+
+def test_another_server_of_this_machine_at_the_same_address(cable: Cable, tmp_path: Path) -> None:
+    """Its frames never reach us: it is asked by its control socket, at the usual place."""
+    disk = image(tmp_path / "a.img")
+    control = Path("/run/aoe-fast-eth0.sock")
+    if control.exists():
+        pytest.skip(f"{control} is in use")
+    serve = [*AOE_FAST, "serve", "-i", "eth0", "--export"]
+    first = cable.srv.popen(
+        [*serve, f"16.0={disk}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline().startswith("aoe-fast: ready")
+        for text in (f"16.0={disk}", f"16.0={disk},mac=52:54:00:00:00:01"):
+            done = cable.srv.run([*serve, text, "--control", str(tmp_path / "c")], check=False)
+            assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+            assert "16.0 is served on eth0 by another aoe-fast" in done.stderr
+        second = cable.srv.popen(
+            [*serve, f"16.1={disk}", "--control", str(tmp_path / "c")],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert second.stdout is not None
+        assert second.stdout.readline().startswith("aoe-fast: ready")
+        second.terminate()
+        second.communicate(timeout=20)
+    finally:
+        first.terminate()
+        first.communicate(timeout=20)
+        control.unlink(missing_ok=True)
+
+
+def test_sizes_that_are_refused_and_that_are_slow(
+    start: Start, cable: Cable, tmp_path: Path
+) -> None:
+    odd = image(tmp_path / "odd", 1000)
+    done = cable.srv.run([*AOE_FAST, "serve", "-i", "eth0", "--export", f"16.0={odd}"], check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "truncate" in done.stderr
+    slow = image(tmp_path / "slow", 4096 + 512)
+    server = start(cable.srv, "--export", f"16.0={slow}")
+    added = export(tmp_path, "add", f"16.1={slow}")
+    server.terminate()
+    _, said = server.communicate(timeout=20)
+    for text in (said, added.stderr):
+        assert "no multiple of 4096" in text
+
+
+def test_watching_shows_a_rate_and_ends_quietly(start: Start, cable: Cable, tmp_path: Path) -> None:
+    start(cable.srv, "--export", f"16.0={image(tmp_path / 'a.img')}")
+    watch = subprocess.Popen(
+        [*AOE_FAST, "stat", "--watch", "--control", str(tmp_path / "ctl")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    time.sleep(3)
+    watch.send_signal(signal.SIGINT)
+    out, err = watch.communicate(timeout=10)
+    assert (watch.returncode, err) == (0, "")
+    assert re.search(r"\d+ frames \(\d+/s\)", out)
+
+
+# Prometheus
+
+
+LINE = re.compile(r'([a-z_]+)(?:\{((?:[a-z_]+="(?:[^"\\\n]|\\.)*",?)*)\})? (\S+)')
+
+
+def test_prometheus_text_keeps_the_formats_rules(
+    start: Start, cable: Cable, tmp_path: Path
+) -> None:
+    """Exposition format 0.0.4: HELP and TYPE before samples, families together, no series twice,
+    histograms that grow up to +Inf, which equals their count."""
+    disk = image(tmp_path / "a.img")
+    mac = "52:54:00:00:00:01"
+    start(cable.srv, "--export", f"16.0={disk},rw", "--export", f"16.1={disk},mac={mac}")
+    with cable.cli.inside(), Initiator("eth0") as initiator:
+        initiator.write(16, 0, 0, b"x" * 4096)
+        initiator.read(16, 0, 0, 100)
+    text = subprocess.run(
+        [*AOE_FAST, "stat", "--prometheus", "--control", str(tmp_path / "ctl")],
+        check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2],
+    ).stdout  # fmt: skip
+    assert text.endswith("\n")
+    kinds: dict[str, str] = {}
+    seen: set[tuple[str, str]] = set()
+    values: dict[tuple[str, str], float] = {}
+    helped, current = "", ""
+    for line in text.splitlines():
+        if line.startswith("# HELP "):
+            helped = line.split()[2]
+            assert helped not in kinds, f"{helped} comes in two places"
+            continue
+        if line.startswith("# TYPE "):
+            _, _, current, kind = line.split()
+            assert current == helped
+            kinds[current] = kind
+            continue
+        match = LINE.fullmatch(line)
+        assert match is not None, line
+        name, labels, value = match[1], match[2] or "", float(match[3])
+        family = re.sub(r"_(bucket|count|sum)$", "", name)
+        assert (family if kinds.get(family) == "histogram" else name) == current, line
+        assert kinds[current] != "counter" or name.endswith("_total"), line
+        assert (name, labels) not in seen, line
+        seen.add((name, labels))
+        values[name, labels] = value
+    buckets = [(key, value) for key, value in values.items() if key[0].endswith("_bucket")]
+    assert buckets
+    last = -1.0
+    for (name, labels), value in buckets:
+        assert value >= last
+        last = -1.0 if 'le="+Inf"' in labels else value
+        if 'le="+Inf"' in labels:
+            rest = labels.replace(',le="+Inf"', "")
+            assert values[name.replace("_bucket", "_count"), rest] == value
+    everybody = 'mac="",shelf="16",slot="0"'
+    assert values["aoe_export_written_bytes_total", everybody] == 4096
+    assert values["aoe_export_read_bytes_total", everybody] == 51200
