@@ -229,6 +229,21 @@ def test_the_driver_follows_a_smaller_bufcnt(room: Room) -> None:
     assert guest.shell(f"dd if={DISK} bs=64k count=16 2>/dev/null | md5sum").strip()
 
 
+@pytest.mark.long
+def test_a_black_hole_for_long_frames_is_said(room: Room) -> None:
+    """A switch port that carries 1500 bytes between two ends that believe in 9000."""
+    disk = room.image("a.img", 8 << 20)
+    room.serve("--export", f"16.0={disk}")
+    guest = room.boot()
+    room.lab.switch.ip(f"link set {guest.tap} mtu 1500")
+    guest.shell("aoe-discover")
+    until = time.monotonic() + 150
+    while not any(client["mtu_black_hole"] for client in room.stat()["clients"]):
+        assert time.monotonic() < until, room.stat()["clients"]
+        time.sleep(1)
+    assert "long frames are lost" in room.ask("stat")
+
+
 def ask_as_many(host: Namespace, many: int) -> None:
     """Config queries of ``many`` machines from one place."""
     with host.inside():

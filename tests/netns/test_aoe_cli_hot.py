@@ -13,6 +13,8 @@ import pytest
 
 from aoe_fast.initiator import ConfigCommand, Initiator, NoAnswer
 from pxed.lab.netns import Namespace
+from tests.aoe_frames import BROADCAST, frame, mask, reserve
+from tests.aoe_peer import Peer
 from tests.conftest import Cable, requires
 
 pytestmark = pytest.mark.netns
@@ -172,6 +174,36 @@ def test_state_survives_the_server(
         config = initiator.config(16, 0)
         assert config is not None
         assert config.string == b"seat 7"
+
+
+def test_masks_and_reservations_survive_kill_9(start: Start, cable: Cable, tmp_path: Path) -> None:
+    """What clients set over the wire, and what the administrator set against it."""
+    arguments = ["--state", str(tmp_path / "state"), "--wire-reserve"]
+    for slot in range(3):
+        arguments += ["--export", f"16.{slot}={image(tmp_path / str(slot))}"]
+    server = start(cable.srv, *arguments)
+    mine, other = Peer(cable), Peer(cable, mac=bytes.fromhex(ONE.replace(":", "")))
+    cable.cli.ip("link set eth0 promisc on")
+    address = {"src": mine.mac, "dst": BROADCAST}
+    mine.ask(frame(2, mask(1, (1, mine.mac)), slot=0, **address))  # type: ignore[arg-type]
+    mine.ask(frame(3, reserve(1, mine.mac), slot=1, **address))  # type: ignore[arg-type]
+    mine.ask(frame(3, reserve(1, mine.mac), slot=2, **address))  # type: ignore[arg-type]
+    assert export(tmp_path, "set", "16.2", "--reserve", "").returncode == 0
+    time.sleep(1.5)  # within a second it is in the file
+    server.kill()
+    server.wait(10)
+    start(cable.srv, *arguments)
+    assert [mine.ask(mine.read(0, slot=slot)).status for slot in range(3)] == [0x40] * 3
+    other.send(other.read(0, slot=0))
+    assert other.receive(0.3) is None, "the mask was lost"
+    assert other.ask(other.read(0, slot=1)).error == 6, "the reservation was lost"
+    assert other.ask(other.read(0, slot=2)).status == 0x40, "the administrator was overridden"
+
+
+def test_a_state_file_that_cannot_be_made_is_said(cable: Cable, tmp_path: Path) -> None:
+    path = "/nonexistent/state"
+    said = refused(cable.srv, "--export", f"16.0={image(tmp_path / 'a')}", "--state", path)
+    assert f"{path}: cannot be made (no such folder)" in said
 
 
 def test_a_damaged_state_file_is_said(cable: Cable, tmp_path: Path) -> None:
