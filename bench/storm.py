@@ -28,6 +28,7 @@ from bench.stormservers import CLIENTS, CPU, NEEDED, ROOMS, SERVER, SIGNALS, Ima
 from bench.trace import Trace
 from pxed.config import parse_size
 from pxed.errors import HostError, PxedError, UsageError
+from pxed.host import raise_file_limit
 from pxed.lab.netns import Namespace, veth
 
 GENERATOR_CPU = 1
@@ -262,13 +263,14 @@ def main(argv: Sequence[str]) -> int:
 
     for number in SIGNALS:
         signal.signal(number, stop)
+    raise_file_limit()  # a client of NBD has two connections
     try:
         boot = trace.shorten(trace.load(asked.trace), asked.share)
         if boot.total(trace.Kind.HTTP):
             raise UsageError(f"{asked.trace}: loads by HTTP, and the storm plays no TCP client: "
                              "record it with --boot san")  # fmt: skip
         results = run(boot, chosen(asked), asked)
-    except (PxedError, subprocess.SubprocessError) as error:
+    except (PxedError, subprocess.SubprocessError, OSError) as error:
         print(f"bench storm: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
