@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -63,7 +64,7 @@ def image_list(as_json: bool, config_path: Path | None, state_dir: Path | None) 
     rows = [
         [f"{i['name']}@{i['version']}", i["class"], i["released"], " ".join(i["devices"]),
          amount(i["bytes"]) if i["bytes"] else "", " ".join(i["channels"]),
-         i["used"].partition(":")[0]]
+         re.split("[;:]", i["used"])[0]]
         for i in found["images"]
     ]  # fmt: skip
     heads = ["IMAGE", "CLASS", "RELEASED", "DEVICES", "SIZE", "CHANNELS", "NEEDED"]
@@ -93,7 +94,7 @@ def image_show(spec: str, as_json: bool, config_path: Path | None, state_dir: Pa
     click.echo(table(["", ""], [list(line) for line in lines if line[1]], header=False))
     if shown["files"]:
         rows = [[n, amount(f["size"]), f["sha256"]] for n, f in shown["files"].items()]
-        click.echo("\n" + table(["FILE", "SIZE", "SHA256"], rows))
+        click.echo("\n" + table(["FILE", "SIZE", "SHA256"], rows, spare=["SIZE"]))
 
 
 @image.command("add")
@@ -398,7 +399,7 @@ def _new_image(
     target = library.directory / name / version
     if target.exists():
         raise UsageError(f"{target} exists already: choose another --version")
-    first = not (library.directory / name).exists()
+    first = library.keep_stable(name)
     yield target
     built = library.seal(library.find(f"{name}@{version}"))
     if first:

@@ -125,7 +125,8 @@ class Library:
     def add(self, source: Source, report: Report = _quiet) -> Image:
         """Copy an image into the library; it appears when all of it is there and its sums agree.
 
-        The first version of an image becomes its stable one; a later one waits for ``use``.
+        The first version of an image becomes its stable one; a later one waits for ``use``, also
+        where no channel was ever set.
         """
         said = _read_manifest(source.directory) if source.directory is not None else {}
         name = images.word(source.name or str(said.get("name", "")), "name for an image")
@@ -148,6 +149,7 @@ class Library:
             manifest["files"] = _fill(new, plan, _known_sums(source, said), report)
             disk.write_whole(new / "manifest.json", _text(manifest))
             images.load(new)
+            self.keep_stable(name)
             with self._lock():
                 self._refuse_what_is_there(target)
                 new.rename(target)
@@ -156,6 +158,13 @@ class Library:
         if first:
             self.use(f"{name}@{version}")
         return images.load(target)
+
+    def keep_stable(self, name: str) -> bool:
+        """Whether this image has no version yet; else what its name means stays what it means."""
+        have = images.versions(self.directory, name)
+        if have and STABLE not in images.channels(self.directory, name):
+            self.use(f"{name}@{have[-1]}")
+        return not have
 
     def seal(self, image: Image, report: Report = _quiet) -> Image:
         """Record size and digest of each file of an image that was made without them."""

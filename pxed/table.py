@@ -5,7 +5,8 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-_NARROW = 20  # characters of a last column below which it is cut rather than folded
+_NARROW = 40  # characters: where less is left for it, a long last column goes below its line
+_BELOW = " " * 4
 
 
 def table(
@@ -18,8 +19,8 @@ def table(
 ) -> str:
     """Columns as wide as they need; empty columns are left out.
 
-    On a terminal (or to ``width``) those of ``spare`` go, in this order, until the rest fits; if it
-    still does not, the last column is folded. A file or a pipe gets all of it.
+    On a terminal (or to ``width``) those of ``spare`` go, in this order, until the rest fits; what
+    the last one has too much is folded or goes below. A file or a pipe gets all of it.
     """
     if width is None and sys.stdout.isatty():
         width = shutil.get_terminal_size((120, 25)).columns
@@ -27,7 +28,7 @@ def table(
     widths = {i: max(len(row[i]) for row in [*rows, *([heads] if header else [])]) for i in keep}
     for head in spare if width is not None else ():
         # What the last column has beyond its share can be folded, so it spares no other.
-        needs = sum(widths[i] + 2 for i in keep[:-1]) + min(widths[keep[-1]], 2 * _NARROW)
+        needs = sum(widths[i] + 2 for i in keep[:-1]) + min(widths[keep[-1]], _NARROW)
         if needs > (width or 0):
             keep = [i for i in keep if heads[i] != head]
     if not keep:
@@ -40,7 +41,10 @@ def table(
         if width is None or before + len(last) <= width:
             text.append((first + last).rstrip())
         elif width - before < _NARROW:
-            text.append((first + last)[:width].rstrip())
+            text.append(first[:width].rstrip())
+            text += textwrap.wrap(
+                last, width, initial_indent=_BELOW, subsequent_indent=_BELOW,
+            )  # fmt: skip
         else:
             folded = textwrap.wrap(last, width - before)
             text.append(first + folded[0])

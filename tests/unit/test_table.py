@@ -5,14 +5,20 @@ from pxed.table import ago, amount, table
 HEADS = ["MAC", "NAME", "FIRMWARE", "IP", "WHY"]
 ROWS = [
     ["52:54:00:00:00:01", "seat-01", "uefi", "10.77.0.50", ""],
-    ["52:54:00:00:00:02", "", "bios", "10.77.0.51", "the kernel has not found its disks: MTU?"],
+    [
+        "52:54:00:00:00:02",
+        "",
+        "bios",
+        "10.77.0.51",
+        "the kernel has not found its disks: does the MTU fit, on the way too?",
+    ],
 ]
 
 
 def test_a_pipe_gets_all_of_it() -> None:
     lines = table(HEADS, ROWS).splitlines()
     assert lines[0].split() == HEADS
-    assert lines[2].endswith("its disks: MTU?")
+    assert lines[2].endswith("on the way too?")
 
 
 def test_a_terminal_gets_what_fits_and_the_reason_whole() -> None:
@@ -22,6 +28,11 @@ def test_a_terminal_gets_what_fits_and_the_reason_whole() -> None:
     assert " ".join(line[40:].strip() for line in lines[2:]) == ROWS[1][4]
 
 
+def test_where_little_is_left_the_reason_goes_below() -> None:
+    lines = table(HEADS, ROWS, width=75).splitlines()
+    assert lines[-1] == f"    {ROWS[1][4]}"
+
+
 def test_only_what_must_go_goes() -> None:
     assert "FIRMWARE" in table(HEADS, ROWS, spare=["FIRMWARE", "IP"], width=120)
     narrow = table(HEADS, ROWS, spare=["FIRMWARE", "IP"], width=50).splitlines()
@@ -29,7 +40,13 @@ def test_only_what_must_go_goes() -> None:
     assert max(len(line) for line in narrow) <= 50
 
 
-def test_a_last_column_without_room_is_cut() -> None:
+def test_a_last_column_with_some_room_is_folded_where_it_is() -> None:
+    lines = table(["MAC", "WHY"], [[ROWS[1][0], "word " * 20]], width=80).splitlines()
+    assert [line[:19].strip() for line in lines] == ["MAC", ROWS[1][0], ""]
+    assert " ".join(line[19:] for line in lines[1:]).split() == ["word"] * 20
+
+
+def test_however_narrow_nothing_is_longer_than_the_terminal() -> None:
     assert max(len(line) for line in table(HEADS, ROWS, width=45).splitlines()) <= 45
 
 
