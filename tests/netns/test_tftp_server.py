@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from aoe_fast.mover import Mover
+from aoe_fast.transfer import Transfer
 from pxed.errors import HostError
 from pxed.events import Event, Kind
 from pxed.net.link import look_up
@@ -135,20 +137,22 @@ def test_atftp(cable: Cable, root: Path, tmp_path: Path, window: int) -> None:
 
 
 def test_atftp_with_loss(cable: Cable, root: Path, tmp_path: Path) -> None:
-    """Every hundredth packet is lost both ways: windows go back, the file is whole."""
+    """The link holds half a window and drops the rest: windows go back, the file is whole."""
     requires("atftp", "tc")
-    for ns in (cable.srv, cable.cli):
-        rule = "tc qdisc add dev eth0 root netem loss 1%"
-        if ns.run(rule.split(), check=False).returncode:
-            pytest.skip("needs the kernel's netem")
+    narrow = "tc qdisc add dev eth0 root tbf rate 8mbit burst 3k limit 12k"
+    if cable.srv.run(narrow.split(), check=False).returncode:
+        pytest.skip("needs the kernel's tbf")
     out = str(tmp_path / "out")
-    options = ["--option", "blksize 1428", "--option", "windowsize 8", "--option", "timeout 1"]
-    (root / "part.bin").write_bytes(CONTENT[:300_000])
-    with serving(cable, root):
+    options = ["--option", "blksize 1428", "--option", "windowsize 16", "--option", "timeout 1"]
+    (root / "part.bin").write_bytes(CONTENT[:30_000])
+    with serving(cable, root) as (server, _):
+        server.mover.segmenting = False
         cable.cli.run(
             ["atftp", *options, "-g", "-r", "part.bin", "-l", out, "10.77.0.1"], timeout=60
         )
-    assert (tmp_path / "out").read_bytes() == CONTENT[:300_000]
+    dropped = cable.srv.run(["tc", "-s", "qdisc", "show", "dev", "eth0"]).stdout
+    assert "dropped 0" not in dropped
+    assert (tmp_path / "out").read_bytes() == CONTENT[:30_000]
 
 
 @pytest.mark.parametrize("blksize", [None, 1400])
@@ -417,6 +421,43 @@ def test_windows_without_segmentation(cable: Cable, root: Path, tmp_path: Path) 
         server.mover.segmenting = False
         cable.cli.run(get)
     assert (tmp_path / "out").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("segmenting", [True, False])
+def test_a_window_that_the_socket_cannot_hold_leaves_bit_by_bit(
+    cable: Cable, segmenting: bool
+) -> None:
+    """On a slow link the socket's buffer fills up; what is left of the window follows by itself."""
+    requires("tc")
+    slow = "tc qdisc add dev eth0 root tbf rate 80mbit burst 8k limit 4m"
+    if cable.srv.run(slow.split(), check=False).returncode:
+        pytest.skip("needs the kernel's tbf")
+    cable.cli.ip("addr add 10.77.0.2/24 dev eth0")
+    mover = Mover(spin_us=0)
+    with ExitStack() as stack:
+        with cable.srv.inside():
+            ours = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            ours.bind(("10.77.0.1", 0))
+        with cable.cli.inside():
+            theirs = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            theirs.bind(("10.77.0.2", 0))
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        ours.connect(theirs.getsockname())
+        theirs.settimeout(10)
+        mover.start()
+        stack.callback(mover.stop)
+        mover.segmenting = segmenting
+        # Nothing would be repeated within the test.
+        transfer = Transfer(CONTENT, 300_000, blksize=1400, windowsize=64, wait=200)
+        mover.add(transfer, ours.fileno())
+        got = bytearray()
+        for block in range(1, 300_000 // 1400 + 2):
+            packet = theirs.recv(2048)
+            assert packet[2:4] == block.to_bytes(2, "big")
+            got += packet[4:]
+            if block % 64 == 0:
+                theirs.sendto(encode(Ack(block)), ours.getsockname())
+    assert got == CONTENT[:300_000]
 
 
 def test_the_answer_comes_from_the_address_that_was_asked(cable: Cable, root: Path) -> None:

@@ -92,19 +92,6 @@ def test_more_than_65535_blocks(mover: Mover, pair: tuple[socket.socket, socket.
     assert ended(mover, transfer) == "complete"
 
 
-def test_a_full_socket_buffer_is_waited_for(
-    mover: Mover, pair: tuple[socket.socket, socket.socket]
-) -> None:
-    """A window larger than the buffer leaves bit by bit; nothing of it is left to the timer."""
-    ours, theirs = pair
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    mover.segmenting = False
-    transfer = Transfer(CONTENT, len(CONTENT), blksize=1468, windowsize=64, wait=200)
-    mover.add(transfer, ours.fileno())
-    assert load(theirs, 1468, 64) == CONTENT
-    assert ended(mover, transfer) == "complete"
-
-
 def test_the_timer_repeats_and_gives_up(
     mover: Mover, pair: tuple[socket.socket, socket.socket]
 ) -> None:
