@@ -1,5 +1,7 @@
 """Floods on every port: a seat that runs is answered, and afterwards all is as before."""
 
+import contextlib
+import socket
 import time
 from collections.abc import Iterator
 
@@ -47,3 +49,25 @@ def test_made_up_addresses_raise_an_alarm(room: Room) -> None:
     while "made-up addresses" not in alarms(room):
         assert time.monotonic() < end
         time.sleep(0.5)
+
+
+def test_half_open_http_connections(room: Room) -> None:
+    """Some hundred that say a word and wait: another machine is answered, and they soon are few."""
+    before = room.descriptors()
+    room.cli.ip("addr add 10.77.0.3/24 dev eth0")
+    with contextlib.ExitStack() as stack, room.cli.inside():
+        for _ in range(300):
+            line = stack.enter_context(socket.socket())
+            line.settimeout(5)
+            line.bind(("10.77.0.2", 0))
+            with contextlib.suppress(OSError):  # those beyond a client's number are shown the door
+                line.connect(("10.77.0.1", 80))
+                line.send(b"GET /boot/lab@1.ipxe HTTP/1.1\r\nHost: x")
+        url = "http://10.77.0.1/ipxe/snponly.efi"
+        done = room.cli.run(
+            ["curl", "-sf", "-m", "10", "--interface", "10.77.0.3", "-o", "/dev/null", url],
+            check=False,
+        )
+        assert done.returncode == 0
+        assert room.descriptors() - before < 40
+        assert float("inf") not in room.ask_for(0.5)
