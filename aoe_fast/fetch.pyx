@@ -129,6 +129,10 @@ cdef void serve(Fetch *node, Batch *batch, Outbox *outbox, uint8_t *scratch) noe
     """Answer one read; then have its 64 KiB brought in, so that the next ones are warm."""
     cdef Reply *reply = &batch.replies[0]
     cdef uint64_t chunk = node.sector >> CHUNK_SECTORS_LOG2
+    # One transfer for the chunk: whoever reads on in it finds it there.
+    readahead(
+        node.backing.fd, <off_t>(node.backing.offset + chunk * CHUNK_BYTES), CHUNK_BYTES
+    )
     if delay_us:
         usleep(delay_us)
     memset(reply, 0, sizeof(Reply))
@@ -151,8 +155,4 @@ cdef void serve(Fetch *node, Batch *batch, Outbox *outbox, uint8_t *scratch) noe
     outbox_add(outbox, batch, 0)
     outbox_send(outbox, batch, node.fd)
     note_sent(batch)
-    # The first read of a chunk starts its reading, a later one finds it complete.
-    readahead(
-        node.backing.fd, <off_t>(node.backing.offset + chunk * CHUNK_BYTES), CHUNK_BYTES
-    )
     look_at(node.backing, chunk, 1)

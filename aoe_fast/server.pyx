@@ -5,7 +5,6 @@ with one sendmmsg, and spins for a moment before it sleeps: waking up is most of
 one request outstanding waits for. What must be synced first goes to the sync thread.
 """
 
-import contextlib
 import os
 import threading
 
@@ -41,6 +40,10 @@ cdef extern from "atomics.h" nogil:
     uint32_t aoe_acquire32(const uint32_t *p)
     void aoe_release32(uint32_t *p, uint32_t value)
     void aoe_relax()
+
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
 
 
 cdef extern from "<poll.h>" nogil:
@@ -81,7 +84,8 @@ cdef struct Own:
 
 cdef void worker_loop(Worker *worker) noexcept nogil:
     """Serve until told to stop, then what has arrived by then."""
-    cdef int64_t last = 0
+    cdef int64_t last = 0       # when the first look found nothing
+    cdef int64_t away = 0       # of the time since then, given to others
     cdef int64_t now
     cdef int _pause
     let_faults_through()
@@ -89,7 +93,7 @@ cdef void worker_loop(Worker *worker) noexcept nogil:
         if serve_batch(worker):
             if last:
                 # Bounded: this thread may have been off the CPU meanwhile.
-                now = worker.batch.now_ns - last
+                now = max(0, worker.batch.now_ns - last - away)
                 worker.counters.spin_ns += <uint64_t>min(now, worker.spin_ns)
                 last = 0
             if worker.counters.batches % DROPS_EVERY == 0:
@@ -101,15 +105,28 @@ cdef void worker_loop(Worker *worker) noexcept nogil:
             now = monotonic()
             if last == 0:
                 last = now
+                away = 0
             if now - last < worker.spin_ns:
+                if side_threads_work(worker):
+                    # They may be on this CPU, and clients may wait for nothing else.
+                    sched_yield()
+                    away += monotonic() - now
+                    continue
                 # Seldom enough to leave the ring's cache line to the kernel that fills it.
                 for _pause in range(SPIN_PAUSES):
                     aoe_relax()
                 continue
-            worker.counters.spin_ns += <uint64_t>worker.spin_ns
+            worker.counters.spin_ns += <uint64_t>max(0, min(now - last - away, worker.spin_ns))
         sleep_for_frames(worker)
         last = 0
     count_drops(worker)
+
+
+cdef inline bint side_threads_work(const Worker *worker) noexcept nogil:
+    """Whether an acknowledgement or a read waits for a side thread; a hint, so without a lock."""
+    return (
+        worker.queue.taken != worker.queue.done or worker.fetches.taken != worker.fetches.done
+    )
 
 
 cdef void sleep_for_frames(Worker *worker) noexcept nogil:
@@ -393,11 +410,6 @@ cdef class Server:
         cdef Batch *batch = new_batch()
         cdef Outbox *outbox = NULL
         cdef Counters *rows = <Counters *>self.region.start + self._total
-        if number > SYNC_THREADS:
-            with contextlib.suppress(OSError):
-                # It waits for a disk anyway: it must not push a worker off the CPU when it wakes.
-                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
         try:
             outbox = new_outbox()
             if number >= SYNC_THREADS:

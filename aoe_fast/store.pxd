@@ -22,38 +22,44 @@ cdef enum:
     MAX_MACS = 64
 
 
+ctypedef uint8_t Mac[6]
+
+
 cdef struct MacList:
     uint32_t count
-    uint8_t macs[64][6]
+    Mac *macs                   # room for MAX_MACS
 
 
 # Shared by the Export, every view that binds it and every acknowledgement that waits for its
 # sync; the last one to let go unmaps and closes, so a worker can never see it half gone.
+# Its first cache line is what a read looks at.
 cdef struct Backing:
     const uint8_t *data         # sector 0 in the mapping: for the kernel's copy and mapped.pyx
     uint64_t sectors
-    uint64_t offset             # bytes of the file before sector 0
+    uint64_t *resident          # a bit for each 64 KiB known to be in memory; NULL: all always is
+    # What clients may change over the wire, guarded by the lock; the counts are also read
+    # without it, to skip an empty list.
+    MacList allowed
+    MacList holders
     int fd
-    int sync_fd                 # durable: the file's second description, for a second sync; else -1
     uint8_t writable
     uint8_t durable
+    uint8_t syncs               # so many until now, modulo 256
+    uint8_t shared              # IDENTIFY carries the digest
+    uint64_t offset             # bytes of the file before sector 0
+    int sync_fd                 # durable: the file's second description, for a second sync; else -1
     uint32_t dirty              # on the sync threads' list
     uint32_t parked             # writes that wait for a disk; later ones line up behind them
     int64_t references
-    uint8_t syncs               # so many until now, modulo 256
     uint16_t *heat              # for each 64 KiB: syncs << 8 | writes since then; NULL: none is hot
-    uint64_t *resident          # a bit for each 64 KiB known to be in memory; NULL: all always is
     void *map
     size_t map_bytes
     char serial[20]
-    uint8_t shared              # IDENTIFY carries the digest
     uint8_t digest[32]
     uint8_t restored            # a state file has had its say
-    # What clients may change over the wire, guarded by the lock; the counts are also read
-    # without it, to skip an empty list.
     pthread_mutex_t lock
-    MacList allowed
-    MacList holders
+    Mac allowed_macs[64]
+    Mac holder_macs[64]
     uint16_t config_bytes
     uint8_t config[1024]
 

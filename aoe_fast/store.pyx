@@ -34,6 +34,10 @@ cdef extern from "faults.h" nogil:
     int aoe_faults_built()
 
 
+cdef extern from "<stdlib.h>" nogil:
+    void *aligned_alloc(size_t alignment, size_t size)
+
+
 cdef extern from "atomics.h" nogil:
     uint32_t aoe_acquire32(const uint32_t *p)
 
@@ -184,10 +188,14 @@ cdef class Export:
     cdef int _map(
         self, str name, int descriptor, uint64_t first, uint64_t sectors, bint writes
     ) except -1:
-        cdef Backing *backing = <Backing *>calloc(1, sizeof(Backing))
+        cdef size_t whole = (sizeof(Backing) + 63) & ~<size_t>63
+        cdef Backing *backing = <Backing *>aligned_alloc(64, whole)
         cdef uint64_t skew = first % <uint64_t>os.sysconf("SC_PAGE_SIZE")
         if backing == NULL:
             raise MemoryError()
+        memset(backing, 0, whole)
+        backing.allowed.macs = backing.allowed_macs
+        backing.holders.macs = backing.holder_macs
         backing.map_bytes = <size_t>(sectors * SECTOR + skew)
         backing.map = MAP_FAILED
         if writes and not aoe_faults_built():
