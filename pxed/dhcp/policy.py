@@ -26,6 +26,10 @@ PlanFor = Callable[[Mac, Firmware, int | None, frozenset[int]], BootPlan | None]
 
 CHAIN_SECONDS = 60.0
 """An iPXE that asks within this time of being told to load ours is taken for ours."""
+CHAINS = 3
+"""How often an iPXE is told to load ours before one that got on: a slow loop is a loop too."""
+CHAINS_SECONDS = 600.0
+"""And how long after the last time it may try again."""
 RPI3_HOLD = 60.0
 """Seconds that a Pi 3's offer holds: no REQUEST follows; its first read of a file takes it."""
 _MEMORY = 4096
@@ -53,6 +57,7 @@ class _Seen:
     choice: Choice | None
     chain_xid: int | None = None
     chain_time: float = 0.0
+    chains: int = 0  # from iPXE to iPXE, with nothing else between
 
 
 @dataclass(slots=True)
@@ -357,6 +362,8 @@ class Policy:
             and seen.chain_xid != case.message.xid  # the same: a repetition of that very question
             and case.now - seen.chain_time < CHAIN_SECONDS
         )
+        if seen is not None and seen.chains >= CHAINS and seen.chain_xid != case.message.xid:
+            chained = chained or case.now - seen.chain_time < CHAINS_SECONDS
         proxy = self.settings.mode is Mode.PROXY
         return choose(plan, who.firmware, who.arch, who.features, chained=chained, proxy=proxy)
 
@@ -366,6 +373,10 @@ class Policy:
         """Keep what was said to this machine; ``promised``: it now loads what it was told to."""
         seen = self._seen.pop(case.mac, None) or _Seen(who, choice)
         seen.who, seen.choice = who, choice
+        if promised and choice is not None and who.firmware is Firmware.IPXE:
+            again = choice.step is Step.CHAIN and case.now - seen.chain_time < CHAINS_SECONDS
+            repeated = seen.chain_xid == case.message.xid
+            seen.chains = seen.chains + (not repeated) if again else int(choice.step is Step.CHAIN)
         if promised and choice is not None and choice.step is Step.CHAIN:
             seen.chain_xid, seen.chain_time = case.message.xid, case.now
         self._seen[case.mac] = seen

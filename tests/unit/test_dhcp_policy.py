@@ -9,7 +9,7 @@ from pxed.dhcp.bootplan import BOOT_FILES, BootPlan
 from pxed.dhcp.classify import Firmware
 from pxed.dhcp.codec import BROADCAST_FLAG, DhcpError, Message, Op, Opt, Type, decode, encode
 from pxed.dhcp.leases import HOLD, Leases
-from pxed.dhcp.policy import CHAIN_SECONDS, Outcome, Policy
+from pxed.dhcp.policy import CHAIN_SECONDS, CHAINS, CHAINS_SECONDS, Outcome, Policy
 from pxed.dhcp.replies import Destination, Mode, Settings
 from pxed.dhcp.replies import Kind as To
 from pxed.errors import UsageError
@@ -136,6 +136,28 @@ def test_ipxe_without_aoe_loads_ours_once_and_never_in_a_loop() -> None:
     assert boot(server, OLD_IPXE, xid=1).file == b"undionly.kpxe"
     assert "no AoE support" in why(discover(server, OLD_IPXE, now=5, xid=2))
     assert boot(server, OLD_IPXE, now=CHAIN_SECONDS + 6, xid=3).file == b"undionly.kpxe"
+
+
+def test_a_slow_loop_ends_too() -> None:
+    """Ours takes longer to come back than one remembers that it was loaded."""
+    server, loaded = policy(), 0
+    for xid, now in enumerate(range(0, 500, 70), 1):
+        if discover(server, OLD_IPXE, now=now, xid=xid).replies:
+            loaded += 1
+            boot(server, OLD_IPXE, now=now, xid=xid)
+    assert loaded == CHAINS
+    assert "no AoE support" in why(discover(server, OLD_IPXE, now=500, xid=98))
+    later = 140 + CHAINS_SECONDS + 1
+    assert boot(server, OLD_IPXE, now=later, xid=99).file == b"undionly.kpxe"
+
+
+def test_reboots_that_succeed_are_no_loop() -> None:
+    """An old iPXE in the card loads ours at each boot, which then boots."""
+    server = policy()
+    for number in range(10):
+        now = number * 70.0
+        assert boot(server, OLD_IPXE, now=now, xid=2 * number + 1).file == b"undionly.kpxe"
+        assert boot(server, IPXE, now=now + 5, xid=2 * number + 2).options[Opt.ROOT_PATH]
 
 
 def test_a_repeated_question_is_no_loop() -> None:
@@ -430,6 +452,17 @@ def test_relay_gets_its_option_back_last() -> None:
     assert list(only(outcome).options.items())[-1] == (Opt.RELAY, b"\1\4port")
 
 
+def test_a_nak_through_a_relay_is_to_be_broadcast() -> None:
+    """RFC 2131 section 4.3.2: the client's address is wrong, so the relay must not use it."""
+    request = ask(Type.REQUEST, {**rebooting("192.0.2.1"), Opt.RELAY: b"\1\4port"})
+    request.giaddr = IPv4Address("10.77.0.250")
+    outcome = policy(Mode.ALL).handle(encode(request), 0)
+    nak = only(outcome)
+    assert (nak.type, nak.flags, nak.yiaddr) == (Type.NAK, BROADCAST_FLAG, IPv4Address(0))
+    assert to(outcome) == Destination(To.RELAY, request.giaddr, 67, MAC)
+    assert list(nak.options)[-1] == Opt.RELAY
+
+
 def test_relay_of_another_subnet() -> None:
     request = ask(Type.DISCOVER, BIOS)
     request.giaddr = IPv4Address("10.88.0.1")
@@ -446,6 +479,29 @@ def test_proxy_offers_no_address() -> None:
     assert (offer.yiaddr, offer.file) == (IPv4Address(0), b"undionly.kpxe")
     assert offer.options[Opt.VENDOR] == b"\x06\x01\x08\xff"
     assert Opt.LEASE_TIME not in offer.options
+
+
+@pytest.mark.parametrize("options", [BIOS, UEFI], ids=["bios", "uefi"])
+def test_what_every_proxy_offer_has(options: dict[Opt, bytes]) -> None:
+    offer = only(discover(policy(Mode.PROXY), options))
+    assert (offer.siaddr, offer.sname) == (SERVER, b"10.77.0.1")
+    assert offer.address(Opt.SERVER_ID) == SERVER
+    assert offer.options[Opt.VENDOR_CLASS] == b"PXEClient"
+    assert offer.options[Opt.UUID] == UUID
+
+
+def test_proxy_and_uefi_http() -> None:
+    offer = only(discover(policy(Mode.PROXY), HTTP))
+    assert (offer.yiaddr, offer.file) == (IPv4Address(0), b"http://10.77.0.1/snponly.efi")
+    assert offer.options[Opt.VENDOR_CLASS] == b"HTTPClient"
+    assert Opt.VENDOR not in offer.options
+
+
+def test_proxy_and_a_pi() -> None:
+    offer = only(discover(policy(Mode.PROXY), {**PI, Opt.UUID: b"\0RPi4" + bytes(12)}, mac=PI4))
+    assert offer.yiaddr == IPv4Address(0)
+    assert b"Raspberry Pi Boot" in offer.options[Opt.VENDOR]
+    assert offer.options[Opt.TFTP_SERVER] == b"10.77.0.1"
 
 
 def test_proxy_sends_uefi_to_port_4011() -> None:
