@@ -16,6 +16,8 @@ from pxed.mac import Mac
 
 GONE = 200.0
 """Seconds without a word after which a rival is gone: three looks of one minute."""
+TFTP_LOOKS = 5
+"""TFTP servers are asked at each fifth look only: each question is a line in their logs."""
 _MOST = 256  # a hostile segment must not fill our memory
 
 
@@ -107,7 +109,8 @@ class Conflicts:
         """A look around has ended: who has not been heard for long is gone."""
         events = []
         for key, finding in list(self._found.items()):
-            if now - finding.seen > self._gone:
+            patience = self._gone * (TFTP_LOOKS if finding.what is What.TFTP else 1)
+            if now - finding.seen > patience:
                 del self._found[key]
                 detail = {"what": str(finding.what), "rival": finding.mac, "ip": finding.ip}
                 events.append(Event(Kind.RIVAL_GONE, None, now, detail))

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection
 
 from aoe_fast import frames
-from pxed.conflicts import Conflicts
+from pxed.conflicts import TFTP_LOOKS, Conflicts
 from pxed.dhcp.codec import DhcpError, Op, Type, decode
 from pxed.dhcp.rival import seen
 from pxed.errors import HostError
@@ -100,12 +100,10 @@ class ConflictWatch:
                 self.counters["looks"] += 1
                 for rival in await find_rivals(self._link):
                     self._tell(self.conflicts.dhcp(rival, time.time()))
-                targets, tftp = await asyncio.gather(
-                    find_targets(self._link, self._shelves), find_tftp(self._link)
-                )
-                for mac, ip in tftp.items():
-                    self._tell(self.conflicts.tftp(mac, ip, time.time()))
-                for mac, addresses in targets.items():
+                if self.counters["looks"] % TFTP_LOOKS == 1:
+                    for mac, ip in (await find_tftp(self._link)).items():
+                        self._tell(self.conflicts.tftp(mac, ip, time.time()))
+                for mac, addresses in (await find_targets(self._link, self._shelves)).items():
                     self._tell(self.conflicts.aoe(mac, addresses, time.time()))
                 self._tell(self.conflicts.swept(time.time()))
             except HostError as error:  # the link is down: there is a next time

@@ -1,78 +1,104 @@
-"""Real firmware beside the site's own DHCP server, from its DISCOVER to its first AoE read.
+"""Real firmware beside the site's own DHCP server, from its DISCOVER to its first AoE frame.
 
 OVMF's PXE and HTTP boot, SeaBIOS with the iPXE in QEMU's card, and with Debian's undionly.kpxe.
+The disk that they find has nothing on it: what a boot is after that, the other tests here see.
 """
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.boot.conftest import Room, RoomMaker
+from pxed.lab.lab import Lab
+from pxed.lab.qemu import Client
+from pxed.lab.server import LabServer
 from tests.boot.test_kernel_boot import NO_PXE
+from tests.conftest import requires
+from tests.netns.conftest import make_state
 from tests.netns.site import site_server
 
-pytestmark = [pytest.mark.boot, pytest.mark.timeout(240)]
-AOE = "first AoE read"
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(200)]
 
-# How each is made: its firmware, what the class needs, QEMU's words.
-MACHINES: dict[str, tuple[Any, str, tuple[str, ...]]] = {
-    "card": ("bios", "", ()),
-    "undionly": ("bios", '[class.x86]\nipxe = "own"\n', ()),
-    "snponly": ("uefi", "", ()),
-    "http": ("uefi", "", NO_PXE),
+# How each is made: its firmware, what the class needs, QEMU's words, and what it loads first.
+MACHINES: dict[str, tuple[Any, str, tuple[str, ...], str]] = {
+    "card": ("bios", "", (), ""),
+    "undionly": ("bios", '[class.x86]\nipxe = "own"\n', (), "undionly.kpxe"),
+    "snponly": ("uefi", "", (), "snponly.efi"),
+    "http": ("uefi", "", NO_PXE, "/ipxe/snponly.efi"),
 }
-
-
-def boot(room: Room, machine: str, limit: float = 150) -> list[str]:
-    """Switch one on and wait for its disk; its stages."""
-    firmware, _, extra = MACHINES[machine]
-    client = room.lab.add_client(firmware=firmware, extra=extra, memory=256)
-    client.power_on()
-    until = time.monotonic() + limit
-    stages: list[str] = []
-    while AOE not in stages:
-        assert time.monotonic() < until, (stages, room.server.log.read_text()[-3000:])
-        time.sleep(0.5)
-        if any(each["mac"] == client.mac for each in room.server.control.get("/v1/clients")):
-            stages = room.stages(client)
-    shown = room.server.client(client.mac)
-    client.power_off()
-    assert shown["boots"] == 1
-    assert shown["why"] == ""
-    return stages
-
-
-def run(make_room: RoomMaker, folder: Path, mode: str, site: str, machine: str) -> list[str]:
-    room = make_room(f'[dhcp]\nmode = "{mode}"\n{MACHINES[machine][1]}')
-    site_server(site, room.lab.add_host("site", "10.77.0.2/24"), folder)
-    stages = boot(room, machine)
-    acks = [e for e in room.server.control.follow("/v1/events") if e["kind"] == "ack" and e["mac"]]
-    site_gave = [e for e in room.server.control.follow("/v1/events") if e.get("server")]
-    if mode == "proxy":
-        assert all(each["ip"].startswith("10.77.0.1") for each in acks)  # port 4011: its range
-        assert {each["server"] for each in site_gave} == {"10.77.0.2"}
-    elif acks:
-        assert site_gave == []
-    return stages
-
-
-@pytest.mark.parametrize(
-    ("mode", "site", "machine"),
-    [
-        pytest.param(
-            mode, site, machine,
-            marks=[] if (mode, site, machine) == ("proxy", "kea", "http") else pytest.mark.long,
-        )
+ALWAYS = {("proxy", "kea", "card"), ("proxy", "kea", "http"), ("pxe-only", "dnsmasq", "undionly")}
+CASES = [
+    pytest.param(*case, marks=[] if case in ALWAYS else pytest.mark.long)
+    for case in (
+        (mode, site, machine)
         for mode in ("proxy", "pxe-only")
         for site in ("dnsmasq", "kea")
         for machine in MACHINES
-    ],
-)  # fmt: skip
-def test_discover_to_aoe(
-    make_room: RoomMaker, tmp_path: Path, mode: str, site: str, machine: str
-) -> None:
-    stages = run(make_room, tmp_path, mode, site, machine)
-    loads = ["boot file"] if machine != "card" else []
-    assert stages[:4] == ["DISCOVER", "OFFER", *loads, "iPXE", AOE][:4]
+    )
+]
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    requires("qemu-system-x86_64", "mkfs.ext4")
+    with Lab() as made:
+        yield made
+
+
+def events_of(server: LabServer, client: Client) -> list[dict[str, Any]]:
+    return [e for e in server.control.follow("/v1/events") if e["mac"] == client.mac]
+
+
+def until_aoe(server: LabServer, client: Client, limit: float = 120) -> list[dict[str, Any]]:
+    """Switch it on; what was seen of it until its first AoE frame."""
+    client.power_on()
+    until = time.monotonic() + limit
+    while True:
+        events = events_of(server, client)
+        if any(event["kind"] == "aoe-found" for event in events):
+            client.power_off()
+            return events
+        assert time.monotonic() < until, [event["kind"] for event in events]
+        time.sleep(0.3)
+
+
+@pytest.mark.parametrize(("mode", "site", "machine"), CASES)
+def test_discover_to_aoe(lab: Lab, tmp_path: Path, mode: str, site: str, machine: str) -> None:
+    firmware, more, extra, loads = MACHINES[machine]
+    server = LabServer(lab, make_state(tmp_path), f'[dhcp]\nmode = "{mode}"\n{more}')
+    server.start()
+    site_server(site, lab.add_host("site", "10.77.0.2/24"), tmp_path)
+    client = lab.add_client(firmware=firmware, extra=extra, memory=256)
+    events = until_aoe(server, client)
+    files = [e["file"] for e in events if e["kind"] in ("tftp-done", "http-done")]
+    script = ["x86.ipxe"] if mode == "proxy" else []
+    assert files == [loads] * bool(loads) + script
+    shown = server.client(client.mac)
+    assert (shown["boots"], shown["why"]) == (1, "")
+    lessors = {e["server"] for e in events if e.get("server")}
+    assert lessors == ({"10.77.0.2"} if mode == "proxy" else set())
+    assert shown["ip"] in ([f"10.77.0.{n}" for n in range(100, 121)] if mode == "proxy" else
+                           [f"10.77.0.{n}" for n in range(128, 255)])  # fmt: skip
+    assert not {"nak", "tftp-failed", "http-failed"} & {e["kind"] for e in events}
+    server.stop()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("site", ["dnsmasq", "kea"])
+def test_auto_finds_the_site_and_both_firmwares_boot(lab: Lab, tmp_path: Path, site: str) -> None:
+    """As ``proxy``, chosen by itself; and as it was before when the site's server comes later."""
+    server = LabServer(lab, make_state(tmp_path), '[dhcp]\nmode = "auto"\n')
+    host = lab.add_host("site", "10.77.0.2/24")
+    server.start()
+    assert server.control.get("/v1/status")["dhcp"]["mode"] == "pxe-only"
+    first = until_aoe(server, lab.add_client(firmware="bios", memory=256))
+    assert not [e for e in first if e.get("server")]
+    server.stop()
+    site_server(site, host, tmp_path)
+    server.start()
+    assert server.control.get("/v1/status")["dhcp"]["mode"] == "proxy"
+    second = until_aoe(server, lab.add_client(firmware="uefi", memory=256))
+    assert {e["server"] for e in second if e.get("server")} == {"10.77.0.2"}
+    server.stop()

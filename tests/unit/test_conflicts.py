@@ -3,7 +3,7 @@
 from dataclasses import replace
 from ipaddress import IPv4Address
 
-from pxed.conflicts import GONE, Conflicts, What
+from pxed.conflicts import GONE, TFTP_LOOKS, Conflicts, What
 from pxed.dhcp.replies import Mode
 from pxed.dhcp.rival import Rival
 from pxed.events import Event, Kind
@@ -114,6 +114,13 @@ def test_a_tftp_server_is_no_trouble_by_itself() -> None:
     event = only(conflicts().tftp(MAC, SITE.ip, 1.0))
     assert (event.detail["ip"], event.detail["serious"]) == ("10.77.0.2", False)
     assert "none by itself" in str(event.detail["consequence"])
+
+
+def test_a_tftp_server_that_is_asked_less_often_stays_longer() -> None:
+    watch = conflicts()
+    watch.tftp(MAC, SITE.ip, 1.0)
+    assert watch.swept(2.0 + GONE) == []
+    assert only(watch.swept(2.0 + GONE * TFTP_LOOKS)).kind is Kind.RIVAL_GONE
 
 
 def test_a_flood_of_rivals_is_bounded() -> None:

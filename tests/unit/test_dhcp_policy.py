@@ -160,6 +160,19 @@ def test_reboots_that_succeed_are_no_loop() -> None:
         assert boot(server, IPXE, now=now + 5, xid=2 * number + 2).options[Opt.ROOT_PATH]
 
 
+@pytest.mark.parametrize("firmware", [IPXE, OLD_IPXE], ids=["ours", "old"])
+def test_one_that_ignores_its_script_gets_nothing_else(firmware: dict[Opt, bytes]) -> None:
+    """Proxy mode: whatever it does with the answers, it loads ours so often and no more."""
+    server, files = policy(Mode.PROXY), []
+    for xid in range(1, 41):
+        files += [decode(r.message).file for r in discover(
+            server, firmware, now=xid * 10.0, xid=xid).replies]  # fmt: skip
+    if firmware is IPXE:
+        assert set(files) == {b"boot.ipxe"}
+    else:
+        assert files == [b"undionly.kpxe"] * CHAINS
+
+
 def test_a_repeated_question_is_no_loop() -> None:
     server = policy()
     boot(server, OLD_IPXE)
