@@ -1,11 +1,12 @@
 """How client lives scale: a room of DISCOVERs in one second, thousands of known clients, the log.
 
-    python -m bench.lives [storm] [known] [events] [--clients 200] [--known 5000] [--json]
+    python -m bench.lives [storm] [known] [events] [soak] [--clients 200] [--known 5000] [--json]
 
 ``storm``: DISCOVERs as one burst against ``pxed serve`` in a network namespace, until the last
 midlayer is exported, and one AoE write to each; beside it mkfs.ext4 for each, the usual way.
 ``known``: restart, ``client list`` and memory with thousands of running clients on the books.
 ``events``: a million entries through the log into the database.
+``soak``: a million events through the whole of a server's client lives; no table may grow.
 The server runs in a process of its own with a monitor of its event loop. Needs root.
 """
 
@@ -26,22 +27,32 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 
+from aoe_fast import Target
 from aoe_fast.initiator import Initiator
 from pxed.ask import ControlClient
+from pxed.choice import Choice
 from pxed.clients import Client, Stage, State, Step
 from pxed.config import parse
 from pxed.dhcp.codec import BROADCAST_FLAG, Message, Op, Opt, Type, encode
+from pxed.dhcp.replies import Mode as DhcpMode
 from pxed.errors import HostError
 from pxed.eventlog import EventLog
+from pxed.events import Event, Kind
+from pxed.journal import Journal
+from pxed.keeper import Keeper
 from pxed.lab.netns import Namespace, veth
+from pxed.lives import Lives
 from pxed.mac import Mac, mac_bytes
 from pxed.midlayers import Midlayers
 from pxed.net.packet import udp_frame
+from pxed.netboot import NetBoot
 from pxed.store import Store
+from pxed.watch import Watch
+from pxed.why import Scene
 
 Numbers = dict[str, Any]
 LAG_STEP = 0.001
@@ -412,9 +423,81 @@ def events(count: int = 1_000_000, keep: int = 100_000) -> Numbers:
         }
 
 
+class _Quiet:
+    """The boot protocols, of which a soak needs none."""
+
+    def heard(self, _event: Event) -> None:
+        pass
+
+    def settled(self, _mac: Mac) -> None:
+        pass
+
+    def scene(self) -> Scene:
+        return Scene(DhcpMode.PXE_ONLY, None, True, 80, "/usr/lib/ipxe")
+
+
+def soak(count: int = 1_000_000, clients: int = 300) -> Numbers:
+    """So many events through the whole of a server's lives: a room that boots again and again."""
+    with tempfile.TemporaryDirectory(prefix="pxed-bench-", dir="/var/tmp") as name:
+        return uvloop.run(_soak(count, clients, Path(name)))
+
+
+async def _soak(count: int, clients: int, directory: Path) -> Numbers:
+    choice, log = Choice(parse('interface = "eth0"')), EventLog()
+    room = [mac(number) for number in range(clients)]
+    boot: list[tuple[Kind, dict[str, object]]] = [
+        (Kind.DISCOVER, {"firmware": "pxe", "arch": 7}),
+        (Kind.OFFER, {"ip": "10.77.1.1", "boot_file": "snponly.efi", "root_path": ""}),
+        (Kind.REQUEST, {"firmware": "pxe", "arch": 7, "ip": "10.77.1.1"}),
+        (Kind.ACK, {"ip": "10.77.1.1", "boot_file": "snponly.efi", "root_path": ""}),
+        (Kind.TFTP_DONE, {"ip": "10.77.1.1", "file": "snponly.efi", "bytes": 1, "seconds": 0.1}),
+        (Kind.DISCOVER, {"firmware": "ipxe", "arch": 7}),
+        (Kind.AOE_FOUND, {"shelf": 16, "slot": 0}),
+        (Kind.AOE_READ, {"shelf": 16, "slot": 0}),
+        (Kind.REPORT, {"step": "root", "uptime": 2.0, "text": "lab@1"}),
+        (Kind.REPORT, {"step": "running", "uptime": 3.0, "text": "lab@1"}),
+    ]
+    with Store(directory / "pxed.db") as store:
+        journal = Journal(directory / "leases.journal")
+        keeper = Keeper(store, choice.clients, log, 10_000, lambda _text: None, journal)
+        watch = Watch(Target(), lambda _mac: directory / "none")
+        lives = Lives(choice, log, keeper, watch, lambda *_: None, lambda _client: None)
+        lives.netboot = cast(NetBoot, _Quiet())
+        marks: list[int] = []
+        sent, now = 0, time.time() - 10 * count
+        while sent < count:
+            for kind, detail in boot:
+                now += 1
+                for each in room:
+                    lives.emit(Event(kind, each, now, detail))
+                sent += len(room)
+                await asyncio.sleep(0)
+            now += 600
+            lives.tick(now)
+            await keeper.checkpoint()
+            marks.append(_anonymous())
+        keeper.close()
+        rows = len(list(store.events()))
+        store.checkpoint()
+    quarter = len(marks) // 4
+    return {
+        "events": sent,
+        "memory_at_a_quarter_mib": round(max(marks[: quarter + 1]) / (1 << 20), 1),
+        "memory_at_the_end_mib": round(marks[-1] / (1 << 20), 1),
+        "event_rows": rows,
+        "files_mib": round(sum(p.stat().st_size for p in directory.iterdir()) / (1 << 20), 1),
+        "clients": len(choice.clients),
+    }
+
+
+def _anonymous() -> int:
+    """This process's own memory in bytes, without the page cache."""
+    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) * 1024
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.lives")
-    parser.add_argument("parts", nargs="*", choices=["storm", "known", "events", []])
+    parser.add_argument("parts", nargs="*", choices=["storm", "known", "events", "soak", []])
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--known", type=int, default=5000)
     parser.add_argument("--json", action="store_true")
@@ -423,7 +506,7 @@ def main() -> None:
     if options.serve:
         uvloop.run(_serve(options.serve))
         return
-    parts = options.parts or ["storm", "known", "events"]
+    parts = options.parts or ["storm", "known", "events", "soak"]
     found: Numbers = {"machine": {"idle_loop_late_ms": round(noise() * 1e3, 2),
                                   "load": os.getloadavg()[0]}}  # fmt: skip
     if "storm" in parts:
@@ -436,6 +519,8 @@ def main() -> None:
         found["known"] = known(options.known)
     if "events" in parts:
         found["events"] = events()
+    if "soak" in parts:
+        found["soak"] = soak()
     if options.json:
         print(json.dumps(found, indent=2))
         return
