@@ -1,6 +1,8 @@
 """What the server knows of its clients: requests, errors by kind, latency, repetitions."""
 
 import os
+import resource
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from aoe_fast import Export, Server, Target
 from aoe_fast.fetch import set_delay
 from aoe_fast.stats import clients_of, rows_of
-from tests.aoe_frames import BROADCAST, IDENTIFY, ata, config, frame
+from tests.aoe_frames import ABRT, BROADCAST, IDENTIFY, IDNF, UNC, ata, config, frame
 from tests.aoe_peer import Peer, eventually, serving, total
 from tests.conftest import Cable
 
@@ -104,6 +106,34 @@ def test_repetitions_are_recognised(cable: Cable, peer: Peer, target: Target) ->
         peer.ask(peer.read(6, tag=5))
         assert client(server, peer.mac)["repeats"] == 2
         assert total(server, "repeats") == 2
+
+
+def test_a_write_of_other_data_is_no_repetition(cable: Cable, peer: Peer, target: Target) -> None:
+    with serving(cable, target) as server:
+        for value in (1, 2, 2, 3):
+            time.sleep(0.06)
+            peer.ask(peer.write(4, bytes(300) + bytes([value]) * 212))
+        assert client(server, peer.mac)["repeats"] == 1
+
+
+def test_a_client_is_told_apart_by_its_kinds_of_errors(
+    cable: Cable, peer: Peer, target: Target
+) -> None:
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with serving(cable, target) as server:
+            assert peer.ask(peer.read(1 << 40)).ata_error == IDNF
+            assert peer.ask(peer.read(0, 0)).ata_error == ABRT
+            # A whole page: written by the worker itself, and refused as on a full disk.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, old[1]))
+            assert peer.ask(peer.write(64, b"x" * 1024)).ata_error == UNC
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+            errors = client(server, peer.mac)["errors"]
+            assert errors == {"aoe": 0, "abrt": 1, "idnf": 1, "unc": 1}
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
 def test_a_black_hole_for_long_frames_is_recognised(

@@ -200,6 +200,17 @@ def test_a_down_interface_costs_no_cpu(cable: Cable, disk: Path) -> None:
         assert time.process_time() - before < 0.2
 
 
+def test_an_idle_server_costs_no_cpu(cable: Cable, peer: Peer, disk: Path) -> None:
+    """It spins for a moment after a request and then sleeps."""
+    with serving(cable, target_of(disk), spin_us=1000) as server:
+        peer.ask(peer.read(0))
+        time.sleep(0.1)
+        before, spun = time.process_time(), int(total(server, "spin_ns"))
+        time.sleep(0.5)
+        assert time.process_time() - before < 0.2
+        assert int(total(server, "spin_ns")) - spun <= 10_000_000
+
+
 def test_ignored_frames_are_counted_by_reason(cable: Cable, peer: Peer, disk: Path) -> None:
     with serving(cable, target_of(disk)) as server:
         peer.send(peer.read(0)[:30])

@@ -1,6 +1,7 @@
 """Target.handle: what is silent, addressing, class 0."""
 
 import errno
+import os
 import struct
 from pathlib import Path
 
@@ -364,6 +365,23 @@ def test_identify_of_a_large_disk(tmp_path: Path) -> None:
     assert (word[54], word[55], word[56]) == (16383, 16, 63)
     assert ask(target, ata(READ_EXT, sectors - 1, 1)).status == 0x40
     assert ask(target, ata(READ_EXT, sectors, 1)).ata_error == IDNF
+
+
+@pytest.mark.parametrize("tib", [1, 2, 3])
+def test_no_boundary_of_a_tebibyte_is_special(tmp_path: Path, tib: int) -> None:
+    path = tmp_path / "large"
+    path.touch()
+    os.truncate(path, (tib << 40) + (1 << 20))
+    target = Target()
+    target.set_view(None, {(16, 3): Export(path, writable=True)})
+    edge = tib << 31
+    for first in (edge - 1, edge, edge + 5):
+        data = first.to_bytes(8, "big") * 128
+        assert ask(target, ata(WRITE_EXT, first, 2, data=data)).status == 0x40
+        assert ask(target, ata(READ_EXT, first, 2)).data == data
+    with path.open("rb") as file:
+        file.seek((edge + 5) * 512)
+        assert file.read(8) == (edge + 5).to_bytes(8, "big")
 
 
 def test_default_serials_differ(tmp_path: Path) -> None:
