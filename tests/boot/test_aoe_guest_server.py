@@ -74,7 +74,7 @@ def unc(error: AtaError) -> bool:
     return (error.status, error.error) == (0x41, 0x40)
 
 
-@pytest.mark.parametrize("table", [BAD, NO_WRITES])
+@pytest.mark.parametrize("table", [BAD, pytest.param(NO_WRITES, marks=pytest.mark.long)])
 def test_a_sync_that_fails_is_said_to_each_write_that_waits(
     failing: tuple[Client, Initiator], table: str
 ) -> None:
