@@ -64,6 +64,8 @@ CHECKPOINT = 10.0
 SWITCH = 0.001  # seconds that another thread may keep the interpreter from the loop
 COPY = 3600.0  # between copies of the database
 ALARM_AGAIN = 60.0
+STOPPED = "stopped"  # this file's time says when a server stopped in order
+RESTART = 10.0  # seconds in which a start is a restart: clients wait
 HELPERS = 4  # threads for what people ask for: copies of images, checks, backups
 
 
@@ -127,12 +129,14 @@ class App:
         )  # fmt: skip
         self._stack.callback(self.keeper.close)
         self._restore_views()
-        await rivals
+        if not _was_serving(config.state_dir):
+            await rivals
         try:
             self.aoe.start()
         except AoeError as error:
             raise HostError(str(error)) from error
         self._stack.callback(self.aoe.stop)
+        self._spawn(self._mind_rivals(rivals))
         await self._start_boot_protocols()
         self._stack.callback(self.preparing.close)
         self._helpers = ThreadPoolExecutor(HELPERS, thread_name_prefix="manage")
@@ -185,6 +189,13 @@ class App:
             lambda client, since: self._spawn(self.preparing.prepare(client, since)),
             self.preparing.drop, self.preparing.unbind,
         )  # fmt: skip
+
+    async def _mind_rivals(self, asked: "asyncio.Future[None]") -> None:
+        """After a restart nobody waits for the answers of others; what they say is an alarm."""
+        try:
+            await asked
+        except UsageError as error:
+            self.alarm("rival", str(error))
 
     def _refuse_rivals(self) -> None:
         """UsageError if another target has one of our addresses: clients would mix the two."""
@@ -377,6 +388,13 @@ class App:
         await self.keeper.saved(changed)
 
 
+def _was_serving(state_dir: Path) -> bool:
+    """Whether a server has stopped here a moment ago: then nobody else has come to our address."""
+    with contextlib.suppress(OSError):
+        return 0 <= time.time() - (state_dir / STOPPED).stat().st_mtime < RESTART
+    return False
+
+
 def run(config: Config, reread: Callable[[], Config] | None = None) -> None:
     """Serve until SIGTERM or SIGINT; PxedError if it cannot start. SIGHUP: take over ``reread``."""
     uvloop.run(_serve(config, reread))
@@ -408,6 +426,8 @@ async def _stop(app: App) -> None:
     log.info("%s", text)
     app.notifier.stopping(text)
     aoe, exports = app.aoe, app.exports
+    with contextlib.suppress(OSError):
+        (app.config.state_dir / STOPPED).touch()
     await app.stop()
     log.info(
         "stopped after %.2f s: %d AoE frames heard, %d answers sent, %d writable devices synced",

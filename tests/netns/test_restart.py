@@ -1,10 +1,17 @@
 """A planned restart under load: no client is told of an error, what it wrote is there."""
 
+import signal
+import time
+from pathlib import Path
+
 import pytest
 
 from bench.overload import Room
 from bench.restart import run
+from pxed.ask import ControlClient
+from tests.aoe_peer import eventually
 from tests.conftest import requires
+from tests.netns.conftest import Serve
 
 pytestmark = pytest.mark.netns
 
@@ -19,3 +26,20 @@ def test_a_restart_under_load_is_a_pause_and_nothing_else() -> None:
         assert status == 0
         assert "stopped after" in last
         assert "2 writable devices synced" in last
+
+
+def test_after_a_restart_a_rival_is_an_alarm_and_no_refusal(serve: Serve, tmp_path: Path) -> None:
+    """Clients wait for us: another target at our address is told of, not waited for."""
+    requires("vblade")
+    process = serve.start()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    disk = tmp_path / "rival"
+    disk.write_bytes(bytes(1 << 20))
+    serve.cable.cli.popen(["vblade", "16", "0", "eth0", str(disk)])
+    time.sleep(0.3)
+    serve.start()
+    control = ControlClient(serve.state / "control.sock")
+    assert eventually(
+        lambda: any("16.0" in str(each.get("text")) for each in control.follow("/v1/events")), 10
+    )
