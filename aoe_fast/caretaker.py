@@ -31,6 +31,7 @@ TICK_S = 1.0
 _FIRST_WORDS = 1024
 _WORDS = 128
 _AT_ONCE = 512  # exports in one second
+_TWIN_NS = 5 * 10**9
 _ACTIVE_NS = 120 * 10**9
 """A client that was heard of within two minutes counts: Linux asks every minute."""
 
@@ -51,6 +52,7 @@ class Caretaker:
         self._lost: list[int] = []
         self._throttles: list[Throttle] = []
         self._postponed: dict[int, int] = {}
+        self._twins: set[int] = set()
         self._words: dict[int, int] = {}
         self._turn = 0
 
@@ -138,8 +140,31 @@ class Caretaker:
             self.say(f"{drops - self._drops} frames lost: raise max_clients or ring_frames")
         self._drops = drops
         self.throttle()
+        self.look_for_twins()
         self._server.target.save_state()
         self.learn(_WORDS)
+
+    def look_for_twins(self) -> None:
+        """Say once when one address talks on two of our interfaces at the same time.
+
+        A machine has an address for each of its cards: it is a loop, or somebody borrows it.
+        """
+        server = self._server
+        if len(server.ports) < 2:
+            return
+        since = max(0, time.monotonic_ns() - _TWIN_NS)
+        where: dict[int, str] = {}
+        for number, rows in enumerate(server.clients):
+            interface = server.ports[number // server.workers].interface
+            for mac in map(int, rows["mac"][rows["last_ns"] > since]):
+                other = where.setdefault(mac, interface)
+                if other != interface and mac not in self._twins:
+                    if len(self._twins) > 1000:
+                        self._twins.clear()
+                    self._twins.add(mac)
+                    text = mac.to_bytes(6, "big").hex(":")
+                    self.say(f"{text} is heard on {other} and {interface}: a loop, or a second"
+                             " machine with this address")  # fmt: skip
 
     def throttle(self) -> None:
         """Fit every worker's advertised queue depth to its clients, and tell them if it fell.

@@ -11,7 +11,7 @@ import pytest
 from aoe_fast import Export, Target
 from aoe_fast.linkwatch import changed_links
 from pxed.lab.netns import veth
-from tests.aoe_frames import BROADCAST, config, frame
+from tests.aoe_frames import BROADCAST, READ, ata, config, frame
 from tests.aoe_peer import Peer, eventually, serving
 from tests.conftest import Cable
 
@@ -202,3 +202,25 @@ def test_damaged_netlink_messages_are_no_trouble(cut: int) -> None:
     message = len(message).to_bytes(4, "little") + message[4:]
     found = changed_links(message[:cut])
     assert found == ({"eth0"} if cut > len(message) else set())
+
+
+def test_one_address_on_two_interfaces_is_said_once(cable: Cable, tmp_path: Path) -> None:
+    veth(cable.srv, "eth1", cable.cli, "eth1")
+    disk = tmp_path / "both.img"
+    disk.write_bytes(bytes(1 << 20))
+    target = Target()
+    target.set_view(None, {(16, 3): Export(disk)})
+    mac, other = bytes([2, 0, 0, 0, 0, 0x77]), bytes([2, 0, 0, 0, 0, 0x78])
+    alarms: list[str] = []
+    with serving(cable, target, ("eth0", "eth1"), alarm=alarms.append):
+        first, second = Peer(cable, mac), Peer(cable, mac, "eth1")
+        assert Peer(cable, other).ask(ata(READ, 0, 1, src=other, dst=BROADCAST)).status == 0x40
+        for _ in range(3):
+            for peer in (first, second):
+                peer.send(peer.read(0))
+            time.sleep(1)
+        assert eventually(lambda: bool(alarms))
+    assert len(alarms) == 1
+    assert mac.hex(":") in alarms[0]
+    assert "eth0" in alarms[0]
+    assert "eth1" in alarms[0]
