@@ -3,8 +3,8 @@
 pwrite(2) of 1 KiB costs ten times what copying 1 KiB does. But the first store into a page after
 each sync is a fault that costs as much as two pwrites, a page that is not there would be waited
 for, and one fault may make a whole big folio dirty. So a chunk of 64 KiB is written through the
-mapping only once it is *hot*: written to HOT times since the last sync, all of it in memory, and
-all of it still in the file. Only writeback exports have such chunks: a durable one is synced
+mapping only once it is *hot*: HOT pages of it written since the last sync, all of it in memory,
+and all of it still in the file. Only writeback exports have such chunks: a durable one is synced
 again and again. What the mapping refuses, pwrite is asked for, and says why.
 """
 
@@ -24,8 +24,8 @@ cdef extern from "guard.h" nogil:
 
 
 cdef enum:
-    # Half as many as a chunk has pages.
-    HOT = 8
+    # Pages written; a chunk has 16. By then pwrite has cost as much as the faults will.
+    HOT = 32
 
 
 cdef void let_faults_through() noexcept nogil:
@@ -39,9 +39,10 @@ cdef int put_write(
     """Write ``size`` bytes at ``sector`` to the page cache; 0 or the errno (ENOSPC, EIO, ...)."""
     cdef uint64_t first = sector >> CHUNK_SECTORS_LOG2
     cdef uint64_t last = (sector + (size - 1) // SECTOR) >> CHUNK_SECTORS_LOG2
+    cdef uint16_t pages = <uint16_t>((size + 4095) // 4096)
     if (
         backing.heat != NULL
-        and is_hot(backing, first) and (first == last or is_hot(backing, last))
+        and is_hot(backing, first, pages) and (first == last or is_hot(backing, last, pages))
         and is_resident(backing, sector, <uint32_t>size)
     ):
         if not batch.guarded:
@@ -55,14 +56,14 @@ cdef int put_write(
     return backing_write(backing, sector, source, size)
 
 
-cdef inline bint is_hot(Backing *backing, uint64_t chunk) noexcept nogil:
+cdef inline bint is_hot(Backing *backing, uint64_t chunk, uint16_t pages) noexcept nogil:
     """Whether the chunk is hot; counts this write. Several workers: a write may be missed."""
     cdef uint16_t heat = backing.heat[chunk]
     if heat >> 8 != backing.syncs:
         heat = <uint16_t>(backing.syncs << 8)
     if heat & 255 >= HOT:
         return True
-    heat += 1
+    heat += pages
     if heat & 255 >= HOT and not is_fit(backing, chunk):
         heat = <uint16_t>(backing.syncs << 8)
     backing.heat[chunk] = heat

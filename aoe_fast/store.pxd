@@ -51,7 +51,7 @@ cdef struct Backing:
     uint32_t dirty              # on the sync threads' list
     uint32_t parked             # writes that wait for a disk; later ones line up behind them
     int64_t references
-    uint16_t *heat              # for each 64 KiB: syncs << 8 | writes since then; NULL: none is hot
+    uint16_t *heat              # for each 64 KiB: syncs << 8 | pages written since; or NULL
     void *map
     size_t map_bytes
     char serial[20]

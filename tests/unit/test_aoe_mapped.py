@@ -14,7 +14,7 @@ from aoe_fast.mapped import hot_chunks
 from tests.aoe_frames import READ, SERVER, WRITE, Reply, ata
 
 SECTORS = 512  # four chunks of 64 KiB
-HOT = 8
+HOT = 32
 
 
 @pytest.fixture
