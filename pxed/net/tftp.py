@@ -28,6 +28,7 @@ from pxed.tftp.session import MAX_BLKSIZE, File, Peer, Session, shown
 _log = logging.getLogger("pxed.tftp")
 PORT = 69
 _BATCH = 64
+_OF_ONE, _OF_A_ROUTER = 16, 256  # transfers of one address at once
 _IP_PKTINFO = 8  # <bits/in.h>; not in Python 3.11's socket
 _IN_USE = "(another TFTP server runs on this machine): stop it (systemctl stop tftpd-hpa)"
 _COUNTED = {Kind.TFTP_DONE: "done", Kind.TFTP_PROBE: "probes", Kind.TFTP_FAILED: "failed"}
@@ -51,9 +52,10 @@ class TftpServer:
 
     ``mac_of`` finds a client's MAC from its address, for the events; ``largest_block`` clamps the
     block size of a client with that MAC; ``spin_us`` is the mover's. At most ``max_sessions``
-    transfers run, ``max_per_client`` of one address, and ``max_silent`` of clients that have not
-    answered yet: beyond that the oldest silent one makes room. ``counters``: received, malformed,
-    refused, started, done, probes, missing, failed, displaced, faults; ``mover`` has its own.
+    transfers run, ``max_per_client`` of one address (16; 256 with ``single_port``, where a router
+    may stand for a room), and ``max_silent`` of clients that have not answered yet: beyond that the
+    oldest silent one makes room. ``counters``: received, malformed, refused, started, done, probes,
+    missing, failed, displaced, faults; ``mover`` has its own.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class TftpServer:
         single_port: bool = False,
         spin_us: int = 50,
         max_sessions: int = 2048,
-        max_per_client: int = 16,
+        max_per_client: int | None = None,
         max_silent: int = 512,
     ) -> None:
         self.counters: Counter[str] = Counter()
@@ -79,7 +81,7 @@ class TftpServer:
         self._largest_block = largest_block
         self._single_port = single_port
         self._max_sessions = max_sessions
-        self._max_per_client = max_per_client
+        self._max_per_client = max_per_client or (_OF_A_ROUTER if single_port else _OF_ONE)
         self._max_silent = max_silent
         self._udp: socket.socket | None = None
         self._lines: dict[_Client, _Line] = {}

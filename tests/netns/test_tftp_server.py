@@ -320,7 +320,10 @@ def test_rubbish_on_a_transfers_port(cable: Cable, root: Path) -> None:
             udp.sendto(noise.choice((data, noise.randbytes(noise.randrange(1, 9))[1:])), port)
         udp.sendto(encode(Ack(1)), port)
         while (packet := decode(udp.recv(2048))) != Data(2, CONTENT[512:1024]):
-            assert packet == Error(4, "this is a read transfer")
+            if packet == Data(1, CONTENT[:512]):  # the timer, on a slow machine
+                udp.sendto(encode(Ack(1)), port)
+            else:
+                assert packet == Error(4, "this is a read transfer")
         udp.sendto(encode(Error(3, "disk full")), port)
         kinds(events, Kind.TFTP_FAILED)
         assert events[-1].detail["why"] == "the client says: disk full (code 3)"
@@ -368,13 +371,14 @@ def test_single_port(cable: Cable, root: Path, tmp_path: Path) -> None:
 
 
 def test_single_port_of_many_at_once(cable: Cable, root: Path) -> None:
+    """All of one address, as behind a router."""
     with (
         serving(cable, root, single_port=True) as (server, _),
         cable.cli.inside(),
         ExitStack() as stack,
     ):
         sockets = [
-            stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(16)
+            stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(40)
         ]
         for udp in sockets:
             udp.settimeout(5)
@@ -385,7 +389,7 @@ def test_single_port_of_many_at_once(cable: Cable, root: Path) -> None:
             udp.sendto(encode(Ack(1)), ("10.77.0.1", 69))
         for udp in sockets:
             assert decode(udp.recv(2048)) == Data(2, CONTENT[512:1024])
-        assert server.sessions == 16
+        assert server.sessions == 40
 
 
 def test_single_port_starts_over_when_asked_again(cable: Cable, root: Path) -> None:
