@@ -251,7 +251,9 @@ def measure(
                     for load in loads:
                         if load.window > 1 and name != "pxed":
                             continue  # neither has windowsize (RFC 7440)
-                        figures[f"TFTP MB/s, {load.name}"][name].append(bench.load(load))
+                        rate = bench.load(load)
+                        figures[f"TFTP MB/s, {load.name}"][name].append(rate)
+                        print(f"  {load.name}: {rate:.1f} MB/s", file=sys.stderr)
                     if name == "tftpd-hpa" or not dhcp:
                         continue
                     took, twice = bench.avalanche(1000)
