@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +71,7 @@ def mac_of(seat: str) -> Mac:
 
 def tftp(host: Namespace, name: str) -> None:
     subprocess.run(
-        host.command(["curl", "-s", "-m", "20", "-o", "/dev/null", f"tftp://10.77.0.1/{name}"]),
+        host.command(["curl", "-s", "-m", "5", "-o", "/dev/null", f"tftp://10.77.0.1/{name}"]),
         check=False,
     )
 
@@ -84,7 +85,7 @@ def rrq(host: Namespace, reply: bytes) -> None:
             udp.sendto(reply, udp.recvfrom(1500)[1])
 
 
-def play(seat: str, host: Namespace, lab: Lab) -> None:
+def play(seat: str, host: Namespace) -> None:
     """The seat's boot, as far as it comes."""
     mac, arch = mac_of(seat), ARCH.get(seat, 7)
     if seat == "ipv6":
@@ -152,8 +153,8 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
             if seat == "vlan":
                 drop(lab, f"veth{len(lab.hosts)}", "ether type 0x88a2")
         with running(serve, GOOD, before=QUICK) as control:
-            for seat, host in hosts.items():
-                play(seat, host, lab)
+            with ThreadPoolExecutor(len(hosts)) as pool:
+                list(pool.map(play, hosts, hosts.values()))
             yield ended(control, serve, hosts)
 
 
