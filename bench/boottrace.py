@@ -42,7 +42,7 @@ class Reader:
         self._left: list[int] = []  # sectors without a reply
         self._paced: list[float] = []  # seconds between a reply and the next request of a run
         self._asked: dict[int, _Asked] = {}
-        self._last_done = -1
+        self._done: list[int] = []  # what has ended, in that order
         self._kernel = False
         self._disks = -1
         self._open: dict[int, int] = {}  # device -> the operation whose next frame may come
@@ -77,7 +77,7 @@ class Reader:
 
     def _begin(self, when: float, op: Op) -> int:
         number = len(self._ops)
-        last = self._last_done
+        last = self._done[-1] if self._done else -1
         think = when - self._ended[last] if last >= 0 else 0.0
         after = number - last if last >= 0 else 1
         if not number:
@@ -94,7 +94,7 @@ class Reader:
     def _end(self, when: float, number: int, **changes: Any) -> None:
         self._ended[number] = when
         self._ops[number] = replace(self._ops[number], **changes)
-        self._last_done = number
+        self._done.append(number)
 
     # DHCP and TFTP
 
@@ -168,7 +168,7 @@ class Reader:
                 self._http[dport] = (number, first)
             got = (sequence - first + length) & 0xFFFFFFFF
             count = max(self._ops[number].count, got)
-            if self._last_done == number or not self._ended[number]:
+            if not self._ended[number] or self._done[-1] == number:
                 self._end(when, number, count=count)
 
     # AoE
@@ -209,7 +209,6 @@ class Reader:
         if number >= 0:
             op = self._ops[number]
             near = when - self._last_frame[slot] < _TOGETHER and op.count < _LONGEST
-            near = near and self._left[number] > 0
             if kind is Kind.SINGLE:
                 near = number == len(self._ops) - 1
             if op.kind is kind and op.lba + op.count == lba and near:
@@ -218,7 +217,9 @@ class Reader:
                 told = op.blob + (data[36 : 36 + 512 * count] if kind is Kind.TELL else b"")
                 self._ops[number] = replace(op, count=op.count + count, blob=told)
                 self._last_frame[slot] = when
-                self._ended[number] = 0.0
+                if self._ended[number]:  # all of it so far was answered, and it goes on
+                    self._ended[number] = 0.0
+                    self._done = [done for done in self._done if done != number]
                 return number
         told = data[36 : 36 + 512 * count] if kind is Kind.TELL else b""
         number = self._begin(when, Op(kind, slot, lba, count, blob=told))

@@ -217,15 +217,24 @@ def test_frames_of_one_request_join_and_what_it_waited_for_is_known() -> None:
     assert waited.think_us == pytest.approx(250_000, abs=10)
 
 
-def test_what_follows_an_answered_request_is_another_that_waited_for_it() -> None:
+def test_frames_that_were_answered_before_the_next_was_sent_are_still_one_request() -> None:
     wire = Wire()
     kernel_is_up(wire)
     for number in range(3):
         wire.ask(0.0002, aoe(number, 1, 0x24, 10 + 2 * number, 2), 0.0001)
+    wire.say(0.0002, aoe(3, 1, 0x24, 16, 2))  # it goes on, and is under way
+    wire.ask(0.1, aoe(4, 3, 0x24, 8, 2))  # so this one did not wait for it
+    wire.say(0, reply(aoe(3, 1, 0x24, 16, 2)))
+    wire.ask(0.005, aoe(5, 1, 0x24, 18, 2))  # the next block, too late to be the same request
     found = ends(wire)
-    reads = [op for op in found.ops if op.kind is Kind.READ]
-    assert [(op.lba, op.count, op.after) for op in reads] == [(10, 2, 1), (12, 2, 1), (14, 2, 1)]
+    reads = [(op.device, op.lba, op.count) for op in found.ops if op.kind is Kind.READ]
+    assert reads == [(1, 10, 8), (3, 8, 2), (1, 18, 2)]
+    first, beside, later = (op for op in found.ops if op.kind is Kind.READ)
+    assert beside.after == 2  # the disks, before the first
+    assert later.after == 2  # the first, which ended last
+    assert later.think_us == pytest.approx(5000, abs=10)
     assert found.thought() < 3
+    assert first.after == 1
 
 
 def test_a_request_that_was_sent_again_counts_once() -> None:
