@@ -38,7 +38,8 @@ from pxed.errors import PxedError, UsageError
 from pxed.table import amount
 
 OK, WARN, BROKEN = "ok", "warn", "BROKEN"
-_FDS_PER_CLIENT = 2
+_FDS_PER_CLIENT = 3  # /config is durable and has two, the report device one
+_MAPS_PER_CLIENT = 2
 _EXPECTED_CLIENTS = 200
 _MAPS = Path("/proc/sys/vm/max_map_count")
 _NET = Path("/sys/class/net")
@@ -297,7 +298,7 @@ def check_limits(config: Config) -> Iterator[Finding]:
         maps = int(_MAPS.read_text())
     except (OSError, ValueError):
         maps = 65530
-    if maps // _FDS_PER_CLIENT < _EXPECTED_CLIENTS * 2:
+    if maps // _MAPS_PER_CLIENT < _EXPECTED_CLIENTS * 2:
         yield Finding("mappings", WARN, f"{maps}", f"sysctl vm.max_map_count={65530}")
     aoe = config.aoe
     try:
