@@ -31,10 +31,29 @@ class Operation:
     end: float
 
 
-def in_order(first: Operation, second: Operation) -> Operation:
-    """``first`` as one that took effect before ``second`` was sent: same client, both answered."""
-    return Operation(first.sector, first.writes, first.value, first.begin,
-                     min(first.end, math.nextafter(second.begin, -math.inf)))  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One client sent ``first`` and then ``second`` (values) to a sector, and has both answers.
+
+    So ``first`` was gone at ``end``, when the answer to ``second`` came, whenever it took effect.
+    """
+
+    sector: int
+    first: int
+    second: int
+    end: float
+
+
+def reorderings(history: Iterable[Operation], orders: Iterable[Order]) -> list[str]:
+    """Reads of a value that the same client had overwritten, a line for each."""
+    latest: dict[tuple[int, int], float] = {}
+    for each in history:
+        if not each.writes:
+            key = (each.sector, each.value)
+            latest[key] = max(latest.get(key, -math.inf), each.begin)
+    return [f"sector {order.sector}: {order.first} was read after {order.second} had replaced it"
+            for order in orders
+            if latest.get((order.sector, order.first), -math.inf) > order.end]  # fmt: skip
 
 
 def violations(history: Iterable[Operation]) -> list[str]:

@@ -22,7 +22,7 @@ import pytest
 
 from tests.aoe_frames import BROADCAST, READ_EXT, WRITE_EXT, ata
 from tests.conftest import Cable
-from tests.fault.history import INITIAL, Operation, in_order, violations
+from tests.fault.history import INITIAL, Operation, Order, reorderings, violations
 
 pytestmark = pytest.mark.netns
 
@@ -52,6 +52,7 @@ class Station:
     def __init__(self, number: int, seed: int) -> None:
         self.mac = bytes([2, 0, 0, 0, 1, number])
         self.history: list[Operation] = []
+        self.orders: list[Order] = []
         self._chance = random.Random(seed * 100 + number)
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88A2))
         self._socket.bind(("eth0", 0x88A2))
@@ -106,12 +107,12 @@ class Station:
 
     def _wrote(self, write: Operation) -> None:
         """One client's writes take effect in the order in which they were sent."""
-        before = self._pipeline.get(write.sector)
-        if before is not None and before.begin < write.begin < before.end:
-            self.history.remove(before)
-            self.history.append(in_order(before, write))
         self.history.append(write)
-        if before is None or before.begin < write.begin:
+        other = self._pipeline.get(write.sector)
+        if other is not None:
+            first, second = sorted((other, write), key=lambda each: each.begin)
+            self.orders.append(Order(write.sector, first.value, second.value, second.end))
+        if other is None or other.begin < write.begin:
             self._pipeline[write.sector] = write
 
     def _give_up(self, *, everything: bool = False) -> None:
@@ -167,7 +168,12 @@ def one_run(cable: Cable, directory: Path, seed: int) -> tuple[list[str], int, i
         value = value_of(data[sector * 512 : sector * 512 + 512], sector)
         history.append(Operation(sector, False, value, end, end + 1))
     disk.unlink()
-    return violations(history), sum(each.answered for each in stations), kills
+    orders = [order for each in stations for order in each.orders]
+    return (
+        violations(history) + reorderings(history, orders),
+        sum(each.answered for each in stations),
+        kills,
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
