@@ -18,7 +18,8 @@ def san(root_path: str) -> bytes:
 
 def local() -> bytes:
     """Go on to the machine's own disk: the firmware's next boot entry."""
-    return b"#!ipxe\nexit\n"
+    # UEFI looks no further after a loader that ended well, so this one says that it failed.
+    return b"#!ipxe\nexit 1\n"
 
 
 def kernel(base: str, kernel: Kernel, shelf: int) -> bytes:

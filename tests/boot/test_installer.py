@@ -173,6 +173,13 @@ def test_what_was_installed_starts_on_uefi_too(installed: Machine) -> None:
     installed.off()
 
 
+@pytest.mark.long
+def test_a_stick_starts_on_uefi_too(machine: Machine, sticks: Sticks) -> None:
+    machine.on(sticks("1.0", UNATTENDED), "uefi")
+    assert machine.result().startswith("installed lab@1.0 on vdb")
+    assert machine.boot("uefi") == "lab@1.0"
+
+
 def test_an_upgrade_keeps_the_settings(copy: Machine) -> None:
     said = copy.run_installer("1.1")
     assert said.startswith("upgraded lab@1.0 to lab@1.1 on vdb, after ")
