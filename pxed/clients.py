@@ -71,6 +71,8 @@ _OPENERS = (Kind.DISCOVER, Kind.REQUEST, Kind.SOLICIT6)
 SAME_ATTEMPT = 64.0
 # No step of a boot is silent for longer than the slowest of them: a carrier wait of 60 s.
 SILENT_BOOT = 120.0
+# UEFI's PXE over IPv6 and HTTP boot give up a minute each.
+LEAVING = 240.0
 # A system that uses its root but says nothing (not our initramfs) counts as running after this.
 QUIET_START = 60.0
 # Linux's aoe driver broadcasts a config query every 60 s; two missed in a row mean something.
@@ -324,6 +326,8 @@ def _discover(client: Client, event: Event) -> Iterator[Change]:
     if not _boots(event):
         return  # the OS's own DHCP, after the boot (M3)
     firmware = str(event.detail["firmware"])
+    if _still_leaves(client, firmware, event.time):
+        return
     if _is_new_boot(client, firmware, event.time):
         client.boots += 1
         client.boot_started = event.time
@@ -340,6 +344,16 @@ def _discover(client: Client, event: Event) -> Iterator[Change]:
         yield from _reach(client, Stage.DISCOVER, event.time, firmware)
     if firmware == "ipxe":
         yield from _reach(client, Stage.IPXE, event.time)
+
+
+def _still_leaves(client: Client, firmware: str, now: float) -> bool:
+    """UEFI that was sent on to its disk and first tries HTTP boot, the next entry in its list."""
+    return (
+        client.state is State.LOCAL
+        and firmware == "uefi-http"
+        and bool(client.timeline)
+        and now - client.timeline[-1].time < LEAVING
+    )
 
 
 def _is_new_boot(client: Client, firmware: str, now: float) -> bool:

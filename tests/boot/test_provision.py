@@ -105,7 +105,7 @@ def test_a_rolling_upgrade_keeps_its_settings(room: Room, seat: Client) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_uefi_machine_is_installed_over_a_restart_of_the_server(room: Room) -> None:
     client = with_disk(room, "uefi")
     order(room, client)
@@ -114,7 +114,7 @@ def test_a_uefi_machine_is_installed_over_a_restart_of_the_server(room: Room) ->
     room.server.stop()
     room.server.start()
     # Firmware may try the network in its other ways before it goes on to the disk.
-    comes_from_its_disk(client, r"lab@1\.[01]", 330)
+    comes_from_its_disk(client, r"lab@1\.[01]", 450)
     assert eventually(lambda: room.server.client(client.mac)["state"] == "local")
     client.power_off()
 
