@@ -326,7 +326,7 @@ def _discover(client: Client, event: Event) -> Iterator[Change]:
     if not _boots(event):
         return  # the OS's own DHCP, after the boot (M3)
     firmware = str(event.detail["firmware"])
-    if _still_leaves(client, firmware, event.time):
+    if firmware == "uefi-http" and _still_leaves(client, event.time):
         return
     if _is_new_boot(client, firmware, event.time):
         client.boots += 1
@@ -346,11 +346,10 @@ def _discover(client: Client, event: Event) -> Iterator[Change]:
         yield from _reach(client, Stage.IPXE, event.time)
 
 
-def _still_leaves(client: Client, firmware: str, now: float) -> bool:
-    """UEFI that was sent on to its disk and first tries HTTP boot, the next entry in its list."""
+def _still_leaves(client: Client, now: float) -> bool:
+    """UEFI that was sent on to its disk first tries the other network entries of its list."""
     return (
         client.state is State.LOCAL
-        and firmware == "uefi-http"
         and bool(client.timeline)
         and now - client.timeline[-1].time < LEAVING
     )
@@ -383,6 +382,8 @@ def _offer(client: Client, event: Event) -> Iterator[Change]:
 
 def _solicit6(client: Client, event: Event) -> Iterator[Change]:
     """By IPv6, which leads nowhere: what it asked before by IPv4 goes first."""
+    if _still_leaves(client, event.time):
+        return
     if client.state in (State.LOST, State.LOCAL):
         client.state, client.timeline = State.SEEN, []
         yield Change(What.STATE, client, event.time)

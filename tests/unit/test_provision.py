@@ -143,13 +143,14 @@ def test_a_long_installation_is_no_running_system() -> None:
     assert client.state is State.BOOTING
 
 
-def test_uefi_tries_http_on_its_way_to_the_disk() -> None:
+def test_uefi_tries_ipv6_and_http_on_its_way_to_the_disk() -> None:
     clients = Clients([Client(MAC, order="local")])
     discover = {"firmware": "pxe", "arch": 7}
     clients.feed(Event(Kind.DISCOVER, MAC, 1.0, discover))
     clients.feed(Event(Kind.TFTP_DONE, MAC, 3.0, {"file": "local.ipxe"}))
     client = clients.get(MAC)
     assert client is not None
+    clients.feed(Event(Kind.SOLICIT6, MAC, 10.0, discover))
     http = {"firmware": "uefi-http", "arch": 16}
     clients.feed(Event(Kind.DISCOVER, MAC, 60.0, http))
     assert (client.state, client.boots) == (State.LOCAL, 1)
