@@ -75,6 +75,7 @@ def test_a_full_disk(small: Room) -> None:
     small.discover(M2)
     failed = small.until(lambda: small.events("midlayer-failed"))
     assert "No space left" in failed[0]["why"]
+    small.until(lambda: small.client(M2)["state"] == "failed")  # what comes now is another boot
     said = small.pxed("image", "add", str(image(small.state, "2", b"2")), status=1)
     assert "are free" in said or "No space left" in said
 
