@@ -81,7 +81,8 @@ class Watch:
         reports = [row for row in rows if self._rows[row][2] == REPORT_SLOT]
         self._reports = np.union1d(self._reports, np.array(reports, dtype=np.intp))
         self._told[:, rows] = False
-        self._writes[rows] = self._target.stats["writes"][rows]
+        # The target begins each row with zeroes. What was written since was never looked at.
+        self._writes[rows] = 0
 
     def _disown(self, row: int) -> None:
         self._keys.pop(row, None)

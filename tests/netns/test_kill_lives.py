@@ -113,6 +113,6 @@ def test_no_kill_leaves_anything_behind(room: Room) -> None:
     room.boot(M1)
     room.stop()
     left = sorted(path.name for path in room.state.iterdir())
-    assert left == ["config", "images", "leases.journal", "lock", "pxed.db"]
+    assert left == ["config", "images", "leases.journal", "lock", "pxed.db", "stopped"]
     layers = sorted(path.name for path in (room.state / "config/midlayers").iterdir())
     assert layers == [".template-8192K.ext4", "525400000001.ext4", "525400000001.report"]

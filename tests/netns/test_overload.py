@@ -27,6 +27,15 @@ def alarms(room: Room) -> str:
                     if e["kind"] == "alarm")  # fmt: skip
 
 
+def settled(room: Room) -> int:
+    """Descriptors, once the floods before this test have been digested."""
+    end, before = time.monotonic() + 30, -1
+    while (now := room.descriptors()) != before and time.monotonic() < end:
+        before = now
+        time.sleep(1)
+    return now
+
+
 @pytest.mark.parametrize("kind", FLOODS)
 def test_a_flood(room: Room, kind: str) -> None:
     before, open_before = room.memory_kb(), room.descriptors()
@@ -53,7 +62,7 @@ def test_made_up_addresses_raise_an_alarm(room: Room) -> None:
 
 def test_half_open_http_connections(room: Room) -> None:
     """Some hundred that say a word and wait: another machine is answered, and they soon are few."""
-    before = room.descriptors()
+    before = settled(room)
     room.cli.ip("addr add 10.77.0.3/24 dev eth0")
     with contextlib.ExitStack() as stack, room.cli.inside():
         for _ in range(300):

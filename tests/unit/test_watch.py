@@ -64,6 +64,15 @@ def test_the_first_read_is_told_once(bench: Bench) -> None:
     assert bench.kinds() == []
 
 
+def test_what_a_client_says_before_its_rows_are_looked_up_is_heard(bench: Bench) -> None:
+    late = Watch(bench.target, lambda _mac: bench.report)
+    bench.say(0, "running 1.0")
+    late.refresh()
+    steps = [e.detail["step"] for e in late.poll(time.monotonic_ns(), time.time())
+             if e.kind is Kind.REPORT]  # fmt: skip
+    assert steps == ["running"]
+
+
 def test_a_new_boot_tells_the_first_read_again(bench: Bench) -> None:
     bench.ata(1, 0x24, 0)
     bench.poll()
