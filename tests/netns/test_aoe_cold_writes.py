@@ -79,7 +79,7 @@ def test_a_cold_write_stalls_nobody(cable: Cable, cold: Path, durability: str) -
         if durability == "durable":
             assert total(server, "syncs") == 1, "acknowledged without a sync"
         row = server.target.stats[server.target.rows()[None, 16, 3]]
-        assert (row["writes"], row["latency"].sum()) == (1, 1)
+        assert eventually(lambda: (row["writes"], row["latency"].sum()) == (1, 1))
     assert cold.read_bytes()[5 * 512 : 6 * 512] == b"c" * 512
 
 
