@@ -91,7 +91,9 @@ def test_what_comes_after_a_cold_write_stays_behind_it(cable: Cable, cold: Path)
         for tag in range(60):
             first, many = (0, 2) if tag % 2 else (tag % 3, 1)
             peer.send(peer.write(first, bytes([tag]) * 512 * many, tag=tag))
-        assert [reply.tag for reply in peer.drain()] == list(range(60))
+        replies = [reply for _ in range(60) if (reply := peer.receive(3)) is not None]
+        # Of two syncs at once either may end first: it is the data that keeps the order.
+        assert sorted(reply.tag for reply in replies) == list(range(60))
         assert total(server, "parked") > 1
     data = cold.read_bytes()
     assert data[:1024] == bytes([59]) * 1024

@@ -1,5 +1,6 @@
 """What the running servers may still do: two capabilities, no way back, and no root."""
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -29,12 +30,13 @@ SEAT = "02:00:00:00:00:11"
 
 
 def status(pid: int) -> list[dict[str, str]]:
-    """/proc/PID/status of every thread."""
-    return [
-        dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines()
-             if ":\t" in line)
-        for task in Path(f"/proc/{pid}/task").iterdir()
-    ]  # fmt: skip
+    """/proc/PID/status of every thread that is still there."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            lines = (task / "status").read_text().splitlines()
+            found.append(dict(line.split(":\t", 1) for line in lines if ":\t" in line))
+    return found
 
 
 def capabilities(pid: int) -> set[tuple[int, int, int]]:
