@@ -105,8 +105,9 @@ class Control:
         for route in self.routes:
             app.router.add_route(route.method, route.path, _handler(route))
         runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, shutdown_timeout=1.0, logger=_requests
-        )
+            app, access_log=None, handle_signals=False, shutdown_timeout=1.0, logger=_requests,
+            handler_cancellation=True,
+        )  # fmt: skip
         await runner.setup()
         self._runner = runner
         # uvloop and asyncio differ in what they do with a stale socket file, so it goes first.
@@ -181,9 +182,15 @@ def _status_of(error: PxedError) -> int:
 
 
 def _handler(route: Route | Stream) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    going_on: set[asyncio.Future[Any]] = set()
+
     async def once(request: web.Request) -> web.StreamResponse:
         assert isinstance(route, Route)
-        answer = await route.answer(await _call(request))
+        # Whoever hangs up stops a stream; what changes something is done to its end.
+        work = asyncio.ensure_future(route.answer(await _call(request)))
+        going_on.add(work)
+        work.add_done_callback(going_on.discard)
+        answer = await asyncio.shield(work)
         return answer if isinstance(answer, web.Response) else web.json_response(answer)
 
     async def stream(request: web.Request) -> web.StreamResponse:

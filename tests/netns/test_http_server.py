@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,8 @@ from tests.conftest import Cable, requires
 
 pytestmark = pytest.mark.netns
 BASE = "http://10.77.0.1"
-BODY = bytes(range(256)) * 40_000  # 10 MB: more than any buffer on the way
+BODY = bytes(range(256)) * 40_000
+LONG = 256 << 20  # more than all buffers on the way: tcp_rmem and tcp_wmem go up to 32 MiB
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +128,8 @@ def test_nothing_can_be_written(cable: Cable, site: Site) -> None:
         assert code(cable, "/image/lab@1/vmlinuz", "-X", "DELETE") == "405"
 
 
-def test_a_client_that_hangs_up_is_noted(cable: Cable, site: Site) -> None:
+def test_a_client_that_hangs_up_is_noted(cable: Cable, site: Site, tmp_path: Path) -> None:
+    os.truncate(tmp_path / "images/lab/1/vmlinuz", LONG)
     with serving(cable, site) as (server, events):
         curl(cable, "/image/lab@1/vmlinuz", "--limit-rate", "100k", "-m", "1", "-o", "/dev/null")
         assert code(cable, "/ipxe/snponly.efi") == "200"  # the service goes on

@@ -4,13 +4,13 @@ import asyncio
 import json
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pxed.control import Control, ControlClient
+from pxed.control import Call, Control, ControlClient, Json, Route, Stream
 from pxed.errors import HostError, UsageError
 from pxed.eventlog import EventLog
 
@@ -182,3 +182,41 @@ def test_each_entry_is_given_out_once_to_be_saved() -> None:
     assert [e["id"] for e in log.unsaved(20)] == list(range(8, 28))
     assert [e["id"] for e in log.unsaved(20)] == list(range(28, 38))
     assert log.unsaved(20) == []
+
+
+def test_who_hangs_up_ends_a_stream_that_says_nothing_and_no_work(tmp_path: Path) -> None:
+    async def both() -> None:
+        path = tmp_path / "control.sock"
+        begun, ended, go, done = (asyncio.Event() for _ in range(4))
+
+        async def lines(_call: Call) -> AsyncGenerator[Json, None]:
+            try:
+                begun.set()
+                await asyncio.Event().wait()
+                yield {}
+            finally:
+                ended.set()
+
+        async def work(_call: Call) -> Json:
+            begun.set()
+            await go.wait()
+            done.set()
+            return {}
+
+        routes = (Stream("GET", "/v1/lines", lines), Route("POST", "/v1/work", work))
+        control = Control(Stand(), path, routes)
+        await control.start()
+        try:
+            for request in (b"GET /v1/lines", b"POST /v1/work"):
+                begun.clear()
+                _, writer = await asyncio.open_unix_connection(path)
+                writer.write(request + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+                await begun.wait()
+                writer.close()
+            await asyncio.wait_for(ended.wait(), 10)
+            go.set()
+            await asyncio.wait_for(done.wait(), 10)
+        finally:
+            await control.close()
+
+    asyncio.run(both())
