@@ -35,7 +35,6 @@ from aoe_fast import Target
 from aoe_fast.initiator import Initiator
 from pxed.ask import ControlClient
 from pxed.choice import Choice
-from pxed.clients import Client, Stage, State, Step
 from pxed.config import parse
 from pxed.dhcp.codec import BROADCAST_FLAG, Message, Op, Opt, Type, encode
 from pxed.dhcp.replies import Mode as DhcpMode
@@ -50,6 +49,7 @@ from pxed.mac import Mac, mac_bytes
 from pxed.midlayers import Midlayers
 from pxed.net.packet import udp_frame
 from pxed.netboot import NetBoot
+from pxed.seat import Client, Stage, State, Step
 from pxed.store import Store
 from pxed.watch import Watch
 from pxed.why import Scene

@@ -25,7 +25,7 @@ from aoe_fast.rivals import check_rivals
 from pxed import privileges
 from pxed.bootplans import BootPlans
 from pxed.choice import Choice
-from pxed.clients import Client, Clients
+from pxed.clients import Clients
 from pxed.config import Class, Config
 from pxed.control import Control
 from pxed.dhcp.policy import Policy
@@ -49,6 +49,7 @@ from pxed.net.wireless import refuse_wireless
 from pxed.netboot import NetBoot, check
 from pxed.preparing import BINDING, Preparing
 from pxed.probe import Probe
+from pxed.seat import Client
 from pxed.status import Status
 from pxed.store import Store
 from pxed.watch import Watch

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 from pxed import scripts
 from pxed.choice import Choice
-from pxed.clients import LOCAL_SCRIPT
 from pxed.dhcp.bootplan import BOOT_FILES, HTTP_FILES, BootPlan
 from pxed.dhcp.classify import Firmware
 from pxed.dhcp.replies import Mode
 from pxed.http.site import program_url, script_url
 from pxed.images import SLOTS
 from pxed.mac import Mac
+from pxed.seat import LOCAL_SCRIPT
 
 
 class BootPlans:

@@ -4,11 +4,12 @@ import contextlib
 from collections.abc import Mapping
 
 from pxed import images, orders, provision
-from pxed.clients import Client, Clients, State
+from pxed.clients import Clients
 from pxed.config import Class, Config, Provision
 from pxed.errors import PxedError, UsageError
 from pxed.mac import Mac
 from pxed.probe import DOCTOR
+from pxed.seat import Client, State
 
 
 def in_use(client: Client) -> bool:

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
 
-from pxed.clients import Client, Clients
+from pxed.clients import Clients
 from pxed.dhcp.leases import Lease
 from pxed.errors import HostError
 from pxed.eventlog import EventLog
 from pxed.journal import Journal
 from pxed.mac import Mac
+from pxed.seat import Client
 from pxed.store import Batch, Store
 
 log = logging.getLogger("pxed.store")

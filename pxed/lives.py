@@ -10,12 +10,12 @@ from typing import Any
 
 from pxed import provision
 from pxed.choice import Choice
-from pxed.clients import Change, Client, State, What
 from pxed.eventlog import EventLog, line_of
 from pxed.events import Event, Kind
 from pxed.keeper import Keeper
 from pxed.mac import Mac
 from pxed.netboot import NetBoot
+from pxed.seat import Change, Client, State, What
 from pxed.strangers import Strangers, is_stranger, proves
 from pxed.twins import TOO_OLD, Twins
 from pxed.watch import Watch

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from pxed import images
-from pxed.clients import Clients, State
+from pxed.clients import Clients
 from pxed.config import Config
 from pxed.conflicts import GONE, Conflicts
 from pxed.dhcp.bootplan import BOOT_FILES, HTTP_FILES
@@ -35,6 +35,7 @@ from pxed.net.neighbours import Neighbours
 from pxed.net.ra import RouterAdvertiser
 from pxed.net.rival import find_rivals
 from pxed.net.tftp import TftpServer
+from pxed.seat import State
 from pxed.tftp.files import Files
 from pxed.tftp.session import File
 from pxed.tftp.trees import Trees

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pxed import config, images, orders
-from pxed.clients import State
 from pxed.errors import UsageError
 from pxed.images import Image
+from pxed.seat import State
 from pxed.store import Store
 
 

@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pxed import images, provision
 from pxed.choice import Choice, in_use
-from pxed.clients import Client, State
 from pxed.errors import PxedError, UsageError
 from pxed.events import Event, Kind
 from pxed.exports import Exports
 from pxed.mac import Mac
 from pxed.midlayers import Midlayers, NoRoom, Prepared
+from pxed.seat import Client, State
 from pxed.watch import Watch, erase_report
 
 log = logging.getLogger("pxed")

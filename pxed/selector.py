@@ -8,9 +8,10 @@ import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from pxed.clients import Client, Clients
+from pxed.clients import Clients
 from pxed.errors import UsageError
 from pxed.mac import Mac, parse_mac
+from pxed.seat import Client
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,62}", re.ASCII)
 

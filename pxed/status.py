@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from aoe_fast import Server, Target
 from pxed.choice import Choice
-from pxed.clients import Client, Clients
+from pxed.clients import Clients
 from pxed.config import Config
 from pxed.control import Json
 from pxed.eventlog import EventLog
@@ -19,6 +19,7 @@ from pxed.mac import Mac
 from pxed.narrative import tell
 from pxed.net.link import Link
 from pxed.netboot import NetBoot
+from pxed.seat import Client
 
 
 class Core(Protocol):

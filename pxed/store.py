@@ -17,12 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pxed.clients import Client, Stage, State, Step
 from pxed.dhcp.leases import Lease
 from pxed.dhcp.leases import State as LeaseState
 from pxed.errors import HostError, UsageError
 from pxed.eventlog import Entry
 from pxed.mac import Mac, parse_mac
+from pxed.seat import Client, Stage, State, Step
 
 log = logging.getLogger("pxed.store")
 

@@ -7,9 +7,9 @@ their events fill the log only so fast. A room of new seats is below all of thes
 
 from collections import OrderedDict
 
-from pxed.clients import Client, Stage, State
 from pxed.events import Event, Kind
 from pxed.mac import Mac
+from pxed.seat import Client, Stage, State
 
 TRUST = 256  # that get their devices at their first DISCOVER
 MOST = 1024  # that are remembered for longer than a minute

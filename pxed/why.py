@@ -9,11 +9,11 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pxed.clients import Client, Stage
 from pxed.conflicts import Finding, What
 from pxed.dhcp.replies import Mode
 from pxed.events import Event, Kind
 from pxed.mac import Mac
+from pxed.seat import Client, Stage
 
 AT_ONCE = 2.0  # seconds: nothing can change this cause but somebody who acts
 NO_REQUEST = 15.0  # firmware takes an offer within 4 s, iPXE within 10

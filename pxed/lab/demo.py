@@ -14,7 +14,6 @@ from typing import Any
 import click
 
 from pxed.client.minimal import build_minimal
-from pxed.clients import Stage
 from pxed.control import ControlClient
 from pxed.errors import HostError
 from pxed.lab.accel import pick_accel
@@ -22,6 +21,7 @@ from pxed.lab.console import attach
 from pxed.lab.lab import Lab
 from pxed.lab.qemu import Client, Firmware
 from pxed.lab.server import LabServer
+from pxed.seat import Stage
 from pxed.table import amount, table
 
 IMAGE = "lab"

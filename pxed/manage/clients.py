@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pxed import images, orders, selector
 from pxed.body import Body
 from pxed.choice import in_use
-from pxed.clients import Client
 from pxed.control import Call, Json
 from pxed.errors import UsageError
 from pxed.events import Event, Kind
 from pxed.mac import Mac, parse_mac
 from pxed.manage.core import Core
 from pxed.net.wake import wake
+from pxed.seat import Client
 
 _NOTE = 500
 _GROUPS = 32

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
 from pxed.choice import Choice
-from pxed.clients import Client, Clients
+from pxed.clients import Clients
 from pxed.config import Class, Config
 from pxed.dhcp.policy import Policy
 from pxed.events import Event
@@ -16,6 +16,7 @@ from pxed.midlayers import Midlayers
 from pxed.net.link import Link
 from pxed.preparing import Preparing
 from pxed.probe import Probe
+from pxed.seat import Client
 from pxed.store import Store
 from pxed.watch import Watch
 

@@ -5,13 +5,13 @@ import time
 from pxed import selector
 from pxed.body import Body
 from pxed.choice import in_use
-from pxed.clients import Client
 from pxed.config import parse_midlayer_size
 from pxed.control import Call, Json
 from pxed.errors import UsageError
 from pxed.mac import Mac, parse_mac
 from pxed.manage.core import Core
 from pxed.midlayers import Layer
+from pxed.seat import Client
 
 _DAY = 86400.0
 

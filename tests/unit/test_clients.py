@@ -2,9 +2,10 @@
 
 import pytest
 
-from pxed.clients import SILENT_BOOT, SILENT_RUN, Change, Client, Clients, Stage, State, What
+from pxed.clients import SILENT_BOOT, SILENT_RUN, Clients
 from pxed.events import Event, Kind
 from pxed.mac import Mac
+from pxed.seat import Change, Client, Stage, State, What
 
 MAC = Mac("52:54:00:00:00:01")
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from pxed.clients import Client, Clients
+from pxed.clients import Clients
 from pxed.dhcp.leases import Lease, State
 from pxed.errors import HostError
 from pxed.eventlog import EventLog
 from pxed.journal import Journal
 from pxed.keeper import Keeper
 from pxed.mac import Mac
+from pxed.seat import Client
 from pxed.store import Batch, Store
 
 M1, M2 = Mac("52:54:00:00:00:01"), Mac("52:54:00:00:00:02")

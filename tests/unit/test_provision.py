@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pxed.choice import Choice
-from pxed.clients import Client, Clients, State
+from pxed.clients import Clients
 from pxed.config import Config, Provision, parse
 from pxed.errors import UsageError
 from pxed.events import Event, Kind
@@ -14,6 +14,7 @@ from pxed.images import Image
 from pxed.mac import Mac
 from pxed.provision import ORDERS_BYTES, orders, policy, stays
 from pxed.reload import differences
+from pxed.seat import Client, State
 from pxed.watch import REPORT_LINES, SECTOR, erase_report
 
 MAC = Mac("52:54:00:00:00:01")

@@ -3,9 +3,10 @@
 import pytest
 
 from pxed import orders, selector
-from pxed.clients import Client, Clients
+from pxed.clients import Clients
 from pxed.errors import UsageError
 from pxed.mac import Mac
+from pxed.seat import Client
 
 
 def mac(n: int) -> Mac:

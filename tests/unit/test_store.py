@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pxed.clients import Client, Stage, State, Step
 from pxed.dhcp.leases import Lease
 from pxed.dhcp.leases import State as LeaseState
 from pxed.errors import HostError, UsageError
 from pxed.mac import Mac
+from pxed.seat import Client, Stage, State, Step
 from pxed.store import SCHEMA, Store
 
 MAC = Mac("52:54:00:00:00:01")
@@ -52,7 +52,7 @@ def test_what_was_saved_survives_kill_9(tmp_path: Path) -> None:
     path = tmp_path / "pxed.db"
     script = (
         "import sys, os, signal\n"
-        "from pxed.store import Store\nfrom pxed.clients import Client\n"
+        "from pxed.store import Store\nfrom pxed.seat import Client\n"
         "from pathlib import Path\n"
         "store = Store(Path(sys.argv[1]))\n"
         "store.save_clients([Client('52:54:00:00:00:01')])\n"

@@ -1,9 +1,9 @@
 """What is done on trust for machines that have only asked, and where it ends."""
 
 from pxed import strangers as module
-from pxed.clients import Client, Stage, State, Step
 from pxed.events import Event, Kind
 from pxed.mac import Mac
+from pxed.seat import Client, Stage, State, Step
 from pxed.strangers import AT_ALL, LOG_BURST, MOST, TRUST, YOUNG, Strangers, is_stranger, proves
 
 A = Mac("52:54:00:00:00:0a")

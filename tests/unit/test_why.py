@@ -1,11 +1,12 @@
 """Each cause of a boot that stops, provoked: the machine's events in, the cause in words out."""
 
 from pxed import why
-from pxed.clients import Clients, State
+from pxed.clients import Clients
 from pxed.conflicts import Finding, What
 from pxed.dhcp.replies import Mode
 from pxed.events import Event, Kind
 from pxed.mac import Mac
+from pxed.seat import State
 from pxed.why import Scene, Traces, explain, hint
 
 MAC = Mac("52:54:00:00:00:01")
