@@ -1,6 +1,7 @@
 """The site's own servers and relays, by other people, for tests: Kea, dnsmasq, ISC's relay."""
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -24,6 +25,27 @@ def started(
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < until, log.read_text()
         time.sleep(0.02)
+
+
+def vblade(
+    host: Namespace, shelf: int, slot: int, disk: Path, *options: str
+) -> "subprocess.Popen[bytes]":
+    """Debian's target at this address of ``eth0``; it hears requests when this returns."""
+    requires("vblade")
+    process = host.popen(["vblade", *options, str(shelf), str(slot), "eth0", str(disk)])
+    until = time.monotonic() + 10
+    while not _has_packet_socket(process.pid):
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    return process
+
+
+def _has_packet_socket(pid: int) -> bool:
+    lines = Path(f"/proc/{pid}/net/packet").read_text().splitlines()[1:]
+    sockets = {f"socket:[{line.split()[8]}]" for line in lines if line.split()[4] != "0"}
+    names = (os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir() if each.is_symlink())
+    return not sockets.isdisjoint(names)
 
 
 def kea(

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,8 +13,9 @@ import pytest
 from aoe_fast.initiator import ConfigCommand, Initiator, NoAnswer
 from pxed.lab.netns import Namespace
 from tests.aoe_frames import BROADCAST, frame, mask, reserve
-from tests.aoe_peer import Peer
+from tests.aoe_peer import Peer, eventually
 from tests.conftest import Cable, requires
+from tests.netns.site import vblade
 
 pytestmark = pytest.mark.netns
 
@@ -167,13 +167,21 @@ def test_state_survives_the_server(
         initiator.config(16, 0, ConfigCommand.SET, b"seat 7")
         if end == signal.SIGKILL:
             # Within a second, and whole: the file is replaced.
-            time.sleep(1.5)
+            assert eventually((tmp_path / "state").exists, 10)
         process.send_signal(end)
         process.wait(10)
         start(cable.srv, *arguments)
         config = initiator.config(16, 0)
         assert config is not None
         assert config.string == b"seat 7"
+
+
+def kept(state: Path) -> tuple[int, int]:
+    """How many exports have a mask, and how many are reserved, in the file."""
+    if not state.exists():
+        return 0, 0
+    entries = json.loads(state.read_text())["exports"].values()
+    return sum(bool(e["allowed"]) for e in entries), sum(bool(e["holders"]) for e in entries)
 
 
 def test_masks_and_reservations_survive_kill_9(start: Start, cable: Cable, tmp_path: Path) -> None:
@@ -189,7 +197,7 @@ def test_masks_and_reservations_survive_kill_9(start: Start, cable: Cable, tmp_p
     mine.ask(frame(3, reserve(1, mine.mac), slot=1, **address))  # type: ignore[arg-type]
     mine.ask(frame(3, reserve(1, mine.mac), slot=2, **address))  # type: ignore[arg-type]
     assert export(tmp_path, "set", "16.2", "--reserve", "").returncode == 0
-    time.sleep(1.5)  # within a second it is in the file
+    assert eventually(lambda: kept(tmp_path / "state") == (1, 1), 10)
     server.kill()
     server.wait(10)
     start(cable.srv, *arguments)
@@ -246,7 +254,6 @@ def test_vblade_is_a_rival_too(start: Start, cable: Cable, tmp_path: Path) -> No
 
     requires("vblade")
     disk = image(tmp_path / "a.img", 1 << 20)
-    cable.cli.popen(["vblade", "-r", "7", "1", "eth0", str(disk)])
-    time.sleep(0.3)
+    vblade(cable.cli, 7, 1, disk, "-r")
     assert "7.1 is served on eth0 by" in refused(cable.srv, "--export", f"7.1={disk}")
     assert "and not shared" in refused(cable.srv, "--export", f"7.1={disk}", "--shared")

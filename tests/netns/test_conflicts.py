@@ -19,6 +19,7 @@ from pxed.net.link import look_up
 from pxed.net.thread import LoopThread
 from tests.conftest import Cable, requires
 from tests.netns.conftest import GOOD, Serve
+from tests.netns.site import vblade
 from tests.netns.test_mode import dnsmasq, running, serve
 
 __all__ = ["serve"]  # the fixture
@@ -116,16 +117,11 @@ def test_a_tftp_server_is_found(site: Cable, tmp_path: Path, command: str) -> No
     assert events[0].detail["ip"] == "10.77.0.2"
 
 
-def vblade(cable: Cable, folder: Path, shelf: int, slot: int) -> "subprocess.Popen[bytes]":
-    disk = folder / "disk"
-    disk.write_bytes(bytes(1 << 20))
-    return cable.cli.popen(["vblade", str(shelf), str(slot), "eth0", str(disk)])
-
-
 def test_another_target_at_our_address(site: Cable, tmp_path: Path) -> None:
-    vblade(site, tmp_path, 16, 1)
-    vblade(site, tmp_path, 20, 1)  # not one of ours: no business of ours
-    time.sleep(0.3)
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    vblade(site.cli, 16, 1, disk)
+    vblade(site.cli, 20, 1, disk)  # not one of ours: no business of ours
     with watching(site) as events:
         eventually(lambda: bool(events))
         time.sleep(0.5)
@@ -150,7 +146,9 @@ def test_the_whole_server_shows_them_and_its_own_target_is_none(
 ) -> None:
     requires("vblade")
     dnsmasq(serve.cable, tmp_path, "--no-ping", "--dhcp-boot=pxelinux.0")
-    vblade(serve.cable, tmp_path, 16, 0)
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    vblade(serve.cable.cli, 16, 0, disk)
     with running(serve, GOOD + "[aoe]\nforce = true") as control:
         eventually(lambda: len(found(control)) == 3)
         conflicts = found(control)

@@ -146,7 +146,7 @@ def test_release(cable: Cable, tmp_path: Path) -> None:
     with serving(cable.srv, Mode.ALL) as (_, events):
         client = cable.cli.popen(["udhcpc", "-i", "eth0", "-f", "-R", "-s", str(script)])
         assert eventually(lambda: bool(events) and events[-1].kind is Kind.ACK)
-        time.sleep(0.3)  # its script sets the address
+        assert eventually((tmp_path / "env").exists)  # its script sets the address
         client.terminate()
         assert eventually(lambda: events[-1].kind is Kind.RELEASE)
 

@@ -11,6 +11,7 @@ import pytest
 from pxed import doctor
 from pxed.config import Config
 from tests.conftest import requires
+from tests.netns.site import vblade
 from tests.netns.test_manage import Room, room
 
 __all__ = ["room"]
@@ -73,7 +74,7 @@ def test_ports_that_somebody_has_and_targets_at_our_shelf(room: Room, tmp_path: 
     room.write()
     disk = tmp_path / "other.img"
     disk.write_bytes(bytes(1 << 20))
-    room.cable.cli.popen(["vblade", "16", "0", "eth0", str(disk)])
+    vblade(room.cable.cli, 16, 0, disk)
     with room.cable.srv.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("", 69))
         found = findings(room, 1)

@@ -3,14 +3,15 @@
 import signal
 import socket
 import subprocess
-import time
 from ipaddress import IPv4Address
 
 import pytest
 
+from pxed.control import ControlClient
 from pxed.dhcp.codec import Message, Op, Opt, Type, decode, encode
 from pxed.lab.netns import Namespace
 from pxed.mac import Mac
+from tests.aoe_peer import eventually
 from tests.netns.conftest import GOOD, Serve
 from tests.netns.test_mode import serve
 
@@ -111,7 +112,8 @@ def test_a_declined_address_stays_in_quarantine(serve: Serve) -> None:
     process = serve.start(text)
     bad = room.boot(machine(0))
     room.decline(machine(0), bad)
-    time.sleep(0.3)
+    control = ControlClient(serve.state / "control.sock")
+    assert eventually(lambda: "decline" in [e["kind"] for e in control.follow("/v1/events")])
     kill(process)
     (serve.state / "control.sock").unlink()
     process = serve.start(text)

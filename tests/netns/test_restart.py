@@ -1,7 +1,6 @@
 """A planned restart under load: no client is told of an error, what it wrote is there."""
 
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from pxed.ask import ControlClient
 from tests.aoe_peer import eventually
 from tests.conftest import requires
 from tests.netns.conftest import Serve
+from tests.netns.site import vblade
 
 pytestmark = pytest.mark.netns
 
@@ -36,8 +36,7 @@ def test_after_a_restart_a_rival_is_an_alarm_and_no_refusal(serve: Serve, tmp_pa
     assert process.wait(20) == 0
     disk = tmp_path / "rival"
     disk.write_bytes(bytes(1 << 20))
-    serve.cable.cli.popen(["vblade", "16", "0", "eth0", str(disk)])
-    time.sleep(0.3)
+    vblade(serve.cable.cli, 16, 0, disk)
     serve.start()
     control = ControlClient(serve.state / "control.sock")
     assert eventually(

@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import WITHOUT_PRIVILEGE, requires
 from tests.netns.conftest import GOOD, Serve
+from tests.netns.site import vblade
 
 pytestmark = pytest.mark.netns
 
@@ -58,8 +59,7 @@ def test_another_target_at_our_address(serve: Serve) -> None:
     requires("vblade")
     disk = serve.state.parent / "disk"
     disk.write_bytes(bytes(1 << 20))
-    serve.cable.cli.popen(["vblade", "16", "1", "eth0", str(disk)])
-    time.sleep(0.3)
+    vblade(serve.cable.cli, 16, 1, disk)
     serve.refuses(GOOD, 2, "16.1 is served on eth0 by", "shelf", "force")
 
 
