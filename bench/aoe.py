@@ -19,11 +19,18 @@ from typing import Any
 
 from bench import native, pattern, report
 from bench.rows import BY_NAME, ROWS, Case, Row
-from bench.servers import Served, ksoftirqd, start_floor, start_ours, start_vblade
+from bench.servers import (
+    GENERATOR_CPU,
+    Served,
+    alone,
+    ksoftirqd,
+    start_floor,
+    start_ours,
+    start_vblade,
+)
 from pxed.errors import HostError, PxedError
 from pxed.lab.netns import Namespace, veth
 
-GENERATOR_CPU = 1
 TARGET_MAC = "02:77:00:00:00:01"
 
 Figures = dict[str, float]
@@ -240,8 +247,8 @@ def main(argv: Sequence[str]) -> int:
     rows = [BY_NAME[name] for name in asked.only] if asked.only else list(ROWS)
     if runs < 1 or not 0.05 <= seconds <= 600:
         parser.error("--runs: at least 1; --seconds: 0.05 to 600")
-    if len(os.sched_getaffinity(0)) < 2:
-        print("bench aoe: needs two CPUs, one for the server, one for the load", file=sys.stderr)
+    if why := alone():
+        print(f"bench aoe: {why}", file=sys.stderr)
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # images and processes go then, too
     results: dict[str, Any] = {"machine": report.machine(), "seconds": seconds, "rounds": runs}

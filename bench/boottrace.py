@@ -4,7 +4,7 @@ import struct
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.trace import Kind, Op, Trace
+from bench.trace import Kind, Op, Part, Trace
 from pxed.errors import UsageError
 
 CONFIG, REPORT = 3, 4
@@ -25,6 +25,15 @@ class _Asked:
     slot: int
     lba: int
     sectors: int
+
+
+@dataclass
+class _Answer:
+    """A file on its way by HTTP; sequence numbers of its request, and of its end (-1: unknown)."""
+
+    op: int
+    asked: int
+    end: int = -1
 
 
 class Reader:
@@ -51,7 +60,7 @@ class Reader:
             int, tuple[int, int, list[int]]
         ] = {}  # port -> operation, block size, bytes
         self._dhcp = -1
-        self._http: dict[int, tuple[int, int]] = {}  # port -> operation, first sequence number
+        self._http: dict[int, _Answer] = {}  # by the client's port
         self._wait = 0.0  # inside a DHCP exchange
         self._running = False
         self.repeated = 0
@@ -158,18 +167,28 @@ class Reader:
         sport, dport, sequence = struct.unpack_from("!HHI", data, 34)
         length = struct.unpack_from("!H", data, 16)[0] - 20 - (data[46] >> 4) * 4
         body = data[34 + (data[46] >> 4) * 4 :]
-        if own and dport == 80 and body.startswith(b"GET "):
-            op = Op(Kind.HTTP, blob=body.split(b" ")[1])
-            self._http[sport] = (self._begin(when, op), -1)
+        if own and dport == 80 and body.startswith((b"GET ", b"HEAD ")):
+            known = self._http.get(sport)
+            if known is not None and known.asked == sequence:
+                self.repeated += 1
+                return
+            op = _http_op(body)
+            self._http[sport] = _Answer(self._begin(when, op), sequence)
         elif not own and sport == 80 and dport in self._http and length > 0:
-            number, first = self._http[dport]
-            if first < 0:
-                first = sequence
-                self._http[dport] = (number, first)
-            got = (sequence - first + length) & 0xFFFFFFFF
-            count = max(self._ops[number].count, got)
-            if not self._ended[number] or self._done[-1] == number:
-                self._end(when, number, count=count)
+            answer = self._http[dport]
+            number = answer.op
+            if self._ended[number] and answer.end >= 0:
+                return
+            head, gap, _ = body.partition(b"\r\n\r\n")
+            if answer.end < 0 and gap:
+                size = int(_header(head, b"content-length") or 0)
+                op = self._ops[number]
+                size = 0 if op.device == Part.HEAD else size
+                self._ops[number] = replace(op, count=size)
+                whole = len(head) + 4 + size
+                answer.end = (sequence + whole) & 0xFFFFFFFF
+            if answer.end >= 0 and (sequence + length - answer.end) & 0xFFFFFFFF < 1 << 31:
+                self._end(when, number)
 
     # AoE
 
@@ -259,6 +278,26 @@ class Reader:
             for op, paced in zip(self._ops, self._paced, strict=True)
         ]
         return Trace(self._boot, self._root, tuple(ops), about)
+
+
+def _header(head: bytes, name: bytes) -> bytes:
+    """The value of a header, or nothing; ``name`` in small letters."""
+    for line in head.split(b"\r\n")[1:]:
+        key, _, value = line.partition(b":")
+        if key.strip().lower() == name:
+            return value.strip()
+    return b""
+
+
+def _http_op(request: bytes) -> Op:
+    """What a request for a file asks for; the answer says how long it is."""
+    head = request.partition(b"\r\n\r\n")[0]
+    method, path, *_ = head.split(b" ")
+    part, first = (Part.HEAD if method == b"HEAD" else Part.WHOLE), 0
+    asked = _header(head, b"range").removeprefix(b"bytes=").partition(b"-")[0]
+    if asked.isdigit() and part is Part.WHOLE:
+        part, first = Part.RANGE, int(asked)
+    return Op(Kind.HTTP, device=part, lba=first, blob=path)
 
 
 def _options(body: bytes) -> dict[int, bytes]:

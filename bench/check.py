@@ -22,6 +22,7 @@ from pathlib import Path
 from bench import instructions, native, stormservers, trace
 from bench.aoe import run_row
 from bench.rows import BY_NAME
+from bench.servers import alone
 from bench.storm import TRACE, directory, storm
 from bench.storm import options as storm_options
 from pxed.errors import HostError, PxedError, UsageError
@@ -133,16 +134,22 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--only", action="append", choices=[f.name for f in FIGURES],
                         metavar="FIGURE", help="repeatable")  # fmt: skip
     asked = parser.parse_args(argv)
-    if os.geteuid() != 0 or len(os.sched_getaffinity(0)) < 2:
-        print("bench check: needs root and two CPUs", file=sys.stderr)
+    if os.geteuid() != 0:
+        print("bench check: needs root, to make namespaces", file=sys.stderr)
         return 2
+    lonely = alone()
+    if lonely:
+        print(f"bench check: ONLY INSTRUCTIONS ARE COUNTED: {lonely}", file=sys.stderr)
     rows = []
     try:
         bounds = read_bounds(asked.bounds)
-        for name in ("floor", "storm", "generator"):
+        for name in () if lonely else ("floor", "storm", "generator"):
             native.program(name)
         for figure in FIGURES:
             if asked.only and figure.name not in asked.only:
+                continue
+            if figure.noisy and lonely:
+                print(f"bench check: SKIPPED: {figure.name}", file=sys.stderr)
                 continue
             if not figure.noisy and shutil.which("valgrind") is None:
                 print(f"bench check: without {figure.name}: no valgrind", file=sys.stderr)
@@ -159,4 +166,6 @@ def main(argv: Sequence[str]) -> int:
         return 2 if isinstance(error, UsageError) else 1
     if asked.json:
         print(json.dumps(rows, indent=1))
+    if not rows:
+        print("bench check: NOTHING WAS CHECKED", file=sys.stderr)
     return 0 if all(row["within"] for row in rows) else 1

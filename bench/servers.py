@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from bench.serve import address
 from pxed.errors import HostError
 from pxed.lab.netns import Namespace
 
-CPU = 0
+_MINE = sorted(os.sched_getaffinity(0))
+CPU, GENERATOR_CPU = _MINE[0], _MINE[-1] if len(_MINE) < 2 else _MINE[1]
+"""The server's CPU and the clients': the first two that we may use; the same one if that is all."""
 ROOT = Path(__file__).parents[1]
 
 
@@ -115,6 +118,13 @@ def start_vblade(
     """vblade with a socket buffer that holds 1024 requests; at Debian's 48,000 bytes it drops."""
     flags = ["-b", "1024"] + ([] if writable else ["-r"]) + (["-s"] if sync else [])
     return Vblades(space, images, flags)
+
+
+def alone() -> str:
+    """Why this machine cannot keep server and clients apart, or nothing."""
+    if CPU != GENERATOR_CPU:
+        return ""
+    return "only one CPU may be used: the clients would take the server's, and no figure would hold"
 
 
 def ksoftirqd() -> list[int]:

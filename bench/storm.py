@@ -3,7 +3,7 @@
     python -m bench storm --clients 200 [--link 1G] [--scale 1,10,50,100] [--json F] [--plot DIR]
 
 One C program plays all clients (native/storm.c), replaying a trace of a recorded boot. Each server
-has CPU 0 to itself, the clients CPU 1; a veth cable, or a switch with a token bucket in either
+has a CPU to itself, the clients another; a veth cable, or a switch with a token bucket in either
 direction, is between them.
 """
 
@@ -23,15 +23,23 @@ from typing import Any
 
 from bench import native, stormreport, trace
 from bench.report import machine
-from bench.servers import ksoftirqd
-from bench.stormservers import CLIENTS, CPU, NEEDED, ROOMS, SERVER, SIGNALS, Images, Room
+from bench.servers import CPU, GENERATOR_CPU, alone, ksoftirqd
+from bench.stormservers import (
+    CLIENTS,
+    NEEDED,
+    ROOMS,
+    SERVER,
+    SIGNALS,
+    WITH_HTTP,
+    Images,
+    Room,
+)  # fmt: skip
 from bench.trace import Trace
 from pxed.config import parse_size
-from pxed.errors import HostError, PxedError, UsageError
+from pxed.errors import HostError, PxedError
 from pxed.host import raise_file_limit
 from pxed.lab.netns import Namespace, veth
 
-GENERATOR_CPU = 1
 SERVER_MAC = "02:77:00:00:00:01"
 TRACE = Path(__file__).parent / "traces" / "minimal.trace"
 _PREFIX = "pxed-storm-"
@@ -131,7 +139,7 @@ def measure(room: Room, cable: Cable, boot: Trace, words: dict[str, Any], limit:
     found["switch_drops"] = cable.dropped()
     found["server_running"] = room.running()
     found["bad_sectors"] = room.check(boot) if found["running"] == room.clients else 0
-    found["said"] = room.said()
+    found["said"], found["label"] = room.said(), room.title
     requests = boot.frames((words["mtu"] - 36) // 512) * room.clients
     return stormreport.derive(found, requests, cable.rate)
 
@@ -233,12 +241,13 @@ def options() -> argparse.ArgumentParser:
     return parser
 
 
-def chosen(asked: argparse.Namespace) -> list[str]:
+def chosen(asked: argparse.Namespace, boot: Trace) -> list[str]:
     """The servers to run; HostError if one that was asked for cannot."""
     names = asked.server or list(ROOMS)
+    needed = WITH_HTTP if boot.total(trace.Kind.HTTP) else NEEDED
     found = []
     for name in names:
-        missing = [program for program in NEEDED[name] if shutil.which(program) is None]
+        missing = [program for program in needed[name] if shutil.which(program) is None]
         if missing and asked.server:
             raise HostError(f"{name}: {missing[0]} is missing: install it")
         if missing:
@@ -254,8 +263,8 @@ def main(argv: Sequence[str]) -> int:
     asked = parser.parse_args(argv)
     if not 0 < asked.share <= 1 or asked.rounds < 1 or not 1500 <= asked.mtu <= 9000:
         parser.error("--share: above 0, at most 1; --rounds: at least 1; --mtu: 1500 to 9000")
-    if len(os.sched_getaffinity(0)) < 2:
-        print("bench storm: needs two CPUs, one for the server, one for clients", file=sys.stderr)
+    if why := alone():
+        print(f"bench storm: {why}", file=sys.stderr)
         return 1
 
     def stop(_number: int, _frame: object) -> None:
@@ -266,10 +275,7 @@ def main(argv: Sequence[str]) -> int:
     raise_file_limit()  # a client of NBD has two connections
     try:
         boot = trace.shorten(trace.load(asked.trace), asked.share)
-        if boot.total(trace.Kind.HTTP):
-            raise UsageError(f"{asked.trace}: loads by HTTP, and the storm plays no TCP client: "
-                             "record it with --boot san")  # fmt: skip
-        results = run(boot, chosen(asked), asked)
+        results = run(boot, chosen(asked, boot), asked)
     except (PxedError, subprocess.SubprocessError, OSError) as error:
         print(f"bench storm: {error}", file=sys.stderr)
         return 1
@@ -297,7 +303,7 @@ def run(boot: Trace, names: Sequence[str], asked: argparse.Namespace) -> dict[st
                 for clients in asked.clients:
                     for name in names:
                         found = storm(name, clients, boot, images, asked)
-                        found |= {"server": name, "label": ROOMS[name].label, "round": turn}
+                        found |= {"server": name, "round": turn}
                         results["storms"].append(found)
                         stormreport.show(found)
     finally:

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import native, pattern
+from bench import native, pattern, stormweb
+from bench.servers import CPU
 from bench.trace import Trace, by_file, sectors_written
 from pxed.control import ControlClient
 from pxed.errors import HostError
@@ -23,8 +24,8 @@ from pxed.ext4 import make
 from pxed.lab.netns import Namespace
 from pxed.mac import Mac
 
-CPU = 0
 SERVER, CLIENTS = "10.77.0.1", "10.77.255.1"
+SHELF = 16
 RANGE = ("10.77.1.0", "10.77.31.250")
 FILES = Path("/usr/lib/ipxe")
 CONFIG_SIZE = 512 << 20
@@ -59,6 +60,8 @@ class Images:
         whole = by_file(trace, KERNEL_FILE)
         size = next((op.count for op in whole.ops if op.blob == KERNEL_FILE.encode()), 0)
         pattern.make(self.files / KERNEL_FILE, -(-size // 512) * 512, 60003)
+        self.web = stormweb.web_of(trace)
+        stormweb.make(self.web, self.files, FILES, SERVER, SHELF)
 
 
 def client_mac(number: int) -> str:
@@ -82,6 +85,7 @@ class Room:
         self.children: list[subprocess.Popen[Any]] = []
         self.words: dict[str, Any] = {"devices": 27, "config": images.template}
         self.data: list[Path] = []
+        self.workers: list[int] = []
         directory.mkdir()
 
     def start(self) -> None:
@@ -114,7 +118,12 @@ class Room:
             time.sleep(0.05)
 
     def pids(self) -> list[int]:
-        return [child.pid for child in self.children]
+        return [child.pid for child in self.children] + self.workers
+
+    @property
+    def title(self) -> str:
+        """Its name in tables."""
+        return f"{self.label} + nginx" if self.workers else self.label
 
     def cpu_s(self) -> float:
         """CPU seconds of all its processes by now, of those that they waited for too."""
@@ -199,6 +208,16 @@ class Room:
         )  # fmt: skip
         self.wait_until(lambda: self._listens(67), "dnsmasq")
 
+    def nginx(self) -> None:
+        """HTTP beside dnsmasq, if the boot loads anything that way."""
+        if not self.images.web:
+            return
+        self.run(stormweb.nginx(SERVER, self.images.files, self.directory))
+        self.wait_until(lambda: self._listens(80, "tcp"), "nginx (is it installed?)")
+        master = self.children[-1].pid
+        said = Path(f"/proc/{master}/task/{master}/children").read_text()
+        self.workers = [int(word) for word in said.split()]
+
     def _listens(self, port: int, table: str = "udp") -> bool:
         return f":{port:04X} " in self.space.run(["cat", f"/proc/net/{table}"]).stdout
 
@@ -226,19 +245,21 @@ class Pxed(Room):
 
     def start(self) -> None:
         state = self.directory / "state"
-        image = state / "images" / "lab" / "1"
+        name, _, version = (self.images.web.spec or "lab@1").partition("@")
+        image = state / "images" / name / version
         image.mkdir(parents=True)
         for name in ("boot.img", "root.img"):
             os.link(getattr(self.images, name.partition(".")[0]), image / name)
-        (image / "manifest.json").write_text(
-            '{"name": "lab", "version": "1", "class": "x86",'
-            ' "devices": {"boot": "boot.img", "root": "root.img"}}'
-        )
+        for path in self.images.web.sizes:
+            os.link(self.images.files / path[1:], image / Path(path).name)
+        (image / "manifest.json").write_text(stormweb.manifest(self.images.web))
+        boot = "kernel" if self.images.web else "san"
         config = self.directory / "pxed.toml"
         config.write_text(
             f'interface = "eth0"\nstate_dir = "{state}"\n'
             f'[dhcp]\nrange = "{RANGE[0]}-{RANGE[1]}"\n'
             f"[aoe]\nmax_clients = {max(256, self.clients)}\n"
+            f'[class.x86]\nboot = "{boot}"\n'
             f'[midlayer]\ndurability = "{self._durability}"\nkeep_free = "0"\n{self._more}'
         )
         self._control = ControlClient(state / "control.sock", timeout=30)
@@ -292,6 +313,7 @@ class Vblade(Room):
         self.words |= {"config_shelf": self.CONFIG_SHELF, "devices": 0b01011}
         self.data = self.private()
         self.dnsmasq("--enable-tftp", f"--tftp-root={self.images.files}", "--tftp-max=2000")
+        self.nginx()
         self._blade(16, 0, self.images.boot, "-r")
         self._blade(16, 1, self.images.root, "-r")
         for number, path in enumerate(self.data):
@@ -324,6 +346,7 @@ class Nbd(Room):
         folder = self.data[0].parent
         os.link(self.images.root, folder / "root")
         self.dnsmasq()
+        self.nginx()
         self.run(["in.tftpd", "-L", "-s", "-a", f"{SERVER}:69", "-u", "root",
                   str(self.images.files)])  # fmt: skip
         self.run(["nbdkit", "-f", "-t", "16", "-p", str(self.PORT), "file", f"dir={folder}"])
@@ -361,4 +384,7 @@ NEEDED = {
     "floor": (),
 }
 """Programs without which a room cannot be built."""
+WITH_HTTP = {name: (*needed, "nginx") if "dnsmasq" in needed else needed
+             for name, needed in NEEDED.items()}  # fmt: skip
+"""The same for a boot that loads by HTTP."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

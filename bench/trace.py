@@ -33,7 +33,19 @@ class Kind(IntEnum):
     WRITE = 7
     TELL = 8  # a write to the report device; blob: its bytes
     RUNNING = 9
-    HTTP = 10  # a whole file; blob: its path; count: bytes
+    HTTP = 10  # a file; blob: its path; count: bytes; device: what of it, see Part; lba: first byte
+
+
+class Part(IntEnum):
+    """What an HTTP operation asks for; its ``device``."""
+
+    WHOLE = 0
+    HEAD = 1  # UEFI asks how big a file is first
+    RANGE = 2  # bytes ``lba`` to ``lba + count``
+
+
+IMAGE_FILES = b"/image/"
+"""Paths below it stand for files of an image, whose size is the trace's."""
 
 
 ASIDE = frozenset((Kind.READ, Kind.WRITE, Kind.TELL))
@@ -184,12 +196,14 @@ def by_file(trace: Trace, name: str) -> Trace:
 
 
 def shorten(trace: Trace, share: float) -> Trace:
-    """A boot that reads less: ``share`` of each of iPXE's runs, and of the kernel's reads."""
+    """A boot that reads less: ``share`` of iPXE's runs and files, and of the kernel's reads."""
     kept: list[Op] = []
     places: dict[int, int] = {}  # number before -> number now
     for number, op in enumerate(trace.ops):
         if op.kind is Kind.SINGLE:
             op = replace(op, count=max(2, int(op.count * share) // 2 * 2))
+        elif op.kind is Kind.HTTP and op.blob.startswith(IMAGE_FILES):
+            op = replace(op, lba=int(op.lba * share), count=int(op.count * share))
         elif op.kind is Kind.READ and number * share % 1 >= share:
             continue
         places[number] = len(kept)

@@ -165,11 +165,17 @@ static inline void ring_release(struct ring *ring, uint32_t count)
     }
 }
 
-static inline uint32_t ring_lost(struct ring *ring)
+/* Frames that a packet socket had no room for since the last look. */
+static inline uint32_t socket_lost(int fd)
 {
     struct tpacket_stats stats;
     socklen_t size = sizeof stats;
-    return getsockopt(ring->fd, SOL_PACKET, PACKET_STATISTICS, &stats, &size) ? 0 : stats.tp_drops;
+    return getsockopt(fd, SOL_PACKET, PACKET_STATISTICS, &stats, &size) ? 0 : stats.tp_drops;
+}
+
+static inline uint32_t ring_lost(struct ring *ring)
+{
+    return socket_lost(ring->fd);
 }
 
 static inline uint64_t get_lba(const struct ata *ata)

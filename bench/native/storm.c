@@ -48,6 +48,8 @@ static int by_number(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
+static int has_http;
+
 static void load_program(const char *path, const char *files)
 {
     uint64_t bytes;
@@ -68,10 +70,11 @@ static void load_program(const char *path, const char *files)
         if (ops[i].kind == WRITE && ops[i].device == CONFIG)
             for (uint32_t s = 0; s < ops[i].count; s++)
                 changed[changed_count++] = ops[i].lba + s;
-        if (ops[i].kind != TFTP)
+        if (ops[i].kind != TFTP && ops[i].kind != HTTP)
             continue;
+        has_http |= ops[i].kind == HTTP;
         char full[4096], *name = strndup((const char *)blobs + ops[i].blob, ops[i].extra);
-        snprintf(full, sizeof full, "%s/%s", files, name);
+        snprintf(full, sizeof full, "%s/%s", files, name + (*name == '/'));
         op_file[i].name = name;
         op_file[i].data = map_file(full, &op_file[i].bytes);
     }
@@ -152,10 +155,10 @@ static void say(int64_t start, int64_t end, int64_t own, uint64_t lost)
     }
     printf("}, \"sent\": %lu, \"wrong\": %lu, \"failed\": %lu, \"stray\": %lu, \"lost\": %lu, ", sent_aoe, wrong,
            failed, stray, lost);
-    printf("\"again\": {\"dhcp\": %lu, \"tftp\": %lu, \"ipxe\": %lu, \"aoe\": %lu}, \"asked_again\": %lu, ",
-           again_dhcp, again_tftp, again_ipxe, again_aoe, again_find);
-    printf("\"read_bytes\": %lu, \"written_bytes\": %lu, \"tftp_bytes\": %lu, ", read_bytes, written_bytes,
-           tftp_bytes);
+    printf("\"again\": {\"dhcp\": %lu, \"tftp\": %lu, \"ipxe\": %lu, \"aoe\": %lu, \"http\": %lu}, \"asked_again\": %lu, ",
+           again_dhcp, again_tftp, again_ipxe, again_aoe, again_http, again_find);
+    printf("\"read_bytes\": %lu, \"written_bytes\": %lu, \"tftp_bytes\": %lu, \"http_bytes\": %lu, ", read_bytes,
+           written_bytes, tftp_bytes, http_bytes);
     printf("\"up_bytes\": %lu, \"down_bytes\": %lu, ", up_bytes, down_bytes);
     printf("\"own_cpu_s\": %.6f}\n", (double)own / 1e9);
 }
@@ -176,6 +179,7 @@ int main(int argc, char **argv)
     think = number_arg(argc, argv, "think", 0);
     nbd_port = (uint32_t)number_arg(argc, argv, "nbd", 0);
     reads_only = !strcmp(text_arg(argc, argv, "mode", "all"), "reads");
+    mtu_bytes = mtu;
     mtu_sectors = (mtu - HEAD) / SECTOR;
     if (mtu_sectors > MOST_SECTORS)
         mtu_sectors = MOST_SECTORS;
@@ -200,6 +204,9 @@ int main(int argc, char **argv)
                     0, 1 << 16);
     ip = open_ring_for(interface, ETHERTYPE_IP, 2 * client_count + 1024,
                        (MOST_PACKET + 80 + 127) / 128 * 128, 0, 0);
+    keep_protocol(ip.fd, 17);
+    if (has_http && !reads_only)
+        open_web(interface);
     arp = open_packet(interface, ETHERTYPE_ARP);
     for (uint32_t i = 0; i < BATCH; i++) {
         parts[i][0] = (struct iovec){heads[i], 60};
@@ -229,6 +236,8 @@ int main(int argc, char **argv)
             ring_release(&ip, 1);
             count++;
         }
+        if (web >= 0)
+            count += poll_web(now);
         if (nbd_port)
             count += poll_nbd(now);
         if (now - looked > 200000) {
@@ -248,7 +257,7 @@ int main(int argc, char **argv)
         idle_since = now;
         relax();
     }
-    lost = ring_lost(&aoe) + ring_lost(&ip);
+    lost = ring_lost(&aoe) + ring_lost(&ip) + (web < 0 ? 0 : socket_lost(web));
     say(start, now, cpu_ns() - own - idle, lost);
     return 0;
 }

@@ -2,7 +2,7 @@
 #ifndef BENCH_STORM_OPS_H
 #define BENCH_STORM_OPS_H
 
-#include "storm_disks.h"
+#include "storm_tcp.h"
 
 static void end_op(struct client *client, uint32_t number, int64_t now)
 {
@@ -107,7 +107,11 @@ static void begin(struct client *client, int64_t now)
         client->wait_ms = IPXE_WAIT_MS;
         ask_single(client, now);
         break;
+    case HTTP:
+        begin_http(client, now);
+        break;
     case DISKS:
+        leave_tcp(client);
         if (nbd_port) {
             begin_nbd(client, op);
             break;
@@ -240,6 +244,10 @@ static void wake(struct client *client, int64_t now)
             set_deadline(client);
             return;
         }
+        send_packet(client);
+        break;
+    case HTTP: /* not heard: what opens the connection, or the request */
+        again_http++;
         send_packet(client);
         break;
     case FIND:

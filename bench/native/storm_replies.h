@@ -4,12 +4,6 @@
 
 #include "storm_ops.h"
 
-static struct client *client_of(const uint8_t *mac)
-{
-    uint32_t number = ((uint32_t)mac[4] << 8 | mac[5]) - first_mac;
-    return number < client_count && !memcmp(mac, clients[number].mac, 4) ? &clients[number] : NULL;
-}
-
 static void take_config(struct client *client, const struct ata *head, uint32_t size, int64_t now)
 {
     const uint8_t *body = (const uint8_t *)head + 24;

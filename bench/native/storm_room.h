@@ -11,17 +11,17 @@
 
 enum {
     BATCH = 64, HEAD = 36, MOST_SECTORS = 16, DEVICES = 5, CONFIG = 3, REPORT = 4, FRAMES = 128, BIOS = 64,
-    FREE = 0, OUT, OVERDUE, IDENTIFY = 0xFFFF, IPXE_WAIT_MS = 250, OCTAVE = 64, BUCKETS = 64 * OCTAVE,
+    FREE = 0, OUT, OVERDUE, IDENTIFY = 0xFFFF, IPXE_WAIT_MS = 250, OCTAVE = 64, BUCKETS = 64 * OCTAVE, PIECES = 32,
 };
-enum kind { DHCP = 1, TFTP, FIND, SINGLE, DISKS, READ, WRITE, TELL, RUNNING };
-enum measured { M_SINGLE, M_READ, M_WRITE, M_DHCP, M_TFTP, MEASURED };
-static const char *const measured_names[] = {"ipxe", "read", "write", "dhcp", "tftp"};
+enum kind { DHCP = 1, TFTP, FIND, SINGLE, DISKS, READ, WRITE, TELL, RUNNING, HTTP };
+enum measured { M_SINGLE, M_READ, M_WRITE, M_DHCP, M_TFTP, M_HTTP, MEASURED };
+static const char *const measured_names[] = {"ipxe", "read", "write", "dhcp", "tftp", "http"};
 
 struct op {
     uint8_t kind, device;
     uint16_t extra;             /* bytes of its blob; DHCP: the device field says whether to broadcast */
     uint32_t count;             /* sectors, or bytes of a file */
-    uint64_t lba;               /* TFTP: block size; DISKS: bits of the disks that it waits for */
+    uint64_t lba;               /* TFTP: block size; HTTP: first byte; DISKS: bits of the disks that it waits for */
     uint32_t after;             /* 1 + the operation that must have ended before; 0: none */
     uint32_t think_us, pace_us; /* before it; before each request of a SINGLE run but the first */
     uint32_t blob;
@@ -50,6 +50,15 @@ struct disk {
     uint8_t up;
 };
 
+struct tcp {
+    uint32_t next, wanted;      /* sequence numbers: of our next byte, of the one that we wait for */
+    uint64_t body;              /* bytes of the file that have come */
+    uint32_t piece[PIECES][2], pieces; /* what has come before its turn: first byte, the one after */
+    uint16_t port, head_bytes;
+    uint8_t state, answered;    /* answered: the head of the answer is whole */
+    char head[1024];
+};
+
 struct client {
     int64_t begun, ran, timer, tick, asked;
     uint32_t number, at, unfinished, ip, server, xid, wait_ms, turns;
@@ -65,6 +74,7 @@ struct client {
     struct bio bios[BIOS];
     struct disk disks[DEVICES];
     struct connection connections[DEVICES];
+    struct tcp tcp;
     uint32_t *ended;            /* for each operation: microseconds after `begun`, 0: not yet */
     uint8_t *issued, *written;  /* a bit for each sector in `changed` */
 };
@@ -79,7 +89,7 @@ static struct client *clients;
 static int64_t *deadlines;
 static const struct op *ops;
 static const uint8_t *blobs;
-static uint32_t client_count, op_count, first_mac, devices_mask, config_shelf, mtu_sectors, running;
+static uint32_t client_count, op_count, first_mac, devices_mask, config_shelf, mtu_sectors, mtu_bytes, running;
 static uint64_t *changed;
 static uint32_t changed_count;
 static const uint8_t *image[DEVICES];
@@ -98,10 +108,11 @@ static struct iovec parts[BATCH][2];
 static uint32_t batched;
 static uint16_t by_ip[65536];
 static uint64_t histogram[MEASURED][BUCKETS], counted[MEASURED], worst_ns[MEASURED];
-static uint64_t wrong, failed, stray, again_dhcp, again_tftp, again_ipxe, again_aoe, again_find, sent_aoe, read_bytes,
-    written_bytes, tftp_bytes, up_bytes, down_bytes;
+static uint64_t wrong, failed, stray, again_dhcp, again_tftp, again_ipxe, again_aoe, again_http, again_find, sent_aoe,
+    read_bytes, written_bytes, tftp_bytes, http_bytes, up_bytes, down_bytes;
 
 static void advance(struct client *client, int64_t now);
+static void next_op(struct client *client, int64_t now);
 
 /* Measuring */
 
@@ -121,6 +132,12 @@ static double bucket_us(uint32_t index)
 {
     uint32_t lift = index < 2 * OCTAVE ? 0 : index / OCTAVE - 1;
     return (double)((uint64_t)(index - lift * OCTAVE) << lift) / 1e3;
+}
+
+static struct client *client_of(const uint8_t *mac)
+{
+    uint32_t number = ((uint32_t)mac[4] << 8 | mac[5]) - first_mac;
+    return number < client_count && !memcmp(mac, clients[number].mac, 4) ? &clients[number] : NULL;
 }
 
 /* Sending */

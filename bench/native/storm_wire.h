@@ -17,6 +17,20 @@ static inline void put16(uint8_t *at, uint32_t value)
     at[1] = (uint8_t)value;
 }
 
+/* Of IPv4, packets of one protocol alone. */
+static void keep_protocol(int fd, uint8_t protocol)
+{
+    struct sock_filter code[] = {
+        {BPF_LD | BPF_B | BPF_ABS, 0, 0, 23},
+        {BPF_JMP | BPF_JEQ | BPF_K, 0, 1, protocol},
+        {BPF_RET | BPF_K, 0, 0, 0x40000},
+        {BPF_RET | BPF_K, 0, 0, 0},
+    };
+    struct sock_fprog program = {sizeof code / sizeof *code, code};
+    if (setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program))
+        die("filter");
+}
+
 /* Ethernet, IPv4 and UDP before `size` bytes that stand at frame + IP_HEAD; the frame's length. No
    UDP checksum: IPv4 allows that. Addresses in network order. */
 static uint32_t put_udp(uint8_t *frame, const uint8_t *dst, const uint8_t *src, uint32_t from, uint32_t to,

@@ -1,12 +1,14 @@
 """The storm: clients of every server come to run, wrong data is noticed, nothing is left."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import pytest
 
 from bench import stormreport, trace
 from bench.storm import TRACE, Cable, options, storm
-from bench.stormservers import NEEDED, Images
+from bench.stormservers import NEEDED, ROOMS, WITH_HTTP, Images, Vblade
+from bench.trace import Kind
 from pxed.errors import HostError
 from tests.conftest import requires
 
@@ -64,14 +67,90 @@ def test_clients_come_to_run(server: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [out]
 
 
+HTTP = TRACE.with_name("minimal-http.trace")
+
+
+@pytest.mark.parametrize("server", ["pxed", "vblade", "nbd"])
+def test_clients_that_load_by_http_come_to_run(server: str, tmp_path: Path) -> None:
+    requires("gcc", "taskset", *WITH_HTTP[server])
+    boot = trace.shorten(trace.load(HTTP), 0.1)
+    # As UEFI asks before it loads, and as what loads a disk by HTTP would.
+    image = next(op for op in boot.ops if op.blob.endswith(b"/initrd"))
+    asked = (
+        replace(image, device=trace.Part.HEAD, count=0, after=1),
+        replace(image, device=trace.Part.RANGE, lba=4711, count=100_001, after=1),
+    )
+    at = boot.ops.index(image)
+    boot = replace(boot, ops=(*boot.ops[:at], *asked, *boot.ops[at:]))
+    found = measured(server, boot, Images(tmp_path, boot), clients=5)
+    assert found["running"] == 5, found["stuck"]
+    assert found["wrong"] == found["failed"] == found["bad_sectors"] == 0
+    files = [op for op in boot.ops if op.kind is Kind.HTTP]
+    assert found["latency"]["http"]["count"] == 5 * len(files)
+    script = (tmp_path / "tftp/boot/lab@1.ipxe").stat().st_size
+    images = sum(op.count for op in files if op.blob.startswith(trace.IMAGE_FILES))
+    assert found["http_bytes"] == 5 * (script + images)
+    assert found["label"].endswith("nginx") == (server != "pxed")
+
+
+def test_one_wrong_byte_of_a_file_is_noticed(tmp_path: Path) -> None:
+    requires(*WITH_HTTP["vblade"])
+    boot = trace.shorten(trace.load(HTTP), 0.05)
+    images = Images(tmp_path, boot)
+    served = tmp_path / "served"
+    shutil.copytree(images.files, served)
+    with (served / "image/lab@1/initrd").open("r+b") as file:
+        file.seek(100_000)
+        file.write(b"!")
+    told, images.files = images.files, served
+
+    class Lying(Vblade):
+        def start(self) -> None:
+            super().start()
+            self.words["files"] = told
+
+    ROOMS["lying"] = Lying
+    try:
+        found = measured("lying", boot, images)
+    finally:
+        del ROOMS["lying"]
+    assert found["wrong"] == 2  # once for each client
+    assert "WRONG DATA" in stormreport.faults(found)[0]
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    requires(*WITH_HTTP["vblade"])
+    boot = trace.shorten(trace.load(HTTP), 0.05)
+    images = Images(tmp_path, boot)
+    empty = tmp_path / "served"
+    empty.mkdir()
+    (empty / "undionly.kpxe").write_bytes((images.files / "undionly.kpxe").read_bytes())
+    told, images.files = images.files, empty
+
+    class Empty(Vblade):
+        def start(self) -> None:
+            super().start()
+            self.words["files"] = told
+
+    ROOMS["empty"] = Empty
+    try:
+        found = measured("empty", boot, images, "--limit", "3")
+    finally:
+        del ROOMS["empty"]
+    assert found["running"] == 0
+    assert found["failed"] == 2
+
+
 @pytest.fixture
 def short() -> trace.Trace:
     return trace.shorten(trace.load(TRACE), 0.02)
 
 
-def measured(name: str, boot: trace.Trace, images: Images, *words: str) -> dict[str, Any]:
+def measured(
+    name: str, boot: trace.Trace, images: Images, *words: str, clients: int = 2
+) -> dict[str, Any]:
     requires("gcc", "taskset")
-    return storm(name, 2, boot, images, options().parse_args(["--limit", "20", *words]))
+    return storm(name, clients, boot, images, options().parse_args(["--limit", "20", *words]))
 
 
 def test_one_wrong_byte_is_noticed(tmp_path: Path, short: trace.Trace) -> None:

@@ -61,7 +61,7 @@ def test_what_is_worse_ends_with_an_error(
     slow, _ = figure([5.0], [4.0])
     monkeypatch.setattr(check, "FIGURES", (slow,))
     monkeypatch.setattr("bench.check.os.geteuid", lambda: 0)
-    monkeypatch.setattr("bench.check.os.sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(check, "alone", lambda: "")
     monkeypatch.setattr("bench.check.native.program", lambda _: Path("/bin/true"))
     path = tmp_path / "bounds.json"
     path.write_text('{"x": 2}')
@@ -72,3 +72,24 @@ def test_what_is_worse_ends_with_an_error(
     monkeypatch.setattr(check, "FIGURES", (fast,))
     assert check.main(["--bounds", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["value"] == 5
+
+
+def test_with_one_cpu_it_says_so_and_counts_instructions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noisy, asked = figure([5.0])
+    count = Figure("count", lambda _: [330.0], noisy=False)
+    monkeypatch.setattr(check, "FIGURES", (noisy, count))
+    monkeypatch.setattr("bench.check.os.geteuid", lambda: 0)
+    monkeypatch.setattr("bench.check.shutil.which", lambda _: "/bin/true")
+    monkeypatch.setattr(check, "alone", lambda: "only one CPU")
+    path = tmp_path / "bounds.json"
+    path.write_text('{"x": 2, "count": 400}')
+    assert check.main(["--bounds", str(path)]) == 0
+    said = capsys.readouterr()
+    assert not asked
+    assert "only one CPU" in said.err
+    assert "SKIPPED: x" in said.err
+    assert "330" in said.out
+    path.write_text('{"x": 2, "count": 300}')  # what can be measured still counts
+    assert check.main(["--bounds", str(path)]) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import native
+from bench import native, stormweb
 from bench.boottrace import Reader
 from bench.storm import TRACE
 from bench.trace import (
@@ -15,6 +15,7 @@ from bench.trace import (
     MAGIC,
     Kind,
     Op,
+    Part,
     Trace,
     by_file,
     decode,
@@ -262,6 +263,97 @@ def test_short_frames_are_passed_over(size: int) -> None:
         wire.say(0.1, (SERVER + MAC + kind).ljust(80, b"\x11")[:size])
     kernel_is_up(wire)
     assert ends(wire).ops[-1].kind is Kind.RUNNING
+
+
+class Web:
+    """One connection of the client's to port 80, of which a capture keeps the first bytes."""
+
+    def __init__(self, wire: Wire, port: int = 2000) -> None:
+        self.wire, self.port, self.asks, self.says = wire, port, 1000, 2**32 - 5000
+
+    def ask(self, after: float, text: bytes, *, again: bool = False) -> None:
+        if again:
+            self.asks -= len(text)
+        self.wire.say(after, segment(MAC, self.port, 80, self.asks, text))
+        self.asks += len(text)
+
+    def answer(self, after: float, head: bytes, data: bytes = b"", piece: int = 1400) -> None:
+        whole = head + data
+        for at in range(0, len(whole), piece):
+            part = whole[at : at + piece]
+            self.wire.say(after, segment(SERVER, 80, self.port, self.says, part)[:1100])
+            self.says = (self.says + len(part)) & 0xFFFFFFFF
+
+
+def segment(src: bytes, sport: int, dport: int, sequence: int, data: bytes) -> bytes:
+    dst = SERVER if src == MAC else MAC
+    ip = struct.pack("!BBHIBBHII", 0x45, 0, 40 + len(data), 0, 64, 6, 0, 1, 2)
+    tcp = struct.pack("!HHIIBBHI", sport, dport, sequence, 1, 0x50, 0x18, 512, 0)
+    return dst + src + b"\x08\0" + ip + tcp + data
+
+
+def test_what_is_loaded_by_http_and_how_long_it_is() -> None:
+    wire = Wire()
+    web = Web(wire)
+    web.ask(0, b"HEAD /image/lab@1/vmlinuz HTTP/1.1\r\nHost: x\r\n\r\n")
+    web.answer(0.01, b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n")
+    web.ask(0.5, b"GET /image/lab@1/vmlinuz HTTP/1.1\r\nHost: x\r\n\r\n")
+    web.ask(0.5, b"GET /image/lab@1/vmlinuz HTTP/1.1\r\nHost: x\r\n\r\n", again=True)
+    web.answer(0.01, b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n", bytes(9000))
+    web.ask(0.25, b"GET /image/lab@1/initrd HTTP/1.1\r\nRange: bytes=512-1023\r\n\r\n")
+    web.answer(0.01, b"HTTP/1.1 206 Partial\r\nContent-Length: 512\r\n\r\n", bytes(512))
+    kernel_is_up(wire)
+    found = ends(wire)
+    files = [op for op in found.ops if op.kind is Kind.HTTP]
+    assert [(op.device, op.lba, op.count) for op in files] == [
+        (Part.HEAD, 0, 0), (Part.WHOLE, 0, 9000), (Part.RANGE, 512, 512),
+    ]  # fmt: skip
+    assert [op.blob for op in files] == [b"/image/lab@1/vmlinuz"] * 2 + [b"/image/lab@1/initrd"]
+    assert [op.after for op in files] == [1, 1, 1]
+    # From the end of the one before, however many segments it took.
+    assert [op.think_us for op in files[1:]] == pytest.approx([500_000, 250_000], abs=10)
+    assert wire.reader.repeated == 1
+
+
+def test_a_file_that_never_came_whole_ends_nothing() -> None:
+    wire = Wire()
+    web = Web(wire)
+    web.ask(0, b"GET /image/lab@1/initrd HTTP/1.1\r\n\r\n")
+    web.answer(0.01, b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n", bytes(8000))
+    kernel_is_up(wire)
+    found = ends(wire)
+    assert found.ops[0].kind is Kind.HTTP
+    assert found.ops[1].after == 0  # it cannot have waited for that
+
+
+HTTP = Trace(
+    8, 8, (Op(Kind.HTTP, count=300, blob=b"/boot/lab@1.ipxe"),
+           Op(Kind.HTTP, count=1000, blob=b"/image/lab@1/vmlinuz"),
+           Op(Kind.HTTP, Part.RANGE, 500, 2000, blob=b"/image/lab@1/initrd"), Op(Kind.RUNNING)),
+)  # fmt: skip
+
+
+def test_files_by_http_are_made_up_as_long_as_they_were(tmp_path: Path) -> None:
+    web = stormweb.web_of(HTTP)
+    assert web.spec == "lab@1"
+    stormweb.make(web, tmp_path, tmp_path, "10.0.0.1", 16)
+    sizes = {path.name: path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()}
+    assert sizes.pop("lab@1.ipxe") > 100
+    assert sizes == {"vmlinuz": 1000, "initrd": 2500}
+    assert b"http://10.0.0.1/image/lab@1/vmlinuz" in (tmp_path / "boot/lab@1.ipxe").read_bytes()
+    assert not stormweb.web_of(BOOT)
+
+
+@pytest.mark.parametrize("path", [b"/image/lab@1/../x", b"/other", b"/image/two@2/initrd"])
+def test_a_trace_of_other_urls_is_refused(path: bytes) -> None:
+    odd = replace(HTTP, ops=(HTTP.ops[0], Op(Kind.HTTP, count=5, blob=path), *HTTP.ops[1:]))
+    with pytest.raises(UsageError):
+        stormweb.web_of(odd)
+
+
+def test_a_shorter_boot_has_shorter_files() -> None:
+    short = shorten(HTTP, 0.5)
+    assert [(op.lba, op.count) for op in short.ops[:3]] == [(0, 300), (0, 500), (250, 1000)]
 
 
 # Linux's timeouts
