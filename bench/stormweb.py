@@ -1,8 +1,8 @@
 """What the clients of a storm load by HTTP: files made up for a trace, and nginx to serve them.
 
 A trace says ``/boot/NAME@VERSION.ipxe``, ``/image/NAME@VERSION/FILE`` and ``/ipxe/PROGRAM``, as
-pxed's own URLs are. The same bytes lie below the clients' directory, to compare with, and in the
-image that pxed serves; for others nginx serves that directory.
+pxed's own URLs are (with %40 for @ where iPXE asked). The same bytes lie below the clients'
+directory, to compare with, and in the image that pxed serves; nginx serves that directory.
 """
 
 import json
@@ -10,6 +10,7 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
 from bench import pattern
 from bench.trace import IMAGE_FILES, Kind, Trace
@@ -42,7 +43,7 @@ def web_of(trace: Trace) -> Web:
     for op in trace.ops:
         if op.kind is not Kind.HTTP:
             continue
-        path = op.blob.decode(errors="replace")
+        path = unquote(op.blob.decode(errors="replace"))
         image = _IMAGE.fullmatch(path) or _SCRIPT.fullmatch(path)
         if image is None and _PROGRAM.fullmatch(path) is None:
             raise UsageError(f"the trace loads {path} by HTTP, which is no URL of pxed's")
@@ -52,7 +53,7 @@ def web_of(trace: Trace) -> Web:
             found.spec = image[1]
         if path not in found.paths:
             found.paths.append(path)
-        if op.blob.startswith(IMAGE_FILES):
+        if path.startswith(IMAGE_FILES.decode()):
             found.sizes[path] = max(found.sizes.get(path, 0), op.lba + op.count)
     if found:  # pxed's image has both
         for name in ("vmlinuz", "initrd"):

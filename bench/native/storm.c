@@ -50,6 +50,22 @@ static int by_number(const void *a, const void *b)
 
 static int has_http;
 
+/* What iPXE writes as %40 is @ in the file's name. */
+static void undo_percent(char *name)
+{
+    char *to = name;
+    for (const char *from = name; *from; to++) {
+        unsigned code;
+        if (*from == '%' && sscanf(from, "%%%2x", &code) == 1) {
+            *to = (char)code;
+            from += 3;
+        } else {
+            *to = *from++;
+        }
+    }
+    *to = 0;
+}
+
 static void load_program(const char *path, const char *files)
 {
     uint64_t bytes;
@@ -74,7 +90,10 @@ static void load_program(const char *path, const char *files)
             continue;
         has_http |= ops[i].kind == HTTP;
         char full[4096], *name = strndup((const char *)blobs + ops[i].blob, ops[i].extra);
-        snprintf(full, sizeof full, "%s/%s", files, name + (*name == '/'));
+        int folder = snprintf(full, sizeof full, "%s/", files);
+        snprintf(full + folder, sizeof full - (size_t)folder, "%s", name + (*name == '/'));
+        if (ops[i].kind == HTTP)
+            undo_percent(full + folder);
         op_file[i].name = name;
         op_file[i].data = map_file(full, &op_file[i].bytes);
     }

@@ -327,7 +327,7 @@ def test_a_file_that_never_came_whole_ends_nothing() -> None:
 
 
 HTTP = Trace(
-    8, 8, (Op(Kind.HTTP, count=300, blob=b"/boot/lab@1.ipxe"),
+    8, 8, (Op(Kind.HTTP, count=300, blob=b"/boot/lab%401.ipxe"),
            Op(Kind.HTTP, count=1000, blob=b"/image/lab@1/vmlinuz"),
            Op(Kind.HTTP, Part.RANGE, 500, 2000, blob=b"/image/lab@1/initrd"), Op(Kind.RUNNING)),
 )  # fmt: skip
