@@ -23,7 +23,6 @@ from aoe_fast.control import Control, default_path
 from aoe_fast.copies import check_interface, discover, read, write
 from aoe_fast.exports import (
     OPTIONS,
-    ExportSpec,
     parse_export,
     read_list,
 )
@@ -31,7 +30,6 @@ from aoe_fast.frames import InitiatorError
 from aoe_fast.notify import Notifier, log_to_stderr, to_journal
 from aoe_fast.privileges import Capability, find_user, reduce
 from aoe_fast.remote import export, stat
-from aoe_fast.rivals import check_neighbours
 from aoe_fast.service import Service
 
 P = ParamSpec("P")
@@ -118,16 +116,15 @@ def serve(
         )
     except AoeError as error:
         raise click.UsageError(str(error)) from None
-    service = Service(target, names, shared=shared)
+    service = Service(target, names, shared=shared, alarm=_late_rival)
     notifier = Notifier()
     if to_journal(sys.stderr):
         log_to_stderr(logging.WARNING)
     with contextlib.ExitStack() as stack:
         wake = stack.enter_context(_signals())
         stack.callback(service.close)
-        for name in names:
-            check_neighbours(name, _seen_by(specs))
-        service.add(specs)
+        stack.callback(service.presence.close)
+        service.first(specs)
         for text in service.warnings():
             click.echo(f"aoe-fast: {text}", err=True)
         listener = _control(server, service, control, names[0])
@@ -135,6 +132,7 @@ def serve(
             stack.callback(listener.close)
         _give_up(user)  # the first thread comes after this
         stack.enter_context(server)
+        service.presence.start()
         text = f"ready on {', '.join(names)}: {service.says()}"
         click.echo(f"aoe-fast: {text}")
         sys.stdout.flush()
@@ -155,22 +153,16 @@ def _give_up(name: str | None) -> None:
         raise click.UsageError(f"--user {name}: {error}") from None
 
 
-def _seen_by(specs: list[ExportSpec]) -> dict[tuple[int, int], set[str] | None]:
-    """The machines that are to see each address; None: all."""
-    seen: dict[tuple[int, int], set[str] | None] = {}
-    for spec in specs:
-        at = spec.shelf, spec.slot
-        before = seen.get(at, set())
-        macs = {mac.hex(":") for mac in spec.macs}
-        seen[at] = None if before is None or not macs else before | macs
-    return seen
-
-
 def _raise_file_limit() -> None:
     """As many descriptors as this process may have: each export takes one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _late_rival(text: str) -> None:
+    logging.getLogger("aoe_fast").error("%s", text)
+    _alarm(text)
 
 
 def _alarm(text: str) -> None:

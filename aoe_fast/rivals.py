@@ -6,14 +6,13 @@ A server that shares says so, with the image's digest, in the vendor's words of 
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import click
 
-from aoe_fast.control import ask, default_path
-from aoe_fast.exports import parse_address
 from aoe_fast.frames import ANY_SHELF, ANY_SLOT, Device, Identity, InitiatorError
 from aoe_fast.initiator import Initiator
+from aoe_fast.presence import Seen, neighbours
 from aoe_fast.store import Export
 
 WAIT_S = 0.3
@@ -59,26 +58,40 @@ def check_rivals(interface: str, exports: Mapping[tuple[int, int], Export]) -> N
                 raise click.UsageError(f"{where}, with another image: clients would mix the two")
 
 
-def check_neighbours(interface: str, macs: Mapping[tuple[int, int], set[str] | None]) -> None:
-    """UsageError if another aoe-fast on this machine serves one of the addresses on ``interface``.
+def check_neighbours(interface: str, seen: Seen, before: int | None = None) -> None:
+    """UsageError if another server of this machine serves one of the addresses on ``interface``.
 
-    Its frames never come back to us, so it is asked through its usual control socket. ``macs``:
-    the machines that are to see each address, None for all.
+    Its frames never come back to us, so it is asked by way of ``presence``; only if it began
+    ``before`` we did, where that is given.
     """
-    try:
-        answer = ask(default_path(interface), {"command": "list"})
-    except click.ClickException:
-        return
-    for row in answer.get("exports", ()):
-        at = parse_address(row["address"])
-        if at not in macs:
-            continue
-        ours, theirs = macs[at], set(row["macs"]) or None
-        if ours is None or theirs is None or ours & theirs:
+    for neighbour in neighbours(interface, before):
+        at = neighbour.clash(seen)
+        if at is not None:
             raise click.UsageError(
-                f"{row['address']} is served on {interface} by another aoe-fast of this machine"
-                f" ({row['path']}): stop that one, or give another address"
+                f"{at[0]}.{at[1]} is served on {interface} by another {neighbour.who} of this"
+                " machine: stop that one, or give another address"
             )
+
+
+class Lookout:
+    """Looks again now and then, while we serve: what came later is an alarm, once."""
+
+    def __init__(self, alarm: Callable[[str], None]) -> None:
+        self._alarm = alarm
+        self._known: set[str] = set()
+
+    def look(self, *checks: Callable[[], None]) -> None:
+        """Do each of ``checks``; tell of what none of them said at the last look."""
+        found = set()
+        for check in checks:
+            try:
+                check()
+            except click.UsageError as error:
+                where = error.message.partition(": ")[0]
+                found.add(f"{where}: machines mix the two: stop one of them, or move its address")
+        for text in sorted(found - self._known):
+            self._alarm(text)
+        self._known = found
 
 
 def _found(initiator: Initiator, exports: Mapping[tuple[int, int], Export]) -> list[Device]:

@@ -4,13 +4,15 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import click
 
 from aoe_fast.admin import read_settings, write_settings
 from aoe_fast.exports import ExportSpec, parse_address, parse_export, parse_mac, plan_views
-from aoe_fast.rivals import check_rivals
+from aoe_fast.presence import Presence, Seen, seen_in
+from aoe_fast.rivals import Lookout, check_neighbours, check_rivals
 from aoe_fast.server import Server
 from aoe_fast.stats import prometheus, status
 from aoe_fast.store import Export
@@ -30,15 +32,31 @@ class Service:
     UsageError: what a person got wrong; nothing has changed then.
     """
 
-    def __init__(self, target: Target, interfaces: tuple[str, ...], *, shared: bool) -> None:
+    def __init__(
+        self,
+        target: Target,
+        interfaces: tuple[str, ...],
+        *,
+        shared: bool,
+        alarm: Callable[[str], None] = lambda _text: None,
+    ) -> None:
+        """``alarm`` is told, from another thread, of what others serve at our addresses later."""
         self.target = target
         self.interfaces = interfaces
         self.shared = shared
         self._held: list[_Held] = []
         self._shown: dict[bytes | None, dict[tuple[int, int], Export]] = {}
         self._started = time.monotonic()
+        self._lookout = Lookout(alarm)
+        self.presence = Presence("aoe-fast", self._seen, self._look)
 
-    def add(self, specs: list[ExportSpec]) -> None:
+    def first(self, specs: list[ExportSpec]) -> None:
+        """As ``add``, before there is a server: of two that start at once, one gives way."""
+        for interface in self.interfaces:
+            self.presence.listen(interface)
+        self.add(specs, self.presence.since)
+
+    def add(self, specs: list[ExportSpec], began: int | None = None) -> None:
         """Open and serve all of ``specs``, or none of them."""
         plan_views([held.spec for held in self._held] + specs)
         with contextlib.ExitStack() as undo:
@@ -47,8 +65,9 @@ class Service:
                 for held in fresh:
                     if not held.spec.writable:
                         held.export.share()
-            at = {(held.spec.shelf, held.spec.slot): held.export for held in fresh}
+            at = _by_address(fresh)
             for interface in self.interfaces:
+                check_neighbours(interface, _seen_by(specs), began)
                 check_rivals(interface, at)
             before = list(self._held)
             self._held += fresh
@@ -84,6 +103,17 @@ class Service:
         with contextlib.ExitStack() as stack:
             for one in held:
                 stack.callback(one.export.close)
+
+    def _seen(self) -> Seen:
+        return seen_in(self.target.rows())
+
+    def _look(self) -> None:
+        """Whether somebody has come to our addresses since."""
+        seen, at = self._seen(), _by_address(list(self._held))
+        self._lookout.look(
+            *(partial(check_neighbours, name, seen) for name in self.interfaces),
+            *(partial(check_rivals, name, at) for name in self.interfaces),
+        )
 
     def _show(self) -> None:
         """Have every view be what the specifications say; those that are so stay as they are."""
@@ -175,6 +205,15 @@ class Service:
             )
         self.target.save_state()
         return {"set": len(found)}
+
+
+def _by_address(held: list[_Held]) -> dict[tuple[int, int], Export]:
+    return {(one.spec.shelf, one.spec.slot): one.export for one in held}
+
+
+def _seen_by(specs: list[ExportSpec]) -> Seen:
+    """The machines that are to see each address."""
+    return seen_in((mac, spec.shelf, spec.slot) for spec in specs for mac in (spec.macs or (None,)))
 
 
 def _text(request: dict[str, Any], name: str) -> str:

@@ -16,13 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-import click
 import uvloop
 
 from aoe_fast import AoeError, Server, Target
 from aoe_fast.notify import Notifier
-from aoe_fast.rivals import check_rivals
 from pxed import privileges
+from pxed.beside import Beside
 from pxed.bootplans import BootPlans
 from pxed.choice import Choice
 from pxed.clients import Clients
@@ -117,7 +116,9 @@ class App:
         self.midlayers.open()
         self._open_target()
         # Waits for answers of others, and meanwhile all the rest can come back.
-        rivals = asyncio.get_running_loop().run_in_executor(None, self._refuse_rivals)
+        beside = Beside(config, self.target, self.exports, self.alarm)
+        self._stack.callback(beside.close)
+        rivals = asyncio.get_running_loop().run_in_executor(None, beside.refuse)
         rivals.add_done_callback(lambda done: done.cancelled() or done.exception())
         self.store = self._stack.enter_context(Store(config.state_dir / "pxed.db"))
         self.choice.clients = Clients(self.store.clients())
@@ -197,18 +198,6 @@ class App:
             await asked
         except UsageError as error:
             self.alarm("rival", str(error))
-
-    def _refuse_rivals(self) -> None:
-        """UsageError if another target has one of our addresses: clients would mix the two."""
-        if self.config.aoe.force:
-            return
-        try:
-            check_rivals(self.config.interface, self.target.view_of(None))
-        except click.UsageError as error:
-            raise UsageError(
-                f"{error.message.partition(': ')[0]}: stop that server, or give our class another"
-                " shelf ([class.x86] shelf); [aoe] force = true starts all the same"
-            ) from None
 
     async def _start_boot_protocols(self) -> None:
         plans = BootPlans(self.choice, lambda: self.netboot.base, lambda: self.netboot.mode)

@@ -25,7 +25,7 @@ class Exports:
 
     def __init__(self, target: Target, shelves: Mapping[str, int], durability: str) -> None:
         self._target = target
-        self._shelves = shelves
+        self.shelves = shelves
         self.durability = durability  # of the midlayers that are opened from now on
         self._of_image: dict[Path, dict[int, Export]] = {}
         self._private: dict[Mac, tuple[Export | None, Export]] = {}
@@ -35,7 +35,7 @@ class Exports:
         """The default view: the devices of each class's image at that class's shelf."""
         bindings: Bindings = {}
         for class_name, image in images.items():
-            bindings |= self._image_bindings(self._shelves[class_name], image)
+            bindings |= self._image_bindings(self.shelves[class_name], image)
         self._target.set_view(None, bindings)
 
     def open_private(self, mac: Mac, config: Path | None, report: Path) -> None:
@@ -82,7 +82,7 @@ class Exports:
 
         The first of ``macs`` is the one whose own devices they are; all of them see the same.
         """
-        shelf = self._shelves[class_name]
+        shelf = self.shelves[class_name]
         bindings = self._image_bindings(shelf, image)
         config, report = self._private.get(macs[0], (None, None))
         for slot, export in ((CONFIG_SLOT, config), (REPORT_SLOT, report)):

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 WHERE = ROOT / "build" / "fuzz"
 SEEDS = HERE / "corpus" / "aoe"
+WORDS = HERE / "aoe.dict"
 
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 QUIET = ["-Wno-error", "-Wno-unused-command-line-argument", "-Wno-unknown-warning-option",
@@ -24,9 +25,9 @@ QUIET = ["-Wno-error", "-Wno-unused-command-line-argument", "-Wno-unknown-warnin
 
 def compile_modules(where: Path, flags: list[str], link: list[str], cc: str = "clang") -> Path:
     """The compiled modules, made with ``flags``: a directory for PYTHONPATH."""
-    shutil.rmtree(where, ignore_errors=True)
     # A copy of the sources: Cython's output must not be taken for that of the usual build.
     tree = where / "tree"
+    shutil.rmtree(tree, ignore_errors=True)  # and nothing beside it: findings are there
     tree.mkdir(parents=True)
     shutil.copytree(ROOT / "aoe_fast", tree / "aoe_fast",
                     ignore=shutil.ignore_patterns("*.c", "*.so", "__pycache__"))  # fmt: skip
@@ -99,7 +100,8 @@ def fuzz(*limits: str) -> "subprocess.CompletedProcess[str]":
     grown.mkdir(exist_ok=True)
     findings.mkdir(exist_ok=True)
     return subprocess.run(
-        [str(program), str(grown), str(SEEDS), f"-artifact_prefix={findings}/", "-max_len=9100",
+        [str(program), str(grown), str(SEEDS), f"-artifact_prefix={findings}/", "-max_len=20000",
+         f"-dict={WORDS}",
          "-len_control=20", "-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", *limits],
         env=environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -73,37 +73,6 @@ def test_a_bar_on_a_terminal(start: Start, cable: Cable, tmp_path: Path) -> None
     assert "100%" in done.stdout
 
 
-def test_another_server_of_this_machine_at_the_same_address(cable: Cable, tmp_path: Path) -> None:
-    """Its frames never reach us: it is asked by its control socket, at the usual place."""
-    disk = image(tmp_path / "a.img")
-    control = Path("/run/aoe-fast-eth0.sock")
-    if control.exists():
-        pytest.skip(f"{control} is in use")
-    serve = [*AOE_FAST, "serve", "-i", "eth0", "--export"]
-    first = cable.srv.popen(
-        [*serve, f"16.0={disk}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        assert first.stdout is not None
-        assert first.stdout.readline().startswith("aoe-fast: ready")
-        for text in (f"16.0={disk}", f"16.0={disk},mac=52:54:00:00:00:01"):
-            done = cable.srv.run([*serve, text, "--control", str(tmp_path / "c")], check=False)
-            assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-            assert "16.0 is served on eth0 by another aoe-fast" in done.stderr
-        second = cable.srv.popen(
-            [*serve, f"16.1={disk}", "--control", str(tmp_path / "c")],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert second.stdout is not None
-        assert second.stdout.readline().startswith("aoe-fast: ready")
-        second.terminate()
-        second.communicate(timeout=20)
-    finally:
-        first.terminate()
-        first.communicate(timeout=20)
-        control.unlink(missing_ok=True)
-
-
 def test_sizes_that_are_refused_and_that_are_slow(
     start: Start, cable: Cable, tmp_path: Path
 ) -> None:

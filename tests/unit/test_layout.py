@@ -19,7 +19,7 @@ LAYERS = [
     ["manage"],
     ["status"],
     ["lives"],
-    ["preparing", "bootplans"],
+    ["preparing", "bootplans", "beside"],
     ["choice"],
     ["control", "watch", "exports", "netboot", "probe"],
     ["net"],
