@@ -29,22 +29,28 @@ _MOST = 400  # bytes of a payload that say what kind it is
 _KEEP = 64
 
 
-def kind_of(frame: bytes) -> tuple[str, bytes, bytes] | None:
-    """The protocol, what is kept, and what makes it a kind of its own."""
+def kind(name: str, data: bytes) -> bytes:
+    """What makes ``data`` a kind of its own in its protocol."""
+    if name == "aoe":
+        command, flags = data[19], data[14]
+        opcode = data[27:28] if command == 0 else data[29:30]
+        return bytes([flags, command, data[18]]) + opcode + data[26:27]
+    if name == "dhcp":
+        return data[240:_MOST]
+    return data[:2] + (data if data[:2] in (b"\0\1", b"\0\6") else b"")
+
+
+def kept_of(frame: bytes) -> tuple[str, bytes] | None:
+    """The protocol, and what is kept of a frame."""
     ethertype = struct.unpack_from(">H", frame, 12)[0]
     if ethertype == 0x88A2:
-        command, flags = frame[19], frame[14]
-        opcode = frame[27:28] if command == 0 else frame[29:30]
-        return "aoe", frame, bytes([flags, command, frame[18]]) + opcode + frame[26:27]
+        return "aoe", frame
     if ethertype != 0x0800 or frame[23] != 17:
         return None
     at = 14 + (frame[14] & 15) * 4
     source, target = struct.unpack_from(">HH", frame, at)
     name = _PORTS.get(target) or _PORTS.get(source) or "tftp"
-    payload = frame[at + 8 :]
-    if name == "dhcp":
-        return name, payload, payload[240:_MOST]
-    return name, payload, payload[:2] + (payload if payload[:2] in (b"\0\1", b"\0\6") else b"")
+    return name, frame[at + 8 :]
 
 
 class Tap:
@@ -65,10 +71,10 @@ class Tap:
                 frame = self._socket.recv(10000)
             except TimeoutError:
                 continue
-            if (found := kind_of(frame)) is not None:
-                name, data, kind = found
+            if (found := kept_of(frame)) is not None:
+                name, data = found
                 if len(self._kept[name]) < _KEEP:
-                    self._kept[name].setdefault(kind, data)
+                    self._kept[name].setdefault(kind(name, data), data)
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -121,9 +127,11 @@ def main(words: list[str]) -> int:
     for name, frames in kept.items():
         folder = CORPUS / name
         folder.mkdir(parents=True, exist_ok=True)
-        for data in frames.values():
+        known = {kind(name, path.read_bytes()) for path in folder.glob("seen-*")}
+        fresh = [data for what, data in frames.items() if what not in known]
+        for data in fresh:
             (folder / f"seen-{hashlib.sha256(data).hexdigest()[:12]}").write_bytes(data)
-        print(f"{name}: {len(frames)} kinds")
+        print(f"{name}: {len(frames)} kinds, {len(fresh)} of them new")
     return 0
 
 
