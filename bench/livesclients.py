@@ -16,11 +16,11 @@ from typing import Any
 
 from aoe_fast.initiator import Initiator
 from bench.livesserver import Room, room
-from pxed.seat import Client, Stage, State, Step
 from pxed.dhcp.codec import BROADCAST_FLAG, Message, Op, Opt, Type, encode
 from pxed.mac import Mac, mac_bytes
 from pxed.midlayers import Midlayers
 from pxed.net.packet import udp_frame
+from pxed.seat import Client, Stage, State, Step
 from pxed.store import Store
 
 Numbers = dict[str, Any]
