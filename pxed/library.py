@@ -146,6 +146,8 @@ class Library:
             manifest["released"] = released
             plan, devices = _plan(source, said)
             manifest["devices"] = devices
+            # How else it boots: its files came along.
+            manifest |= {key: said[key] for key in ("kernel", "maintenance", "tree") if key in said}
             manifest["files"] = _fill(new, plan, _known_sums(source, said), report)
             disk.write_whole(new / "manifest.json", _text(manifest))
             images.load(new)

@@ -61,6 +61,17 @@ def test_an_added_image_is_whole_and_has_digests(library: Library, source: Path)
     assert all(finding.good for finding in library.verify(image))
 
 
+def test_how_else_it_boots_comes_along(library: Library, source: Path) -> None:
+    kernel = {"vmlinuz": "boot/config.txt", "initrd": "boot.img", "cmdline": "quiet"}
+    manifest(source, kernel=kernel, maintenance={**kernel, "cmdline": "panic=30"}, tree="boot")
+    image = add(library, source)
+    assert image.kernel is not None
+    assert image.kernel.initrd == image.directory / "boot.img"
+    assert image.maintenance is not None
+    assert image.maintenance.cmdline == "panic=30"
+    assert image.tree == image.directory / "boot"
+
+
 def test_a_sparse_device_stays_sparse(library: Library, source: Path) -> None:
     assert add(library, source).devices["root"].stat().st_blocks * 512 < 1 << 20
 
