@@ -12,8 +12,8 @@ from pxed.errors import HostError
 # What init.sh loads by name, and the network cards of virtual and common real machines. A kernel
 # that lacks one, or has it built in, is fine.
 MODULES = (
-    "aoe", "overlay", "squashfs", "ext4", "crc32c_generic", "crc32c_intel", "vfat", "nls_cp437",
-    "nls_ascii",
+    "aoe", "overlay", "squashfs", "erofs", "ext4", "crc32c_generic", "crc32c_intel", "vfat",
+    "nls_cp437", "nls_ascii",
 )  # fmt: skip
 DRIVERS = (
     "virtio_pci", "virtio_net", "e1000", "e1000e", "igb", "igc", "r8169", "tg3", "vmxnet3",

@@ -180,10 +180,11 @@ def test_a_cable_that_comes_late_is_waited_for(disks: Disks, start: Starter) -> 
     client.wait_running(timeout=30)
 
 
-def test_an_ext4_root_at_another_address_boots(
-    lab: Lab, disks: Disks, start: Starter, lab_image: Path
+@pytest.mark.parametrize("kind", ["ext4", "erofs"])
+def test_another_kind_of_root_at_another_address_boots(
+    lab: Lab, disks: Disks, start: Starter, lab_image: Path, kind: str
 ) -> None:
-    requires("unsquashfs")
+    requires("unsquashfs", f"mkfs.{kind}")
     root = lab.directory / "root"
     subprocess.run(
         ["unsquashfs", "-q", "-n", "-d", str(root), str(lab_image / "root.squashfs")],
@@ -191,7 +192,10 @@ def test_an_ext4_root_at_another_address_boots(
     )  # fmt: skip
     (root / "etc/pxed-image").write_text("")  # the generation then comes from the super block
     disk = disks.blank(7, 16 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-d", str(root), str(disk)], check=True)
+    make = ["mkfs.ext4", "-q", "-F", "-d", str(root), str(disk)]
+    if kind == "erofs":
+        make = ["mkfs.erofs", str(disk), str(root)]
+    subprocess.run(make, check=True, capture_output=True)
     disks.serve(7, disk)
     disks.config()
     client = start("pxed.root=e16.7")
