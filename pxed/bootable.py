@@ -27,21 +27,21 @@ class Kernel:
         return {"vmlinuz": self.vmlinuz, "initrd": self.initrd}
 
 
-def kernel_of(manifest: Path, data: Mapping[str, Any]) -> Kernel | None:
-    """The manifest's ``kernel`` key: {"vmlinuz": FILE, "initrd": FILE, "cmdline": TEXT}."""
-    said = data.get("kernel")
+def kernel_of(manifest: Path, data: Mapping[str, Any], key: str = "kernel") -> Kernel | None:
+    """The manifest's ``key``: {"vmlinuz": FILE, "initrd": FILE, "cmdline": TEXT}."""
+    said = data.get(key)
     if said is None:
         return None
     if not isinstance(said, dict) or said.keys() != {"vmlinuz", "initrd", "cmdline"}:
-        raise UsageError(f"{manifest}: kernel: must have vmlinuz, initrd and cmdline")
+        raise UsageError(f"{manifest}: {key}: must have vmlinuz, initrd and cmdline")
     cmdline = said["cmdline"]
     if not isinstance(cmdline, str) or not cmdline.isprintable() or len(cmdline) > _LONGEST:
         raise UsageError(
-            f"{manifest}: kernel.cmdline = {cmdline!r}: must be one line of {_LONGEST} characters"
+            f"{manifest}: {key}.cmdline = {cmdline!r}: must be one line of {_LONGEST} characters"
         )
     if "${" in cmdline or "||" in cmdline or "&&" in cmdline:
-        raise UsageError(f"{manifest}: kernel.cmdline: ${{, || and && mean something to iPXE")
-    vmlinuz, initrd = (_inside(manifest, f"kernel.{k}", said[k]) for k in ("vmlinuz", "initrd"))
+        raise UsageError(f"{manifest}: {key}.cmdline: ${{, || and && mean something to iPXE")
+    vmlinuz, initrd = (_inside(manifest, f"{key}.{k}", said[k]) for k in ("vmlinuz", "initrd"))
     for path in (vmlinuz, initrd):
         if not path.is_file():
             raise UsageError(f"{path}: there is no such file: the image is incomplete")

@@ -53,9 +53,11 @@ class BootPlans:
             http_url=program_url(base, http_file) if http_file else None,
             own_ipxe=each.ipxe == "own",
         )
-        if each.boot == "kernel" and mode == "diskless":
-            image = self._choice.image_of(mac, class_name)
-            return replace(plan, root_path=None, script=script_url(base, image))
+        if each.boot == "kernel":
+            image, tfm = self._choice.image_of(mac, class_name), mode == "provision"
+            # An image of before maintenance kernels were named provisions from its disk.
+            if not tfm or image.maintenance is not None:
+                return replace(plan, root_path=None, script=script_url(base, image, tfm=tfm))
         return plan
 
     def scripts(self) -> dict[str, bytes]:

@@ -44,7 +44,8 @@ class Sum:
 class Image:
     """One version of an image; ``devices`` maps boot, root and tfm to what is exported.
 
-    ``kernel``: what iPXE loads by HTTP; ``tree``: the directory that a Raspberry Pi boots from.
+    ``kernel``: what iPXE loads by HTTP, ``maintenance`` the same of maintenance mode; ``tree``: the
+    directory that a Raspberry Pi boots from.
     ``files``: size and digest of each file in the directory, by its path there; empty for an image
     that was made without. ``released``: a date, or empty.
     """
@@ -58,6 +59,7 @@ class Image:
     tree: Path | None = None
     released: str = ""
     files: Mapping[str, Sum] = field(default_factory=dict)
+    maintenance: Kernel | None = None
 
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
@@ -91,6 +93,7 @@ def load(directory: Path) -> Image:
         data["name"], data["version"], data["class"], directory, devices,
         kernel_of(manifest, data), tree_of(manifest, data),
         released, _sums(manifest, data.get("files", {})),
+        kernel_of(manifest, data, "maintenance"),
     )  # fmt: skip
 
 

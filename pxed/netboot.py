@@ -60,11 +60,11 @@ def check(config: Config, chosen: Mapping[str, images.Image]) -> None:
             )
         if each.boot == "kernel" and name != "x86":
             raise UsageError(f'{where} boot = "kernel": is for class x86 only')
-        if each.boot == "kernel" and each.mode == "provision":
-            raise UsageError(f'{where} boot = "kernel": mode = "provision" boots by "san" only')
-        if each.boot == "kernel" and image.kernel is None:
+        kernel = image.maintenance if each.mode == "provision" else image.kernel
+        if each.boot == "kernel" and kernel is None:
+            what = "maintenance kernel" if each.mode == "provision" else "kernel"
             raise UsageError(
-                f'{where} boot = "kernel": image {image} names no kernel in its manifest: '
+                f'{where} boot = "kernel": image {image} names no {what} in its manifest: '
                 'build it again, or use boot = "san"'
             )
 

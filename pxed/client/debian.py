@@ -12,7 +12,7 @@ from pxed.client.bootdisk import build_bootdisk
 from pxed.client.debroot import Recipe, fetch_packages, finish, unpack
 from pxed.client.imagedir import TFM, Manifest, image_directory, squash
 from pxed.client.kernel import Kernel, cache_dir
-from pxed.client.tfm import System, build_tfm
+from pxed.client.tfm import System, build_tfm, maintenance_words
 from pxed.errors import HostError, UsageError
 
 MIRROR = "http://deb.debian.org/debian"
@@ -83,7 +83,10 @@ def build_debian(
     words = f"{CMDLINE.format(shelf=shelf)} {cmdline}".strip()
     epoch = _epoch()
     released = datetime.fromtimestamp(epoch, UTC).date().isoformat()
-    manifest = Manifest(name, version, "x86", words, released=released)
+    manifest = Manifest(
+        name, version, "x86", words, released=released,
+        maintenance=maintenance_words(shelf) if maintenance else "",
+    )  # fmt: skip
     if maintenance:
         manifest.devices.update(TFM)
     more = [kernel, *INITRAMFS[initramfs]]

@@ -19,12 +19,17 @@ _DEVICES = {"boot": "boot.img", "root": "root.squashfs"}
 TFM = {"tfm": "tfm.img"}
 """Beside the devices of ``Manifest``, for an image with a maintenance disk."""
 _KERNEL = {"vmlinuz": "vmlinuz", "initrd": "initrd"}
+TFM_INITRD = "initrd.tfm"
+"""Maintenance mode's initramfs; its kernel is the image's own."""
 _NEW = ".new-"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says: the image's name, version, class, device files and kernel."""
+    """What manifest.json says: the image's name, version, class, device files and kernel.
+
+    ``maintenance``: the kernel command line of maintenance mode, for an image that has it.
+    """
 
     name: str
     version: str
@@ -32,6 +37,7 @@ class Manifest:
     cmdline: str
     devices: dict[str, str] = field(default_factory=lambda: dict(_DEVICES))
     released: str = ""
+    maintenance: str = ""
 
     def to_json(self) -> str:
         """The text of manifest.json."""
@@ -39,6 +45,11 @@ class Manifest:
         said["class"] = said.pop("machine_class")
         said["kernel"] = {**_KERNEL, "cmdline": said.pop("cmdline")}
         order = ["name", "version", "class", "devices", "kernel"]
+        if self.maintenance:
+            said["maintenance"] = {
+                **_KERNEL, "initrd": TFM_INITRD, "cmdline": self.maintenance
+            }  # fmt: skip
+            order.append("maintenance")
         if self.released:
             order.insert(3, "released")
         return json.dumps({key: said[key] for key in order}, indent=1) + "\n"

@@ -11,7 +11,7 @@ from pxed.client.bootdisk import build_bootdisk
 from pxed.client.imagedir import TFM, Manifest, image_directory, squash
 from pxed.client.initramfs import DRIVERS, build_initramfs, busybox, drivers, script
 from pxed.client.kernel import DEFAULT_PACKAGE, fetch_kernel
-from pxed.client.tfm import System, build_tfm
+from pxed.client.tfm import System, build_tfm, maintenance_words
 
 # aoe_deadsecs=0: a client outlives any outage of its server. The last three save half a second of
 # 2.5 in a client without KVM: no self-tests of ciphers, no code patching for a single processor.
@@ -46,7 +46,10 @@ def build_minimal(
     version = version or date.today().strftime("%Y.%m.%d")
     words = f"{CMDLINE.format(shelf=shelf)} {cmdline}".strip()
     released = released or date.today().isoformat()
-    manifest = Manifest(name, version, "x86", words, released=released)
+    manifest = Manifest(
+        name, version, "x86", words, released=released,
+        maintenance=maintenance_words(shelf) if maintenance else "",
+    )  # fmt: skip
     if maintenance:
         manifest.devices.update(TFM)
     with image_directory(destination, manifest) as work:

@@ -17,6 +17,7 @@ from pathlib import Path
 from pxed.client.archive import Cpio
 from pxed.client.bootdisk import build_bootdisk
 from pxed.client.bootloader import archive, build_loader, slot_config
+from pxed.client.imagedir import TFM_INITRD
 from pxed.client.initramfs import MODULES, add_modules, busybox, compressed, drivers, script
 from pxed.client.kernel import Kernel
 from pxed.client.programs import add_programs
@@ -48,10 +49,18 @@ class System:
     cmdline: str
 
 
+def maintenance_words(shelf: int) -> str:
+    """The kernel command line of maintenance mode."""
+    return CMDLINE.format(shelf=shelf)
+
+
 def build_tfm(
     destination: Path, system: System, kernel: Kernel, *, shelf: int, epoch: int | None = None
 ) -> None:
-    """Write the maintenance disk of an image; HostError if a program or a package is missing."""
+    """Write the maintenance disk of an image, and its initramfs beside it for boots by HTTP.
+
+    HostError if a program or a package is missing.
+    """
     with tempfile.TemporaryDirectory(prefix="pxed-tfm-", dir=destination.parent) as name:
         work = Path(name)
         payload = work / "payload"
@@ -62,10 +71,11 @@ def build_tfm(
             destination,
             vmlinuz=kernel.vmlinuz,
             initrd=initrd,
-            cmdline=CMDLINE.format(shelf=shelf),
+            cmdline=maintenance_words(shelf),
             parts=(("pxed-payload", payload),),
             epoch=epoch,
         )
+        initrd.replace(destination.with_name(TFM_INITRD))
 
 
 def build_payload(system: System) -> bytes:

@@ -3,6 +3,8 @@
     /ipxe/snponly.efi             our iPXE, for UEFI HTTP boot
     /boot/lab@2026.11.ipxe        the script that loads this image's kernel
     /image/lab@2026.11/vmlinuz    and what it loads
+    /tfm/lab@2026.11.ipxe         the same of maintenance mode
+    /tfm/lab@2026.11/vmlinuz
 
 No path is ever built from what a client said: a name is looked up, and is there or not.
 """
@@ -13,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pxed import scripts
+from pxed.bootable import Kernel
 from pxed.errors import UsageError
 from pxed.images import Image
 
-_SCRIPT = re.compile(r"/boot/([^/]+)\.ipxe")
-_FILE = re.compile(r"/image/([^/]+)/([^/]+)")
+_SCRIPT = re.compile(r"/(boot|tfm)/([^/]+)\.ipxe")
+_FILE = re.compile(r"/(image|tfm)/([^/]+)/([^/]+)")
 _IPXE = "/ipxe/"
 
 
@@ -51,19 +54,21 @@ class Site:
         if (program := self._programs.get(path)) is not None:
             return Found(program) if program.is_file() else None
         if (asked := _SCRIPT.fullmatch(path)) is not None:
-            return self._script(asked[1], base)
+            return self._script(asked[2], base, tfm=asked[1] == "tfm")
         if (asked := _FILE.fullmatch(path)) is not None:
-            image = self._image(asked[1])
-            if image is not None and image.kernel is not None and asked[2] in image.kernel.files:
-                return Found(image.kernel.files[asked[2]])
+            kernel = _kernel(self._image(asked[2]), tfm=asked[1] == "tfm")
+            if kernel is not None and asked[3] in kernel.files:
+                return Found(kernel.files[asked[3]])
         return None
 
-    def _script(self, spec: str, base: str) -> Found | None:
+    def _script(self, spec: str, base: str, *, tfm: bool) -> Found | None:
         image = self._image(spec)
-        if image is None or image.kernel is None or image.class_name not in self._shelves:
+        kernel = _kernel(image, tfm=tfm)
+        if image is None or kernel is None or image.class_name not in self._shelves:
             return None
+        folder = "tfm" if tfm else "image"
         shelf = self._shelves[image.class_name]
-        return Found(content=scripts.kernel(f"{base}/image/{spec}", image.kernel, shelf))
+        return Found(content=scripts.kernel(f"{base}/{folder}/{spec}", kernel, shelf))
 
     def _image(self, spec: str) -> Image | None:
         try:
@@ -77,6 +82,12 @@ def program_url(base: str, name: str) -> str:
     return f"{base}{_IPXE}{name}"
 
 
-def script_url(base: str, image: Image) -> str:
-    """Where iPXE gets the script that loads an image's kernel."""
-    return f"{base}/boot/{image}.ipxe"
+def script_url(base: str, image: Image, *, tfm: bool = False) -> str:
+    """Where iPXE gets the script that loads an image's kernel, or maintenance mode's (``tfm``)."""
+    return f"{base}/{'tfm' if tfm else 'boot'}/{image}.ipxe"
+
+
+def _kernel(image: Image | None, *, tfm: bool) -> Kernel | None:
+    if image is None:
+        return None
+    return image.maintenance if tfm else image.kernel

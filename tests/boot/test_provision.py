@@ -23,9 +23,13 @@ def build(directory: Path, version: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def room(make_room: RoomMaker, tmp_path_factory: pytest.TempPathFactory) -> Room:
-    image = build(tmp_path_factory.mktemp("tfm") / "1.0", "1.0")
-    return make_room(POLICY, image=image, version="1.0")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("tfm") / "1.0", "1.0")
+
+
+@pytest.fixture(scope="module")
+def room(make_room: RoomMaker, first: Path) -> Room:
+    return make_room(POLICY, image=first, version="1.0")
 
 
 def with_disk(room: Room, firmware: Firmware) -> Client:
@@ -127,4 +131,23 @@ def test_a_machine_without_a_disk_says_so(room: Room) -> None:
     assert eventually(lambda: room.server.client(client.mac)["state"] == "failed")
     shown = room.server.client(client.mac)
     assert "no disk" in shown["why"]
+    client.power_off()
+
+
+@pytest.mark.parametrize("firmware", ["bios", pytest.param("uefi", marks=pytest.mark.long)])
+def test_the_installer_can_be_loaded_by_http(
+    make_room: RoomMaker, first: Path, firmware: Firmware
+) -> None:
+    """Makes a room of its own: the last tests here."""
+    kernel = f'[class.x86]\nboot = "kernel"\n{POLICY}'
+    room = make_room(kernel, image=first, version="1.0")
+    client = with_disk(room, firmware)
+    order(room, client)
+    client.power_on()
+    client.wait_for("pxed: [0-9.]+ installed lab@1.0 on vda", 150)
+    assert eventually(lambda: room.server.client(client.mac)["state"] == "local")
+    assert room.server.client(client.mac)["provisioned"] == "lab@1.0"
+    events = room.server.control.follow("/v1/events")
+    files = [e["file"] for e in events if e["kind"] == "http-done" and e["mac"] == client.mac]
+    assert files == ["/tfm/lab@1.0.ipxe", "/tfm/lab@1.0/vmlinuz", "/tfm/lab@1.0/initrd"]
     client.power_off()

@@ -77,6 +77,35 @@ def test_nothing_else_is(site: Site, path: str) -> None:
     assert site.find(path, BASE) is None
 
 
+def test_maintenance_mode_has_a_kernel_of_its_own(site: Site, images_dir: Path) -> None:
+    directory = images_dir / "lab/1"
+    assert site.find("/tfm/lab@1.ipxe", BASE) is None
+    data = json.loads((directory / "manifest.json").read_text())
+    words = {"vmlinuz": "vmlinuz-6.1", "initrd": "initrd.tfm", "cmdline": "panic=30"}
+    (directory / "initrd.tfm").write_bytes(b"installer")
+    (directory / "manifest.json").write_text(json.dumps({**data, "maintenance": words}))
+    image = images.find(images_dir, "lab", "x86")
+    script = site.find(script_url(BASE, image, tfm=True).removeprefix(BASE), BASE)
+    assert script is not None
+    assert f"kernel {BASE}/tfm/lab@1/vmlinuz initrd=initrd panic=30" in script.content.decode()
+    found = site.find("/tfm/lab@1/initrd", BASE)
+    assert found is not None
+    assert found.path == directory / "initrd.tfm"
+    other = site.find("/image/lab@1/initrd", BASE)
+    assert other is not None
+    assert other.path == directory / "initrd"
+
+
+@pytest.mark.parametrize("key", ["kernel", "maintenance"])
+def test_a_kernel_key_that_names_no_file_is_named(images_dir: Path, key: str) -> None:
+    directory = images_dir / "lab/1"
+    data = json.loads((directory / "manifest.json").read_text())
+    words = {"vmlinuz": "vmlinuz-6.1", "initrd": "gone", "cmdline": ""}
+    (directory / "manifest.json").write_text(json.dumps({**data, key: words}))
+    with pytest.raises(UsageError, match="gone"):
+        images.find(images_dir, "lab", "x86")
+
+
 def test_an_image_without_a_kernel_has_neither(site: Site, images_dir: Path) -> None:
     manifest(images_dir / "lab/1", None)
     assert site.find("/boot/lab@1.ipxe", BASE) is None

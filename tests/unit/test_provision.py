@@ -5,13 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from pxed.bootable import Kernel
+from pxed.bootplans import BootPlans
 from pxed.choice import Choice
 from pxed.clients import Clients
 from pxed.config import Config, Provision, parse
+from pxed.dhcp.classify import Firmware
+from pxed.dhcp.replies import Mode
 from pxed.errors import UsageError
 from pxed.events import Event, Kind
 from pxed.images import Image
 from pxed.mac import Mac
+from pxed.netboot import check
 from pxed.provision import ORDERS_BYTES, orders, policy, stays
 from pxed.reload import differences
 from pxed.seat import Client, State
@@ -190,6 +195,35 @@ def choice() -> Choice:
 
 def test_who_has_this_image_already_goes_on_to_its_disk(choice: Choice) -> None:
     assert choice.mode_of(MAC, "x86") == "local"
+
+
+KERNEL = Kernel(Path("/vmlinuz"), Path("/initrd"), "quiet")
+
+
+@pytest.mark.parametrize("boot", ["san", "kernel"])
+@pytest.mark.parametrize("maintenance", [None, KERNEL])
+def test_the_installer_comes_by_http_where_that_is_wanted_and_possible(
+    choice: Choice, boot: str, maintenance: Kernel | None
+) -> None:
+    choice.config = config(f'[class.x86]\nmode = "provision"\nboot = "{boot}"\n')
+    choice.images["x86"] = Image(
+        "lab", "1.2", "x86", Path("/"), {}, KERNEL, maintenance=maintenance
+    )
+    plans = BootPlans(choice, lambda: "http://10.77.0.1", lambda: Mode.PXE_ONLY)
+    plan = plans.plan(MAC, Firmware.IPXE, 7, frozenset())
+    assert plan is not None
+    if boot == "kernel" and maintenance is not None:
+        assert (plan.root_path, plan.script) == (None, "http://10.77.0.1/tfm/lab@1.2.ipxe")
+    else:
+        assert (plan.root_path, plan.script) == ("aoe:e16.2", None)
+
+
+def test_a_class_that_provisions_by_http_needs_a_kernel_for_it() -> None:
+    said = config('[class.x86]\nmode = "provision"\nboot = "kernel"\n')
+    image = Image("lab", "1", "x86", Path("/"), {"tfm": Path("/tfm")}, KERNEL)
+    with pytest.raises(UsageError, match="no maintenance kernel"):
+        check(said, {"x86": image})
+    check(said, {"x86": dataclasses.replace(image, maintenance=KERNEL)})
 
 
 def test_another_image_is_provisioned(choice: Choice) -> None:
