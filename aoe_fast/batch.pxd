@@ -85,6 +85,7 @@ cdef Batch *new_batch() except NULL
 cdef void free_batch(Batch *batch) noexcept nogil
 cdef void fail_aoe(Reply *reply, uint8_t error) noexcept nogil
 cdef void fail_ata(Reply *reply, uint8_t error) noexcept nogil
+cdef void fail_medium(Batch *batch, Reply *reply) noexcept nogil
 cdef uint8_t *take_body(Batch *batch) noexcept nogil
 cdef void put_data(
     Batch *batch, Reply *reply, uint32_t head_size, const uint8_t *data, uint32_t size
@@ -92,7 +93,9 @@ cdef void put_data(
 
 
 cdef inline void bump(const View *view, uint64_t *counter, uint64_t n) noexcept nogil:
-    """Add to a statistics row. Fanout by MAC gives a row one writer, but for the default view."""
+    """Add to what workers alone count in a row. Fanout by MAC gives a row one worker, but for the
+    default view. What side threads count as well, latency and errors, is always added atomically.
+    """
     if view.shared:
         aoe_add64(counter, n)
     else:

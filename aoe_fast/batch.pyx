@@ -3,7 +3,7 @@
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from .wire cimport AoeHeader, AtaHeader, FLAG_ERROR, SHORTEST_REPLY, STATUS_FAILED
+from .wire cimport ATA_UNC, AoeHeader, AtaHeader, FLAG_ERROR, SHORTEST_REPLY, STATUS_FAILED
 
 
 cdef Batch *new_batch() except NULL:
@@ -42,6 +42,17 @@ cdef void fail_ata(Reply *reply, uint8_t error) noexcept nogil:
     reply.size = 0
     reply.late = 0
     reply.head_size = SHORTEST_REPLY
+
+
+cdef void fail_medium(Batch *batch, Reply *reply) noexcept nogil:
+    """The disk refused: the ATA error that says so, counted for the server, the row, the client."""
+    fail_ata(reply, ATA_UNC)
+    batch.counters.ata_errors += 1
+    if reply.row != NULL:
+        aoe_add64(&reply.row.errors, 1)
+        aoe_add64(&reply.row.errors_unc, 1)
+    if reply.client != NULL:
+        aoe_add64(&reply.client.errors_unc, 1)
 
 
 cdef uint8_t *take_body(Batch *batch) noexcept nogil:

@@ -4,28 +4,18 @@ A worker that touched a cold page would wait for the disk with every other clien
 hands such a read over instead and goes on.
 """
 
-from libc.string cimport memcpy, memset
 from posix.types cimport off_t
 from posix.unistd cimport usleep
 
-from .batch cimport HEAD_BYTES, fail_ata
+from .batch cimport fail_medium
+from .line cimport close_line, keep_late, line_put, line_wait, open_line, put_late, stop_line
 from .memory cimport give, take
 from .observe cimport note_sent
 from .residency cimport CHUNK_BYTES, CHUNK_SECTORS_LOG2, look_at
 from .ring cimport outbox_add, outbox_send
 from .store cimport (
-    backing_hold, backing_read, backing_release, pthread_mutex_destroy, pthread_mutex_init,
-    pthread_mutex_lock, pthread_mutex_unlock,
+    backing_hold, backing_read, backing_release, pthread_mutex_lock, pthread_mutex_unlock,
 )
-from .wire cimport ATA_UNC
-
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_cond_init(pthread_cond_t *condition, const void *attributes)
-    int pthread_cond_destroy(pthread_cond_t *condition)
-    int pthread_cond_signal(pthread_cond_t *condition)
-    int pthread_cond_broadcast(pthread_cond_t *condition)
-    int pthread_cond_wait(pthread_cond_t *condition, pthread_mutex_t *mutex)
 
 
 cdef extern from "<fcntl.h>" nogil:
@@ -52,82 +42,64 @@ cdef Fetches *new_fetches() except NULL:
     cdef Fetches *fetches = <Fetches *>take(sizeof(Fetches))
     if fetches == NULL:
         raise MemoryError()
-    pthread_mutex_init(&fetches.lock, NULL)
-    pthread_cond_init(&fetches.wake, NULL)
-    fetches.last = &fetches.first
+    open_line(&fetches.line)
     return fetches
 
 
 cdef void free_fetches(Fetches *fetches) noexcept nogil:
     if fetches != NULL:
-        pthread_cond_destroy(&fetches.wake)
-        pthread_mutex_destroy(&fetches.lock)
+        close_line(&fetches.line)
         give(fetches)
 
 
 cdef void stop_fetches(Fetches *fetches) noexcept nogil:
     """Have every fetch_loop answer what is waiting and return."""
-    pthread_mutex_lock(&fetches.lock)
-    fetches.stop = 1
-    pthread_cond_broadcast(&fetches.wake)
-    pthread_mutex_unlock(&fetches.lock)
+    stop_line(&fetches.line)
 
 
 cdef bint hand_over(Fetches *fetches, const Reply *reply, int fd) noexcept nogil:
     """Have a fetch thread answer; False if the worker must do it itself."""
+    cdef Line *line = &fetches.line
     cdef Fetch *node
-    if reply.size > SCRATCH_BYTES or fetches.taken - fetches.done > MOST_WAITING:
+    if reply.size > SCRATCH_BYTES or line.taken - line.done > MOST_WAITING:
         return False
     node = <Fetch *>take(sizeof(Fetch))
     if node == NULL:
         return False
     backing_hold(reply.image)
-    node.next = NULL
+    keep_late(&node.late, reply, fd)
     node.backing = reply.image
-    node.row = reply.row
-    node.client = reply.client
-    node.arrived = reply.arrived
     node.sector = reply.sector
     node.size = reply.size
-    node.head_size = reply.head_size
-    node.fd = fd
-    memcpy(node.head, reply.head, HEAD_BYTES)
-    pthread_mutex_lock(&fetches.lock)
-    fetches.last[0] = node
-    fetches.last = &node.next
-    fetches.taken += 1
-    pthread_cond_signal(&fetches.wake)
-    pthread_mutex_unlock(&fetches.lock)
+    pthread_mutex_lock(&line.lock)
+    line_put(line, &node.late.link, True)
+    line.taken += 1
+    pthread_mutex_unlock(&line.lock)
     return True
 
 
 cdef void fetch_loop(Fetches *fetches, Batch *batch, Outbox *outbox) noexcept nogil:
     """Read and answer until told to stop, then what is left. ``batch`` is this thread's own."""
+    cdef Line *line = &fetches.line
     cdef uint8_t scratch[SCRATCH_BYTES]
     cdef Fetch *node
+    pthread_mutex_lock(&line.lock)
     while True:
-        pthread_mutex_lock(&fetches.lock)
-        while fetches.first == NULL and not fetches.stop:
-            pthread_cond_wait(&fetches.wake, &fetches.lock)
-        node = fetches.first
-        if node != NULL:
-            fetches.first = node.next
-            if fetches.first == NULL:
-                fetches.last = &fetches.first
-        pthread_mutex_unlock(&fetches.lock)
+        node = <Fetch *>line_wait(line)
         if node == NULL:
-            return
+            break
+        pthread_mutex_unlock(&line.lock)
         serve(node, batch, outbox, scratch)
         backing_release(node.backing)
         give(node)
-        pthread_mutex_lock(&fetches.lock)
-        fetches.done += 1
-        pthread_mutex_unlock(&fetches.lock)
+        pthread_mutex_lock(&line.lock)
+        line.done += 1
+    pthread_mutex_unlock(&line.lock)
 
 
 cdef void serve(Fetch *node, Batch *batch, Outbox *outbox, uint8_t *scratch) noexcept nogil:
     """Answer one read; then have its 64 KiB brought in, so that the next ones are warm."""
-    cdef Reply *reply = &batch.replies[0]
+    cdef Reply *reply
     cdef uint64_t chunk = node.sector >> CHUNK_SECTORS_LOG2
     # One transfer for the chunk: whoever reads on in it finds it there.
     readahead(
@@ -135,24 +107,14 @@ cdef void serve(Fetch *node, Batch *batch, Outbox *outbox, uint8_t *scratch) noe
     )
     if delay_us:
         usleep(delay_us)
-    memset(reply, 0, sizeof(Reply))
-    memcpy(reply.head, node.head, HEAD_BYTES)
-    reply.head_size = node.head_size
+    batch.count = 0
+    reply = put_late(batch, &node.late)
     reply.data = scratch
     reply.size = node.size
-    reply.row = node.row
-    reply.client = node.client
-    reply.arrived = node.arrived
-    batch.count = 1
     if backing_read(node.backing, node.sector, scratch, node.size) != 0:
-        fail_ata(reply, ATA_UNC)
-        batch.counters.ata_errors += 1
-        node.row.errors += 1
-        node.row.errors_unc += 1
-        if node.client != NULL:
-            node.client.errors_unc += 1
+        fail_medium(batch, reply)
     batch.counters.cold += 1
     outbox_add(outbox, batch, 0)
-    outbox_send(outbox, batch, node.fd)
+    outbox_send(outbox, batch, node.late.fd)
     note_sent(batch)
     look_at(node.backing, chunk, 1)

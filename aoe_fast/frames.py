@@ -353,3 +353,25 @@ class LinuxPace(Pace):
         self._threshold = max(1, self.window // 2)
         self.window = 1
         self._credit = 1
+
+
+def device_of(reply: Reply) -> Device:
+    """The export that a reply to a config query tells of; BadReply."""
+    config = parse_config(reply.body)
+    return Device(
+        reply.shelf,
+        reply.slot,
+        reply.src,
+        config.bufcnt,
+        config.scnt,
+        config.firmware,
+        config.string,
+    )
+
+
+def opcode_name(opcode: int) -> str:
+    """What people call an ATA command."""
+    try:
+        return Ata(opcode).name.lower().replace("_", " ")
+    except ValueError:
+        return f"ATA command {opcode:#04x}"

@@ -1,17 +1,12 @@
 """AoE client on one interface, for tests, doctor and bench: blocking, several requests in flight.
 
-``Initiator`` owns one AF_PACKET socket. A request is repeated with the same tag, so a late answer
-to the first copy still counts, and anything whose tag is not awaited is dropped: duplicates,
-answers to what was given up, other clients' traffic.
+A request is repeated with the same tag, so a late answer to the first copy still counts, and
+anything whose tag is not awaited is dropped: duplicates, answers to what was given up, other
+clients' traffic.
 """
 
 import contextlib
-import errno
-import fcntl
 import os
-import select
-import socket
-import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,7 +18,6 @@ from aoe_fast.frames import (
     ANY_SHELF,
     ANY_SLOT,
     BROADCAST,
-    ETHERTYPE,
     SECTOR,
     Ata,
     AtaError,
@@ -44,13 +38,15 @@ from aoe_fast.frames import (
     ata_body,
     build,
     config_body,
-    parse,
+    device_of,
+    opcode_name,
     parse_ata,
     parse_config,
     parse_identity,
     sectors_that_fit,
     transfer_body,
 )
+from aoe_fast.framesocket import FrameSocket
 
 __all__ = [
     "AtaError",
@@ -69,12 +65,6 @@ __all__ = [
     "TargetError",
 ]
 
-# linux/if_packet.h; Python's socket module does not name them.
-_SOL_PACKET = 263
-_PACKET_ADD_MEMBERSHIP = 1
-_PACKET_MR_PROMISC = 1
-_SO_RCVBUFFORCE = 33
-_RECEIVE_BUFFER = 8 << 20
 _LONGEST_WAIT = 1.0
 _READ_AHEAD = 256
 """Replies kept while an earlier one is missing."""
@@ -113,8 +103,6 @@ class Initiator:
         window: int | None = None,
         pace: Literal["steady", "linux"] = "steady",
     ) -> None:
-        if source_mac is not None and (len(source_mac) != 6 or source_mac[0] & 1):
-            raise ValueError("source_mac: 6 bytes of a single machine's address")
         self.interface = interface
         self.timeout = timeout
         self.retries = retries
@@ -125,40 +113,13 @@ class Initiator:
         self._tag = int.from_bytes(os.urandom(4), "big")
         self._devices: dict[tuple[int, int], Device] = {}
         self._lba48: dict[tuple[int, int], bool] = {}
-        try:
-            self._socket = socket.socket(
-                socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.htons(ETHERTYPE)
-            )
-        except PermissionError:
-            raise InterfaceError("raw sockets need CAP_NET_RAW: run as root") from None
-        try:
-            self._open(source_mac)
-        except OSError as error:
-            self._socket.close()
-            reason = error.strerror or str(error)
-            if error.errno == errno.ENODEV:
-                reason = "no such interface; `ip link` lists them"
-            raise InterfaceError(f"{interface}: {reason}") from None
-        self._poll = select.poll()
-        self._poll.register(self._socket, select.POLLIN)
-
-    def _open(self, source_mac: bytes | None) -> None:
-        self._socket.bind((self.interface, ETHERTYPE))
-        self.mac: bytes = source_mac or self._socket.getsockname()[4]
-        self.mtu = _mtu(self._socket, self.interface)
-        if source_mac is not None:
-            membership = struct.pack(
-                "iHH8s", socket.if_nametoindex(self.interface), _PACKET_MR_PROMISC, 0, b""
-            )
-            self._socket.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, membership)
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
-        except PermissionError:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        self._link = FrameSocket(interface, source_mac)
+        self.mac = self._link.mac
+        self.mtu = self._link.mtu
 
     def close(self) -> None:
         """Give the socket up; closing twice is fine."""
-        self._socket.close()
+        self._link.close()
 
     def __enter__(self) -> Self:
         return self
@@ -186,15 +147,21 @@ class Initiator:
         start = time.monotonic()
         tags = {self._next_tag()}
         frame = build(
-            BROADCAST, self.mac, shelf, slot, Command.CONFIG, next(iter(tags)), config_body()
+            BROADCAST,
+            self.mac,
+            shelf,
+            slot,
+            Command.CONFIG,
+            next(iter(tags)),
+            config_body(),
         )
         for end in (start + wait / 2, start + wait):
-            self._send(frame)
-            for reply in self._receive_until(end):
+            self._link.send(frame)
+            for reply in self._link.receive_until(end):
                 if reply.tag not in tags or reply.command != Command.CONFIG or reply.failed:
                     continue
                 with contextlib.suppress(BadReply):
-                    device = _device(reply)
+                    device = device_of(reply)
                     found[device.shelf, device.slot, device.mac] = device
                     self._devices[device.shelf, device.slot] = device
                 if found and shelf != ANY_SHELF and slot != ANY_SLOT:
@@ -208,7 +175,7 @@ class Initiator:
             return known
         what = f"{shelf}.{slot} on {self.interface}"
         reply = self._one(BROADCAST, shelf, slot, Command.CONFIG, config_body(), what)
-        self._devices[shelf, slot] = device = _device(reply)
+        self._devices[shelf, slot] = device = device_of(reply)
         return device
 
     # Single commands
@@ -233,7 +200,12 @@ class Initiator:
         what = f"{shelf}.{slot} config {command.name.lower()}"
         try:
             reply = self._one(
-                BROADCAST, shelf, slot, Command.CONFIG, config_body(command, string), what
+                BROADCAST,
+                shelf,
+                slot,
+                Command.CONFIG,
+                config_body(command, string),
+                what,
             )
         except NoAnswer:
             if command in (ConfigCommand.TEST, ConfigCommand.PREFIX):
@@ -256,7 +228,7 @@ class Initiator:
     ) -> AtaReply:
         """One raw ATA command. AtaError if it fails, unless ``check`` is off."""
         body = ata_body(opcode, lba=lba, count=count, feature=feature, aflags=aflags, data=data)
-        what = f"{shelf}.{slot} {_name(opcode)}"
+        what = f"{shelf}.{slot} {opcode_name(opcode)}"
         mac = self.device(shelf, slot).mac
         reply = parse_ata(self._one(mac, shelf, slot, Command.ATA, body, what).body)
         if check and reply.bad:
@@ -386,7 +358,13 @@ class Initiator:
                 body, what, sizes[sent] = request
                 tag = self._next_tag()
                 frame = build(
-                    device.mac, self.mac, device.shelf, device.slot, Command.ATA, tag, body
+                    device.mac,
+                    self.mac,
+                    device.shelf,
+                    device.slot,
+                    Command.ATA,
+                    tag,
+                    body,
                 )
                 flights[tag] = self._launch(sent, frame, what, pace.rto)
                 sent += 1
@@ -398,7 +376,9 @@ class Initiator:
 
     def _advance(self, flights: dict[int, _Flight], pace: Pace, ready: dict[int, AtaReply]) -> None:
         """Wait for one answer or the next deadline; take every answer there is."""
-        for reply in self._receive_until(min(flight.due for flight in flights.values()), once=True):
+        for reply in self._link.receive_until(
+            min(flight.due for flight in flights.values()), once=True
+        ):
             flight = flights.get(reply.tag)
             if flight is None or reply.command != Command.ATA:
                 continue
@@ -417,7 +397,7 @@ class Initiator:
                 self._again(flight, now)
                 pace.lost()
 
-    # One request, and the socket
+    # One request
 
     def _one(
         self, mac: bytes, shelf: int, slot: int, command: int, body: bytes, what: str
@@ -427,7 +407,7 @@ class Initiator:
         frame = build(mac, self.mac, shelf, slot, command, tag, body)
         flight = self._launch(0, frame, what, self.timeout)
         while True:
-            for reply in self._receive_until(flight.due):
+            for reply in self._link.receive_until(flight.due):
                 if reply.tag != tag or reply.command != command:
                     continue
                 if reply.failed:
@@ -436,7 +416,7 @@ class Initiator:
             self._again(flight, time.monotonic())
 
     def _launch(self, index: int, frame: bytes, what: str, rto: float) -> _Flight:
-        self._send(frame)
+        self._link.send(frame)
         now = time.monotonic()
         return _Flight(index, frame, what, now, now + rto, rto)
 
@@ -450,68 +430,8 @@ class Initiator:
         flight.wait = min(max(2 * flight.wait, self.timeout), max(_LONGEST_WAIT, self.timeout))
         flight.due = now + flight.wait
         self.repeated += 1
-        self._send(flight.frame)
+        self._link.send(flight.frame)
 
     def _next_tag(self) -> int:
         self._tag = (self._tag + 1) & 0xFFFFFFFF
         return self._tag
-
-    def _send(self, frame: bytes) -> None:
-        try:
-            self._socket.send(frame)
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:  # a full queue loses a frame: that is repeated
-                raise InterfaceError(
-                    f"{self.interface}: cannot send ({error.strerror}): is the link up?"
-                ) from None
-
-    def _receive_until(self, end: float, *, once: bool = False) -> Iterator[Reply]:
-        """Replies to us until ``end``; with ``once``, only until there is nothing more at hand."""
-        while True:
-            left = end - time.monotonic()
-            # Rounded up: poll(0) until the deadline would spin.
-            if not self._poll.poll(max(0, int(left * 1000) + 1)) and left <= 0:
-                return
-            got = False
-            while True:
-                try:
-                    frame = self._socket.recv(65536, socket.MSG_DONTWAIT)
-                except BlockingIOError:
-                    break
-                except OSError as error:
-                    if error.errno == errno.ENETDOWN:
-                        raise InterfaceError(f"{self.interface}: the link went down") from None
-                    raise InterfaceError(f"{self.interface}: {error.strerror}") from None
-                reply = parse(frame)
-                if reply is not None and reply.dst == self.mac:
-                    got = True
-                    yield reply
-            if (once and got) or time.monotonic() >= end:
-                return
-
-
-def _device(reply: Reply) -> Device:
-    config = parse_config(reply.body)
-    return Device(
-        reply.shelf,
-        reply.slot,
-        reply.src,
-        config.bufcnt,
-        config.scnt,
-        config.firmware,
-        config.string,
-    )
-
-
-def _name(opcode: int) -> str:
-    try:
-        return Ata(opcode).name.lower().replace("_", " ")
-    except ValueError:
-        return f"ATA command {opcode:#04x}"
-
-
-def _mtu(sock: socket.socket, interface: str) -> int:
-    """The interface's MTU (netdevice(7), SIOCGIFMTU)."""
-    request = struct.pack("16si12x", interface.encode(), 0)
-    answer = fcntl.ioctl(sock, 0x8921, request)
-    return int(struct.unpack_from("16si", answer)[1])

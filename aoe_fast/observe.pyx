@@ -156,7 +156,7 @@ cdef void note_frame(
             elif reply.head[25] == ATA_IDNF:
                 client.errors_idnf += 1
             else:
-                client.errors_unc += 1
+                aoe_add64(&client.errors_unc, 1)
     if header.command != CLASS_ATA:
         return
     opcode = (<const AtaHeader *>frame).command_status
@@ -186,8 +186,6 @@ cdef void note_sent(Batch *batch) noexcept nogil:
         if reply.client == NULL:
             continue
         bucket = bucket_of(now - reply.arrived)
-        reply.client.latency[bucket] += 1
-        if reply.row.shared:
-            aoe_add64(&reply.row.latency[bucket], 1)
-        else:
-            reply.row.latency[bucket] += 1
+        # Workers and side threads answer one client at the same time.
+        aoe_add64(&reply.client.latency[bucket], 1)
+        aoe_add64(&reply.row.latency[bucket], 1)

@@ -1,14 +1,13 @@
 """Side threads for writes that must wait for a disk."""
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from .batch cimport Batch, Reply
-from .clients cimport Client
+from .line cimport Late, Line, Link
 from .residency cimport is_resident
 from .ring cimport Outbox
-from .store cimport Backing, pthread_mutex_t
-from .syncer cimport Queue, pthread_cond_t
-from .view cimport Row
+from .store cimport Backing
+from .syncer cimport Queue
 from .wire cimport SECTOR
 
 
@@ -23,20 +22,16 @@ cdef enum:
 
 # A write and the acknowledgement that it will get; the payload follows.
 cdef struct Parked:
+    Late late
     Parked *next
-    Row *row
-    Client *client
-    int64_t arrived
     uint64_t sector
     uint32_t size
-    int fd
-    uint8_t head[60]
 
 
 # The writes of one export, in their order of arrival; holds the backing.
 cdef struct Lane:
+    Link link                   # in the line for a thread
     Lane *chain                 # of its bucket
-    Lane *next                  # in the line for a thread
     Backing *backing
     Parked *first
     Parked **last
@@ -44,17 +39,12 @@ cdef struct Lane:
     bint in_line
 
 
-# What the workers hand over; guarded by the lock.
+# What the workers hand over: a line of lanes. done: written, and answered or waiting for their
+# sync. The line's lock guards all of it.
 cdef struct Parking:
-    pthread_mutex_t lock
-    pthread_cond_t wake
+    Line line
     Lane *buckets[64]
-    Lane *first                 # the line
-    Lane **last
     uint64_t bytes              # waiting
-    uint64_t taken              # handed over so far
-    uint64_t done               # written, and answered or waiting for their sync
-    int stop
 
 
 cdef inline bint must_park(

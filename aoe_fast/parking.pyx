@@ -5,29 +5,21 @@ would wait for it with all its clients; so it parks the write here and goes on. 
 the same export line up behind it, so each client's are applied in their order of arrival.
 """
 
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 from posix.types cimport off_t
 from posix.unistd cimport usleep
 
-from .batch cimport fail_ata
+from .batch cimport fail_medium
+from .line cimport close_line, keep_late, line_put, line_wait, open_line, put_late, stop_line
 from .memory cimport give, take
 from .observe cimport note_sent
 from .residency cimport CHUNK_BYTES, CHUNK_SECTORS_LOG2, look_at
 from .ring cimport outbox_add, outbox_send
 from .store cimport (
-    aoe_count32, backing_hold, backing_release, backing_write, pthread_mutex_destroy,
-    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    aoe_count32, backing_hold, backing_release, backing_write, pthread_mutex_lock,
+    pthread_mutex_unlock,
 )
 from .syncer cimport defer, mark_dirty
-from .wire cimport ATA_UNC, SHORTEST_REPLY
-
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_cond_init(pthread_cond_t *condition, const void *attributes)
-    int pthread_cond_destroy(pthread_cond_t *condition)
-    int pthread_cond_signal(pthread_cond_t *condition)
-    int pthread_cond_broadcast(pthread_cond_t *condition)
-    int pthread_cond_wait(pthread_cond_t *condition, pthread_mutex_t *mutex)
 
 
 cdef extern from "<fcntl.h>" nogil:
@@ -53,25 +45,19 @@ cdef Parking *new_parking() except NULL:
     cdef Parking *parking = <Parking *>take(sizeof(Parking))
     if parking == NULL:
         raise MemoryError()
-    pthread_mutex_init(&parking.lock, NULL)
-    pthread_cond_init(&parking.wake, NULL)
-    parking.last = &parking.first
+    open_line(&parking.line)
     return parking
 
 
 cdef void free_parking(Parking *parking) noexcept nogil:
     if parking != NULL:
-        pthread_cond_destroy(&parking.wake)
-        pthread_mutex_destroy(&parking.lock)
+        close_line(&parking.line)
         give(parking)
 
 
 cdef void stop_parking(Parking *parking) noexcept nogil:
     """Have every parking_loop write what is waiting and return."""
-    pthread_mutex_lock(&parking.lock)
-    parking.stop = 1
-    pthread_cond_broadcast(&parking.wake)
-    pthread_mutex_unlock(&parking.lock)
+    stop_line(&parking.line)
 
 
 cdef Lane *find_lane(Parking *parking, Backing *backing) noexcept nogil:
@@ -107,10 +93,7 @@ cdef void line_up(Parking *parking, Lane *lane) noexcept nogil:
     if lane.in_line or lane.running or lane.first == NULL:
         return
     lane.in_line = True
-    lane.next = NULL
-    parking.last[0] = lane
-    parking.last = &lane.next
-    pthread_cond_signal(&parking.wake)
+    line_put(&parking.line, &lane.link, True)
 
 
 cdef bint park(
@@ -124,26 +107,22 @@ cdef bint park(
     cdef Lane *lane = NULL
     if node == NULL:
         return False
+    keep_late(&node.late, reply, fd)
     node.next = NULL
-    node.row = reply.row
-    node.client = reply.client
-    node.arrived = reply.arrived
     node.sector = reply.sector
     node.size = reply.late
-    node.fd = fd
-    memcpy(node.head, reply.head, SHORTEST_REPLY)
     memcpy(<uint8_t *>node + sizeof(Parked), payload, reply.late)
-    pthread_mutex_lock(&parking.lock)
+    pthread_mutex_lock(&parking.line.lock)
     if parking.bytes <= MOST_BYTES:
         lane = find_lane(parking, reply.image)
     if lane != NULL:
         lane.last[0] = node
         lane.last = &node.next
         parking.bytes += node.size
-        parking.taken += 1
+        parking.line.taken += 1
         aoe_count32(&reply.image.parked, 1)
         line_up(parking, lane)
-    pthread_mutex_unlock(&parking.lock)
+    pthread_mutex_unlock(&parking.line.lock)
     if lane == NULL:
         give(node)
         return False
@@ -156,16 +135,11 @@ cdef void parking_loop(
     """Write and answer until told to stop, then what is left. ``batch`` is this thread's own."""
     cdef Parked *node
     cdef Lane *lane
-    pthread_mutex_lock(&parking.lock)
+    pthread_mutex_lock(&parking.line.lock)
     while True:
-        while parking.first == NULL and not parking.stop:
-            pthread_cond_wait(&parking.wake, &parking.lock)
-        lane = parking.first
+        lane = <Lane *>line_wait(&parking.line)
         if lane == NULL:
             break
-        parking.first = lane.next
-        if parking.first == NULL:
-            parking.last = &parking.first
         lane.in_line = False
         lane.running = True
         while lane.first != NULL:
@@ -173,22 +147,22 @@ cdef void parking_loop(
             lane.first = node.next
             if lane.first == NULL:
                 lane.last = &lane.first
-            pthread_mutex_unlock(&parking.lock)
+            pthread_mutex_unlock(&parking.line.lock)
             apply(node, lane.backing, queue, batch, outbox)
-            pthread_mutex_lock(&parking.lock)
+            pthread_mutex_lock(&parking.line.lock)
             parking.bytes -= node.size
-            parking.done += 1
+            parking.line.done += 1
             give(node)
         lane.running = False
         drop_lane(parking, lane)
-    pthread_mutex_unlock(&parking.lock)
+    pthread_mutex_unlock(&parking.line.lock)
 
 
 cdef void apply(
     Parked *node, Backing *backing, Queue *queue, Batch *batch, Outbox *outbox
 ) noexcept nogil:
     """Write, then answer or have it synced first; then bring the 64 KiB in for the next ones."""
-    cdef Reply *reply = &batch.replies[0]
+    cdef Reply *reply
     cdef uint64_t chunk = node.sector >> CHUNK_SECTORS_LOG2
     cdef int code
     if delay_us:
@@ -200,28 +174,18 @@ cdef void apply(
     look_at(backing, chunk, 1)
     # Applied: from here on a worker may write for itself again.
     aoe_count32(&backing.parked, -1)
-    memset(reply, 0, sizeof(Reply))
-    memcpy(reply.head, node.head, SHORTEST_REPLY)
-    reply.head_size = SHORTEST_REPLY
-    reply.row = node.row
-    reply.client = node.client
-    reply.arrived = node.arrived
-    batch.count = 1
+    batch.count = 0
+    reply = put_late(batch, &node.late)
     batch.counters.parked += 1
     if code:
-        fail_ata(reply, ATA_UNC)
-        batch.counters.ata_errors += 1
-        node.row.errors += 1
-        node.row.errors_unc += 1
-        if node.client != NULL:
-            node.client.errors_unc += 1
+        fail_medium(batch, reply)
     elif backing.durable:
         reply.sync = backing
-        defer(queue, batch, outbox, node.fd)
+        defer(queue, batch, outbox, node.late.fd)
     else:
         mark_dirty(queue, backing)
     if code or not backing.durable:
         outbox_add(outbox, batch, 0)
     if outbox.count:
-        outbox_send(outbox, batch, node.fd)
+        outbox_send(outbox, batch, node.late.fd)
         note_sent(batch)

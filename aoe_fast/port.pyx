@@ -14,7 +14,8 @@ from libc.string cimport memcpy, memset
 
 from .batch cimport free_batch, new_batch
 from .ring cimport PAYLOADS, REQUESTS, Ring, free_outbox, new_outbox
-from .server cimport Server, Worker, worker_loop
+from .server cimport Server
+from .worker cimport Worker, worker_loop
 
 from .ring import link, open_group
 from .wire import AoeError

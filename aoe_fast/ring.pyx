@@ -18,9 +18,9 @@ from libc.stdlib cimport calloc, free
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.unistd cimport usleep
 
-from .batch cimport BATCH_REPLIES, Reply, fail_ata
+from .batch cimport BATCH_REPLIES, Reply, fail_medium
 from .wire cimport (
-    ATA_UNC, ATA_WRITE, ATA_WRITE_EXT, CLASS_ATA, ETHERTYPE_AOE, FLAG_RESPONSE, SECTOR,
+    ATA_WRITE, ATA_WRITE_EXT, CLASS_ATA, ETHERTYPE_AOE, FLAG_RESPONSE, SECTOR,
 )
 
 from .buffers import widen
@@ -227,13 +227,7 @@ cdef void outbox_send(Outbox *outbox, Batch *batch, int fd) noexcept nogil:
         reply = &batch.replies[outbox.index[sent]]
         if errno == EFAULT and reply.image != NULL and reply.size:
             # The image is shorter than it was, or its disk is bad: an error for this one request.
-            fail_ata(reply, ATA_UNC)
-            batch.counters.ata_errors += 1
-            if reply.row != NULL:
-                reply.row.errors += 1
-                reply.row.errors_unc += 1
-            if reply.client != NULL:
-                reply.client.errors_unc += 1
+            fail_medium(batch, reply)
             outbox.messages[sent].msg_hdr.msg_iovlen = 1
             outbox.messages[sent].msg_hdr.msg_iov[0].iov_len = reply.head_size
             continue

@@ -1,39 +1,16 @@
-"""Worker threads without the GIL: harvest, handle, send; the sync thread; counters."""
+"""The server: its workers' rooms, its side threads, counters; start and stop."""
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t
 
-from .backlog cimport Backlog
 from .batch cimport Batch, Counters
-from .clients cimport Clients
 from .fetch cimport Fetches
 from .parking cimport Parking
-from .ring cimport Outbox, RingState
+from .ring cimport Outbox
 from .spread cimport Spread
 from .syncer cimport Queue
 from .target cimport Target
-from .view cimport Reader, Region
-
-
-cdef struct Worker:
-    RingState *rings[2]
-    Batch *batch
-    Outbox *outbox
-    Counters *counters
-    Reader *reader
-    void **table
-    Queue *queue
-    Fetches *fetches
-    Parking *parking
-    Spread *spread
-    Clients *clients
-    Backlog *backlog
-    uint32_t patience           # requests a client may have waiting at once
-    int64_t spin_ns
-    int stop_fd
-    uint32_t *stop
-
-
-cdef void worker_loop(Worker *worker) noexcept nogil
+from .view cimport Region
+from .worker cimport Worker
 
 
 cdef class Server:

@@ -1,34 +1,24 @@
 """The sync threads: durable acknowledgements by group commit, writeback every few seconds."""
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from .batch cimport Batch, Counters
-from .clients cimport Client
+from .line cimport Late, Line, Link
 from .ring cimport Outbox
-from .store cimport Backing, pthread_mutex_t
-from .view cimport Row
-
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_cond_t:
-        pass
+from .store cimport Backing
 
 
 # An acknowledgement that waits for its export's sync.
 cdef struct Waiting:
+    Late late
     Waiting *next
-    Row *row
-    Client *client
-    int64_t arrived
-    int fd
     uint32_t failures           # its group's, as it was written
-    uint8_t head[60]
 
 
 # The acknowledgements of one export that wait for its next sync; holds the backing.
 cdef struct Group:
+    Link link                   # in the line for a thread
     Group *chain                # of its bucket
-    Group *next                 # in the line for a thread
     Backing *backing
     Waiting *first
     Waiting **last
@@ -50,17 +40,12 @@ cdef enum:
     SYNC_THREADS = 12
 
 
-# What the workers hand to the sync threads; guarded by the lock.
+# What the workers hand to the sync threads: a line of groups; taken and done count
+# acknowledgements. The line's lock guards all of it.
 cdef struct Queue:
-    pthread_mutex_t lock
-    pthread_cond_t wake
+    Line line
     Group *buckets[256]
-    Group *first                # the line
-    Group **last
     Dirty *dirty
-    uint64_t taken              # acknowledgements handed over so far
-    uint64_t done               # sent so far
-    int stop
 
 
 cdef Queue *new_queue() except NULL

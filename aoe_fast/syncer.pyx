@@ -6,39 +6,26 @@ Several exports are synced at once: the kernel makes one flush of the disk's cac
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
-from libc.string cimport memcpy, memset
-from posix.time cimport clock_gettime, timespec
+from libc.string cimport memset
 
-from .batch cimport BATCH_REPLIES, Counters, Reply, fail_ata, monotonic
+from .batch cimport BATCH_REPLIES, Counters, Reply, fail_ata, fail_medium, monotonic
+from .line cimport (
+    close_line, keep_late, line_nap, line_put, line_take, open_line, put_late, stop_line,
+)
 from .memory cimport give, take
 from .observe cimport note_sent
 from .ring cimport outbox_add, outbox_send
 from .store cimport (
-    backing_hold, backing_release, backing_sync, backing_sync_by, pthread_mutex_destroy,
-    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    backing_hold, backing_release, backing_sync, backing_sync_by, pthread_mutex_lock,
+    pthread_mutex_unlock,
 )
-from .wire cimport ATA_UNC, SHORTEST_REPLY
+from .wire cimport ATA_UNC
 
 
 cdef extern from "atomics.h" nogil:
     void aoe_release32(uint32_t *p, uint32_t value)
     uint32_t aoe_swap32(uint32_t *p, uint32_t value)
     uint64_t aoe_add64(uint64_t *p, uint64_t n)
-
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_cond_init(pthread_cond_t *condition, const void *attributes)
-    int pthread_cond_destroy(pthread_cond_t *condition)
-    int pthread_cond_signal(pthread_cond_t *condition)
-    int pthread_cond_broadcast(pthread_cond_t *condition)
-    int pthread_cond_timedwait(
-        pthread_cond_t *condition, pthread_mutex_t *mutex, const timespec *until
-    )
-
-
-cdef extern from "<time.h>" nogil:
-    enum:
-        CLOCK_REALTIME
 
 
 cdef enum:
@@ -50,8 +37,7 @@ cdef enum:
 
 cdef void free_queue(Queue *queue) noexcept nogil:
     if queue != NULL:
-        pthread_cond_destroy(&queue.wake)
-        pthread_mutex_destroy(&queue.lock)
+        close_line(&queue.line)
         give(queue)
 
 
@@ -59,18 +45,13 @@ cdef Queue *new_queue() except NULL:
     cdef Queue *queue = <Queue *>take(sizeof(Queue))
     if queue == NULL:
         raise MemoryError()
-    pthread_mutex_init(&queue.lock, NULL)
-    pthread_cond_init(&queue.wake, NULL)
-    queue.last = &queue.first
+    open_line(&queue.line)
     return queue
 
 
 cdef void stop_queue(Queue *queue) noexcept nogil:
     """Have every sync_loop finish what is queued and return."""
-    pthread_mutex_lock(&queue.lock)
-    queue.stop = 1
-    pthread_cond_broadcast(&queue.wake)
-    pthread_mutex_unlock(&queue.lock)
+    stop_line(&queue.line)
 
 
 cdef void mark_dirty(Queue *queue, Backing *backing) noexcept nogil:
@@ -84,10 +65,10 @@ cdef void mark_dirty(Queue *queue, Backing *backing) noexcept nogil:
         return
     backing_hold(backing)
     node.backing = backing
-    pthread_mutex_lock(&queue.lock)
+    pthread_mutex_lock(&queue.line.lock)
     node.next = queue.dirty
     queue.dirty = node
-    pthread_mutex_unlock(&queue.lock)
+    pthread_mutex_unlock(&queue.line.lock)
 
 
 cdef Group *find_group(Queue *queue, Backing *backing) noexcept nogil:
@@ -126,10 +107,7 @@ cdef void line_up(Queue *queue, Group *group) noexcept nogil:
         # One description: a second sync could miss the error that the first is told of.
         return
     group.in_line = True
-    group.next = NULL
-    queue.last[0] = group
-    queue.last = &group.next
-    pthread_cond_signal(&queue.wake)
+    line_put(&queue.line, &group.link, True)
 
 
 cdef void defer(Queue *queue, Batch *batch, Outbox *outbox, int fd) noexcept nogil:
@@ -138,7 +116,7 @@ cdef void defer(Queue *queue, Batch *batch, Outbox *outbox, int fd) noexcept nog
     cdef Group *group
     cdef Reply *reply
     cdef uint32_t i
-    pthread_mutex_lock(&queue.lock)
+    pthread_mutex_lock(&queue.line.lock)
     for i in range(batch.count):
         reply = &batch.replies[i]
         if reply.sync == NULL:
@@ -151,19 +129,15 @@ cdef void defer(Queue *queue, Batch *batch, Outbox *outbox, int fd) noexcept nog
             fail_ata(reply, ATA_UNC)
             outbox_add(outbox, batch, i)
             continue
+        keep_late(&node.late, reply, fd)
         node.next = NULL
-        node.row = reply.row
-        node.client = reply.client
-        node.arrived = reply.arrived
-        node.fd = fd
         node.failures = group.failures
-        memcpy(node.head, reply.head, SHORTEST_REPLY)
         reply.client = NULL  # its time is taken when it leaves
         group.last[0] = node
         group.last = &node.next
-        queue.taken += 1
+        queue.line.taken += 1
         line_up(queue, group)
-    pthread_mutex_unlock(&queue.lock)
+    pthread_mutex_unlock(&queue.line.lock)
 
 
 cdef void sync_loop(
@@ -175,7 +149,6 @@ cdef void sync_loop(
     """
     cdef int64_t next_writeback = monotonic() + <int64_t>WRITEBACK_SECONDS * 1000000000
     cdef uint64_t many
-    cdef timespec until
     cdef Waiting *waiting
     cdef Group *group
     cdef Dirty *dirty
@@ -184,52 +157,47 @@ cdef void sync_loop(
     cdef int code
     memset(&own, 0, sizeof(Counters))
     batch.counters = &own
-    pthread_mutex_lock(&queue.lock)
+    pthread_mutex_lock(&queue.line.lock)
     while True:
         dirty = NULL
-        if leads and (queue.stop or monotonic() >= next_writeback):
+        if leads and (queue.line.stop or monotonic() >= next_writeback):
             dirty = queue.dirty
             queue.dirty = NULL
             next_writeback = monotonic() + <int64_t>WRITEBACK_SECONDS * 1000000000
         if dirty != NULL:
-            pthread_mutex_unlock(&queue.lock)
+            pthread_mutex_unlock(&queue.line.lock)
             write_back(dirty, &own)
-            pthread_mutex_lock(&queue.lock)
-        elif queue.first != NULL:
-            group = queue.first
-            queue.first = group.next
-            if queue.first == NULL:
-                queue.last = &queue.first
+            pthread_mutex_lock(&queue.line.lock)
+        elif queue.line.first != NULL:
+            group = <Group *>line_take(&queue.line)
             group.in_line = False
             number = 1 if group.running & 1 else 0
             group.running |= <uint32_t>1 << number
             waiting = group.first
             group.first = NULL
             group.last = &group.first
-            pthread_mutex_unlock(&queue.lock)
+            pthread_mutex_unlock(&queue.line.lock)
             many = 0
             code = commit(group, number, waiting, batch, outbox, counters, &many)
-            pthread_mutex_lock(&queue.lock)
-            queue.done += many
+            pthread_mutex_lock(&queue.line.lock)
+            queue.line.done += many
             group.running &= ~(<uint32_t>1 << number)
             if code:
                 group.failures += 1
             line_up(queue, group)
             if group.first == NULL and not group.running:
                 drop_group(queue, group)
-        elif queue.stop:
+        elif queue.line.stop:
             break
         else:
-            clock_gettime(CLOCK_REALTIME, &until)
-            until.tv_sec += 1 if leads else 60
-            pthread_cond_timedwait(&queue.wake, &queue.lock, &until)
+            line_nap(&queue.line, <int64_t>(1 if leads else 60) * 1000000000)
             continue
         counters.replies += own.replies
         counters.ata_errors += own.ata_errors
         counters.send_errors += own.send_errors
         aoe_add64(&counters.syncs, own.syncs)
         memset(&own, 0, sizeof(Counters))
-    pthread_mutex_unlock(&queue.lock)
+    pthread_mutex_unlock(&queue.line.lock)
 
 
 cdef int commit(
@@ -251,25 +219,13 @@ cdef int commit(
         # As many as share a socket and fit go out together.
         batch.count = 0
         node = waiting
-        while node != NULL and node.fd == waiting.fd and batch.count < BATCH_REPLIES:
-            reply = &batch.replies[batch.count]
-            memset(reply, 0, sizeof(Reply))
-            memcpy(reply.head, node.head, SHORTEST_REPLY)
-            reply.head_size = SHORTEST_REPLY
-            reply.row = node.row
-            reply.client = node.client
-            reply.arrived = node.arrived
+        while node != NULL and node.late.fd == waiting.late.fd and batch.count < BATCH_REPLIES:
+            reply = put_late(batch, &node.late)
             if code or node.failures != group.failures:
-                fail_ata(reply, ATA_UNC)
-                batch.counters.ata_errors += 1
-                node.row.errors += 1
-                node.row.errors_unc += 1
-                if node.client != NULL:
-                    node.client.errors_unc += 1
-            outbox_add(outbox, batch, batch.count)
-            batch.count += 1
+                fail_medium(batch, reply)
+            outbox_add(outbox, batch, batch.count - 1)
             node = node.next
-        outbox_send(outbox, batch, waiting.fd)
+        outbox_send(outbox, batch, waiting.late.fd)
         note_sent(batch)
         while waiting != node:
             next = waiting.next

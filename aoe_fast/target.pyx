@@ -14,7 +14,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from .ata cimport answer_ata
 from .batch cimport (
-    HEAD_BYTES, Reply, bump, fail_aoe, fail_ata, free_batch, new_batch, note_first,
+    HEAD_BYTES, Reply, aoe_add64, bump, fail_aoe, fail_ata, free_batch, new_batch, note_first,
 )
 from .settings cimport allows, answer_config, answer_mask, answer_reserve
 from .store cimport backing_read, backing_sync
@@ -126,17 +126,17 @@ cdef void answer(
     batch.count += 1
     if head.version_flags & FLAG_ERROR:
         batch.counters.aoe_errors += 1
-        bump(view, &binding.row.errors, 1)
-        bump(view, &binding.row.errors_aoe, 1)
+        aoe_add64(&binding.row.errors, 1)
+        aoe_add64(&binding.row.errors_aoe, 1)
     elif head.command == CLASS_ATA and reply.head[27] & 1:
         batch.counters.ata_errors += 1
-        bump(view, &binding.row.errors, 1)
+        aoe_add64(&binding.row.errors, 1)
         if reply.head[25] == ATA_ABRT:
-            bump(view, &binding.row.errors_abrt, 1)
+            aoe_add64(&binding.row.errors_abrt, 1)
         elif reply.head[25] == ATA_IDNF:
-            bump(view, &binding.row.errors_idnf, 1)
+            aoe_add64(&binding.row.errors_idnf, 1)
         else:
-            bump(view, &binding.row.errors_unc, 1)
+            aoe_add64(&binding.row.errors_unc, 1)
 
 
 cdef class Target:

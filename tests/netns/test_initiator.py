@@ -178,7 +178,7 @@ def test_lost_frames_are_sent_again(vblade: Peer) -> None:
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
     with vblade.cable.cli.inside(), Initiator("eth0", timeout=0.05, window=16) as initiator:
         initiator.identify(10, 2)
-        initiator._socket.setsockopt(
+        initiator._link._socket.setsockopt(
             socket.SOL_SOCKET, 26, struct.pack("HL", len(program), ctypes.addressof(code))
         )
         assert initiator.read(10, 2, 0, SECTORS) == vblade.image.read_bytes()

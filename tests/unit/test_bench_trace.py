@@ -139,6 +139,15 @@ def test_the_trace_that_comes_along_is_a_whole_boot() -> None:
     assert len(TRACE.read_bytes()) < 50_000
 
 
+@pytest.mark.parametrize("name", ["minimal-http", "debian"])
+def test_the_others_are_whole_too(name: str) -> None:
+    path = TRACE.with_name(f"{name}.trace")
+    kinds = {op.kind for op in load(path).ops}
+    loads = Kind.HTTP if name == "minimal-http" else Kind.SINGLE
+    assert {Kind.DHCP, Kind.TFTP, loads, Kind.DISKS, *ASIDE} <= kinds
+    assert len(path.read_bytes()) < 50_000
+
+
 # From frames to a trace
 
 MAC, SERVER = bytes.fromhex("525400000001"), bytes.fromhex("027700000001")

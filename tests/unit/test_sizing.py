@@ -7,10 +7,12 @@ from click.testing import CliRunner
 
 from aoe_fast.server import ring_sizes
 from aoe_fast.wire import sectors_per_frame
+from bench.storm import TRACE
+from bench.trace import Kind, load
 from pxed.cli import main
 from pxed.cli_size import parse_link
 from pxed.errors import UsageError
-from pxed.sizing import Room, measure, sectors_of
+from pxed.sizing import LOADED, READ, Room, measure, sectors_of
 
 
 def test_a_slow_link_is_what_a_room_waits_for() -> None:
@@ -53,6 +55,12 @@ def test_sectors_in_a_frame_are_what_the_server_offers(mtu: int) -> None:
 def test_the_ring_is_the_servers(clients: int, workers: int) -> None:
     found = measure(Room(clients=clients, link=1e9, workers=workers))
     assert found.ring_frames == ring_sizes(clients, 64, workers)[0]
+
+
+def test_a_debian_seat_is_the_recorded_one() -> None:
+    boot = load(TRACE.with_name("debian.trace"))
+    assert 512 * boot.total(Kind.SINGLE) <= LOADED < 1.1 * 512 * boot.total(Kind.SINGLE)
+    assert 512 * boot.total(Kind.READ) <= READ < 1.1 * 512 * boot.total(Kind.READ)
 
 
 def test_more_of_anything_takes_longer() -> None:
