@@ -1,3 +1,0 @@
-from aoe_fast.store import Export
-
-def hot_chunks(export: Export) -> int: ...
