@@ -74,7 +74,10 @@ class Bench:
             cold = self._directory / "cold.img"
             if not cold.exists():
                 pattern.make(cold, self._row.size, count)
-            pattern.forget(cold)
+            if case.beside_warm:
+                _read_in(cold)
+            else:
+                pattern.forget(cold)
             found.append(cold)
         return found
 
@@ -147,6 +150,12 @@ class Bench:
         least, most = (places * (1 - (1 - 1 / places) ** n) for n in (replies, replies + lost))
         if not 0.97 * least - 10 <= wrote / per <= 1.03 * most + 10:
             raise HostError(f"{case.label}: {wrote / per:.0f} places written, not {least:.0f}")
+
+
+def _read_in(path: Path) -> None:
+    with path.open("rb", buffering=0) as file:
+        while file.read(1 << 20):
+            pass
 
 
 def _finish(load: subprocess.Popen[Any]) -> Figures:

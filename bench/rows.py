@@ -12,7 +12,8 @@ class Case:
     """One server under one load.
 
     server: ours, vblade or floor. load: arguments of the generator. beside: a second load at the
-    same time, on the export after the first ones, its page cache dropped before each run.
+    same time, on the export after the first ones, its page cache dropped before each run, unless
+    ``beside_warm``.
     """
 
     label: str
@@ -20,6 +21,7 @@ class Case:
     load: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
     beside: dict[str, Any] | None = None
+    beside_warm: bool = False
     vblade: dict[str, bool] = field(default_factory=dict)
 
 
@@ -155,12 +157,16 @@ ROWS = (
         "Warm reads (4 in flight) beside another client's cold ones",
         (
             Case("ours, warm alone", "ours", _WARM, {"shared": True}),
+            Case("ours, beside warm", "ours", _WARM, {"shared": True}, _COLD, beside_warm=True),
             Case("ours, beside cold", "ours", _WARM, {"shared": True}, _COLD),
             Case("vblade, warm alone", "vblade", _WARM),
             Case("vblade, beside cold", "vblade", _WARM, {}, _COLD),
         ),
         (
             Ratio("ours, beside cold", "ours, warm alone", "p99_us", "<= 2.00"),
+            # What the second client costs by its being there: it shares the first one's CPU.
+            Ratio("ours, beside warm", "ours, warm alone", "p99_us"),
+            Ratio("ours, beside cold", "ours, beside warm", "p99_us"),
             Ratio("vblade, beside cold", "vblade, warm alone", "p99_us"),
         ),
         size=512 * MIB,
