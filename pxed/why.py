@@ -151,6 +151,14 @@ def _refused(client: Client, trace: Sequence[Event], now: float) -> Reason | Non
     """We made no offer: the reason is our own."""
     full = _last(trace, Kind.POOL_FULL)
     if full is not None:
+        size, unclaimed = full.detail.get("size"), full.detail.get("unclaimed")
+        if isinstance(size, int) and isinstance(unclaimed, int) and 2 * unclaimed > size:
+            return Reason(
+                f"{unclaimed} of the {size} addresses in {full.detail.get('range')} are offers "
+                "that nobody takes: something on this segment asks in the name of many machines",
+                "find it (pxed client list shows their addresses) and unplug it; until then a new "
+                "machine gets its address some seconds late",
+            )
         return Reason(
             f"no address is left in {full.detail.get('range')}",
             "widen [dhcp] range, or shorten [dhcp] lease",

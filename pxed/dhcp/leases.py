@@ -4,7 +4,11 @@ The key is the MAC: one machine shows three client identifiers on its way up (do
 address is *held* from the OFFER on, for seconds; *bound* from the ACK on. A machine's last bound
 address stays its **home**: it gets the same one again, and a flood of random MACs cannot take it,
 since homes go to strangers last, and an unclaimed offer of one is taken back.
-Every table is bounded by the number of addresses.
+
+Nor can such a flood keep new machines out. Once the pool was empty, most of it is for strangers
+that ask a second time (a machine does after some seconds, a made-up address does not), and an offer
+that nobody has claimed for ``CLAIM`` seconds is theirs too.
+Every table is bounded.
 """
 
 import heapq
@@ -20,9 +24,16 @@ from pxed.mac import Mac, mac_bytes
 
 HOLD = 10.0
 """Seconds that an unclaimed offer holds its address: firmware sends its REQUEST within four."""
+CLAIM = 4.0
+"""Seconds until an unclaimed offer may be taken back when the pool is empty."""
+PRESSURE = 30.0
+"""Seconds that the pool counts as short after it was, or would have been, empty."""
+AGAIN = 0.5
+"""Seconds from a stranger's first question to one that counts as its second."""
 QUARANTINE = 600.0
 """Seconds that an address which somebody else uses is left alone (RFC 2131 section 4.3.3)."""
 _MAX_POOL = 1 << 16
+_MAX_ASKED = 1 << 14
 _LOOK_PAST = 1024  # addresses that one call may pass over
 
 
@@ -85,6 +96,9 @@ class Leases:
         self._vouched: OrderedDict[IPv4Address, float] = OrderedDict()  # oldest look first
         self._word: dict[IPv4Address, float] = {}  # what was vouched for as it was offered
         self._next_look = 0  # offset into the range
+        self._unclaimed: OrderedDict[IPv4Address, None] = OrderedDict()  # on offer, oldest first
+        self._short_until = 0.0
+        self._asked: OrderedDict[Mac, float] = OrderedDict()  # strangers, while the pool is short
         self._ends: list[tuple[float, IPv4Address]] = []  # heap; stale entries are skipped
         self.set_range(first, last, exclude=exclude)
 
@@ -125,6 +139,11 @@ class Leases:
     def is_home(self, ip: IPv4Address) -> bool:
         """Whether ``ip`` is some machine's address of before: no need to probe for a rival user."""
         return ip in self._home_at
+
+    @property
+    def unclaimed(self) -> int:
+        """How many addresses are on offer, and nobody has taken them yet."""
+        return len(self._unclaimed)
 
     # Looking ahead: addresses that nobody uses are known before somebody wants one
 
@@ -178,7 +197,11 @@ class Leases:
     def offer(
         self, mac: Mac, now: float, wanted: IPv4Address | None = None, hold: float = HOLD
     ) -> Lease | None:
-        """Hold an address for ``mac``, always the same one if possible; None if none is left."""
+        """Hold an address for ``mac``, always the same one if possible; None if none is left.
+
+        None also for a stranger's first question while the pool is short (``_asks_again``): if it
+        is a machine, it asks again.
+        """
         self._expire(now)
         ip = self._of_mac.get(mac)
         if ip is not None:
@@ -186,7 +209,12 @@ class Leases:
             if lease.state is State.OFFERED:
                 lease = self._set(Lease(mac, ip, State.OFFERED, now + hold))
             return lease
-        ip = self._pick(mac, wanted, now)
+        ip = None
+        if self.is_known(mac) or self._asks_again(mac, now):
+            ip = self._pick(mac, wanted, now) or self._take_back(now)
+            if ip is None:
+                self._short_until = now + PRESSURE
+                self._note(mac, now)
         return None if ip is None else self._set(Lease(mac, ip, State.OFFERED, now + hold))
 
     def bind(self, mac: Mac, ip: IPv4Address, now: float, seconds: float) -> Lease | None:
@@ -285,6 +313,8 @@ class Leases:
         self._both += lease.ip in self._home_at
         if lease.state is not State.DECLINED:
             self._of_mac[lease.mac] = lease.ip
+        if lease.state is State.OFFERED:
+            self._unclaimed[lease.ip] = None
         heapq.heappush(self._ends, (lease.expires, lease.ip))
         if len(self._ends) > 4 * len(self._active) + 64:  # renewals leave stale entries behind
             self._ends = [(item.expires, ip) for ip, item in self._active.items()]
@@ -294,6 +324,7 @@ class Leases:
     def _drop(self, ip: IPv4Address) -> None:
         lease = self._active.pop(ip)
         self._word.pop(ip, None)
+        self._unclaimed.pop(ip, None)
         self._both -= ip in self._home_at
         if self._of_mac.get(lease.mac) == ip:
             del self._of_mac[lease.mac]
@@ -349,6 +380,44 @@ class Leases:
                 if ip in self and self._untouched(ip):
                     return ip
         return next((ip for ip in self._home.values() if ip not in self._active), None)
+
+    def _asks_again(self, mac: Mac, now: float) -> bool:
+        """Whether a stranger may have an address now.
+
+        While the pool is short, offers that nobody took may fill a quarter of what is not leased;
+        beyond that only who asks again gets one, and the pool stays short.
+        """
+        if now >= self._short_until:
+            self._asked.clear()
+            return True
+        first = self._asked.get(mac)
+        if first is not None:
+            return now - first >= AGAIN
+        leased = len(self._active) - len(self._unclaimed)
+        if 4 * len(self._unclaimed) < self.size - leased:
+            return True
+        self._short_until = now + PRESSURE
+        self._note(mac, now)
+        return False
+
+    def _note(self, mac: Mac, now: float) -> None:
+        """The first time that this stranger asked in vain; who asks on is not pushed out first."""
+        self._asked[mac] = self._asked.pop(mac, now)
+        if len(self._asked) > _MAX_ASKED:
+            self._asked.popitem(last=False)
+
+    def _take_back(self, now: float) -> IPv4Address | None:
+        """The address that was offered to a stranger longest ago, and could have been claimed."""
+        for ip in self._unclaimed:
+            lease = self._active[ip]
+            left = lease.expires - now
+            if left > HOLD or lease.mac in self._home:
+                continue  # a Raspberry Pi 3's, which is claimed late; a known machine's
+            if left > HOLD - CLAIM:
+                return None
+            self._drop(ip)
+            return ip
+        return None
 
     def _untouched(self, ip: IPv4Address) -> bool:
         return ip not in self._active and ip not in self._home_at

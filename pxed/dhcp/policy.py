@@ -216,7 +216,10 @@ class Policy:
         fresh = self.leases.of(case.mac, case.now) is None
         lease = self.leases.offer(case.mac, case.now, wanted, hold)
         if lease is None:
-            case.event(Kind.POOL_FULL, range=self.leases.range)
+            case.event(
+                Kind.POOL_FULL, range=self.leases.range, size=self.leases.size,
+                unclaimed=self.leases.unclaimed,
+            )  # fmt: skip
             return Outcome((), tuple(case.events))
         looked_at = self.leases.spend(lease.ip, case.now) or self.leases.is_home(lease.ip)
         probe = lease.ip if fresh and not looked_at else None

@@ -1,12 +1,16 @@
 """A flood of made-up addresses at the running server: it costs a bounded amount of everything."""
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from pxed.dhcp.codec import Type
 from pxed.mac import Mac
+from tests.conftest import requires
 from tests.netns.conftest import GOOD, Serve
 from tests.netns.test_kill import Room, machine
 from tests.netns.test_mode import eventually, running, serve
@@ -51,3 +55,46 @@ def test_a_flood_of_made_up_addresses(serve: Serve) -> None:
         eventually(lambda: f"{new.replace(':', '')}.ext4" in files(serve))
         assert control.get(f"/v1/clients/{new}")["state"] == "booting"
         room.close()
+
+
+@contextmanager
+def flooding(room: Room) -> Iterator[None]:
+    """Each 5 ms a DISCOVER of a machine that is not there, until the end of the block."""
+    stop = threading.Event()
+
+    def flood() -> None:
+        number = 0
+        while not stop.wait(0.005):
+            number += 1
+            room.say(Mac(f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"), Type.DISCOVER)
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_new_machine_gets_an_address_while_a_flood_goes_on(serve: Serve) -> None:
+    """The pool has far fewer addresses than the flood asks for in a second."""
+    requires("udhcpc")
+    host = serve.cable.cli
+    host.ip("addr flush dev eth0")
+    text = GOOD + '[dhcp]\nrange = "10.77.0.50-10.77.0.69"\n'
+    with running(
+        serve, text, before="from pxed import strangers; strangers.TRUST = 20\n"
+    ) as control:
+        room = Room(host)
+        with flooding(room):
+            eventually(lambda: any(e["kind"] == "pool-full" for e in control.follow("/v1/events")))
+            done = host.run(
+                ["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "10", "-T", "3", "-s", "/bin/true",
+                 "-V", "PXEClient:Arch:00000:UNDI:002001"], check=False, timeout=60,
+            )  # fmt: skip
+        room.close()
+        full = next(e for e in control.follow("/v1/events") if e["kind"] == "pool-full")
+    assert done.returncode == 0, done.stderr
+    assert "lease of 10.77.0." in done.stderr + done.stdout
+    assert full["unclaimed"] == full["size"] == 20

@@ -4,7 +4,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from pxed.dhcp.leases import HOLD, QUARANTINE, Lease, Leases, State, carve
+from pxed.dhcp.leases import AGAIN, CLAIM, HOLD, PRESSURE, QUARANTINE, Lease, Leases, State, carve
 from pxed.errors import UsageError
 from pxed.mac import Mac, mac_text
 
@@ -123,6 +123,71 @@ def test_a_room_of_new_machines_switched_on_at_once_all_get_an_offer() -> None:
     offers = {leases.offer(stranger(n), 0) for n in range(200)}
     assert None not in offers
     assert len(offers) == 200
+
+
+def flooded(leases: Leases, begin: float, end: float, rate: int = 100) -> float:
+    """As many made-up addresses a second, each asking once; the time of the last."""
+    number = int(begin * rate)
+    while number < end * rate:
+        leases.offer(stranger(number), number / rate)
+        number += 1
+    return number / rate
+
+
+def test_a_flood_does_not_keep_a_new_machine_out(leases: Leases) -> None:
+    now = flooded(leases, 0, 30)
+    assert leases.offer(A, now) is None  # it is as unknown as the others
+    now = flooded(leases, now, now + 4)  # and asks again, as firmware does
+    offer = leases.offer(A, now)
+    assert offer is not None
+    now = flooded(leases, now, now + 2)
+    assert leases.bind(A, offer.ip, now, 600) is not None
+    assert leases.unclaimed <= 3
+
+
+def test_while_the_pool_is_short_single_strangers_are_answered_at_once(leases: Leases) -> None:
+    now = flooded(leases, 0, 20)
+    assert leases.offer(A, now + HOLD) is not None
+
+
+def test_an_offer_has_its_time_to_be_claimed(leases: Leases) -> None:
+    """Before that the offers of a room are not taken back for others that wait."""
+    for n in range(10):
+        leases.offer(stranger(n), 0)
+    assert leases.offer(A, 0.1) is None
+    assert leases.offer(A, CLAIM - 0.1) is None
+    bound(leases, stranger(9), 3)
+    offer = leases.offer(A, CLAIM)
+    assert offer is not None
+    assert leases.of(stranger(0), CLAIM) is None
+    assert leases.of(stranger(9), CLAIM) is not None
+
+
+def test_offers_of_known_machines_and_of_slow_ones_are_not_taken_back() -> None:
+    leases = Leases(FIRST, FIRST + 1)
+    leases.release(A, bound(leases, A), 1)
+    leases.offer(A, 2)
+    leases.offer(stranger(0), 2, hold=60)  # a Raspberry Pi 3's
+    assert leases.offer(B, 3) is None
+    assert leases.offer(B, 8) is None
+
+
+def test_a_repetition_within_a_moment_is_no_second_question(leases: Leases) -> None:
+    now = flooded(leases, 0, 15)
+    assert leases.offer(A, now) is None
+    assert leases.offer(A, now + AGAIN / 2) is None
+    assert leases.offer(A, now + AGAIN) is not None
+
+
+def test_when_the_flood_is_over_strangers_are_answered_at_once(leases: Leases) -> None:
+    end = flooded(leases, 0, 20) + PRESSURE
+    assert leases.offer(A, end) is not None
+    assert leases.unclaimed == 1
+
+
+def test_who_asked_in_a_flood_is_remembered_within_bounds(leases: Leases) -> None:
+    flooded(leases, 0, 40, rate=1000)
+    assert len(leases._asked) <= 1 << 14
 
 
 def test_withdraw_frees_an_offer_not_a_lease(leases: Leases) -> None:

@@ -96,6 +96,14 @@ def test_a_range_that_is_used_up() -> None:
     assert "no address is left in 10.77.0.50-10.77.0.51; widen" in boot.why(0)
 
 
+def test_a_range_that_a_flood_has_on_offer() -> None:
+    full = {"range": "10.77.0.50-10.77.0.59", "size": 10}
+    boot = Boot().discover()(Kind.POOL_FULL, **full, unclaimed=6)
+    assert "6 of the 10 addresses" in boot.why(0)
+    boot = Boot().discover()(Kind.POOL_FULL, **full, unclaimed=5)
+    assert "no address is left" in boot.why(0)
+
+
 def test_another_servers_offer_won_and_it_said_so() -> None:
     boot = Boot().offered()
     boot(Kind.IGNORED, why="took the offer of another DHCP server, 10.77.0.2")
