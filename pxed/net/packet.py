@@ -29,6 +29,16 @@ _ARP = struct.Struct("!HHBBH6s4s6s4s")
 Instruction = tuple[int, int, int, int]
 """Classic BPF: code, jump if true, jump if false, constant."""
 
+# A frame of a VLAN without an interface here comes up on the card itself, its tag gone and marked
+# as another host's; so does everything on a card in promiscuous mode. An answer to it would go to
+# a network where it was not asked, and an ARP reply from there says nothing of ours.
+_OURS: tuple[Instruction, ...] = (
+    (0x30, 0, 0, 0xFFFFF004),  # ldb [SKF_AD_OFF + SKF_AD_PKTTYPE]
+    (0x15, 0, 1, 3),  # jeq PACKET_OTHERHOST
+    (0x06, 0, 0, 0),  # ret 0
+)
+_EVERYTHING: tuple[Instruction, ...] = ((0x06, 0, 0, 0xFFFF),)
+
 
 def checksum(data: bytes) -> int:
     """The Internet checksum (RFC 1071) of ``data``."""
@@ -83,7 +93,8 @@ def open_raw(
 ) -> socket.socket:
     """A non-blocking raw socket on ``link`` that sends frames and receives ``ethertype``.
 
-    0 receives nothing. ``program`` filters in the kernel; ``groups`` are multicast MACs to join.
+    0 receives nothing; another VLAN's or host's frames never come. ``program`` filters the rest in
+    the kernel; ``groups`` are multicast MACs to join.
     HostError without the privilege.
     """
     try:
@@ -92,8 +103,7 @@ def open_raw(
     except PermissionError:
         raise HostError("raw sockets need root or CAP_NET_RAW: run pxed as root") from None
     try:
-        if program:
-            _attach(raw, program)
+        _attach(raw, (*_OURS, *(program or _EVERYTHING)))
         raw.bind((link.name, ethertype))
         for group in groups:
             request = struct.pack("iHH8s", link.index, _PACKET_MR_MULTICAST, len(group), group)
