@@ -1,85 +1,44 @@
 """Moves files to TFTP clients in a thread without the GIL, a connected socket for each transfer.
 
-A window leaves in one call, which the kernel cuts into datagrams (UDP_SEGMENT) where it can. Bytes
-are read into the packets where they are sent from (preadv), so a file that shrinks is a short read
-and no signal, and a transfer costs no memory but its own record. Two lists under one lock join the
-thread and the owner: orders go in, news come out, and an eventfd on each side says so.
+Two lists under one lock join the thread and the owner: orders go in, news come out, and an eventfd
+on each side says so. ``outlet`` has the sends.
 """
 
 import os
 import threading
 
-from libc.errno cimport (
-    EAGAIN, ECONNREFUSED, EINTR, EINVAL, EIO, EMSGSIZE, EOPNOTSUPP, errno,
-)
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.unistd cimport read, write
 
 from .batch cimport monotonic
+from .outlet cimport (
+    EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, Outlet,
+    epoll_create1, epoll_ctl, epoll_event, epoll_wait, send_blocks, send_one, watch,
+)
 from .store cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
     pthread_mutex_unlock,
 )
 from .transfer cimport (
-    ASK, Deed, GONE, Machine, ROOM, SAY_ILLEGAL, SEND_BLOCKS, SEND_OPENING,
-    STOPPED, Transfer, lay_out, machine_end, machine_expire, machine_receive, machine_start, say,
+    ASK, Deed, GONE, Machine, SAY_ILLEGAL, SEND_BLOCKS, SEND_OPENING, STOPPED, Transfer,
+    machine_end, machine_expire, machine_receive, machine_start, say,
 )
 
 
 cdef extern from "<sys/socket.h>" nogil:
-    struct iovec:
-        void *iov_base
-        size_t iov_len
-    struct msghdr:
-        iovec *msg_iov
-        size_t msg_iovlen
-        void *msg_control
-        size_t msg_controllen
-    struct cmsghdr:
-        size_t cmsg_len
-        int cmsg_level
-        int cmsg_type
-    ssize_t sendmsg(int fd, const msghdr *message, int flags)
-    ssize_t send(int fd, const void *data, size_t size, int flags)
     ssize_t recv(int fd, void *data, size_t size, int flags)
-    size_t CMSG_LEN(size_t size)
     enum:
         MSG_DONTWAIT
-        MSG_NOSIGNAL
 
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
 
-cdef extern from "<netinet/in.h>" nogil:
-    enum:
-        IPPROTO_UDP
-
-
-cdef extern from "<sys/epoll.h>" nogil:
-    union epoll_data_t:
-        void *ptr
-    struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int epoll_create1(int flags)
-    int epoll_ctl(int epoll, int what, int fd, epoll_event *event)
-    int epoll_wait(int epoll, epoll_event *events, int count, int timeout_ms)
-    enum:
-        EPOLLIN
-        EPOLLOUT
-        EPOLL_CLOEXEC
-        EPOLL_CTL_ADD
-        EPOLL_CTL_DEL
-        EPOLL_CTL_MOD
-
-
 cdef enum:
-    UDP_SEGMENT = 103           # <linux/udp.h>
-    SPINS_FOR = 4               # more keep each other from sleeping
     READY = 64                  # sockets looked at in one turn
     MESSAGE = 2048              # the longest packet of a client's that is looked at
     # Orders.
@@ -90,12 +49,6 @@ cdef enum:
     TICK = 10000000
 
 
-# A control message with one uint16, as the kernel lays it out.
-cdef struct Segment:
-    cmsghdr head
-    uint16_t size
-
-
 # The thread's, but for what the lock guards.
 cdef struct Hall:
     pthread_mutex_t lock
@@ -103,18 +56,13 @@ cdef struct Hall:
     Machine **last_order        # guarded
     Machine *news               # guarded
     bint stop                   # guarded
-    int epoll
     int wake                    # eventfd: there are orders
     int tell                    # eventfd: there are news
     Machine *running
-    uint32_t count              # that run
     int64_t spin_ns
     int64_t due                 # no timer fires before
-    bint segmenting
-    uint64_t packets
     uint64_t repeats
-    uint64_t send_errors
-    uint8_t room[ROOM]
+    Outlet out
     uint8_t message[MESSAGE]
 
 
@@ -153,13 +101,14 @@ cdef void hall_loop(Hall *hall) noexcept nogil:
     cdef int i
     cdef bint woken
     while True:
-        # Few clients wait for the wake-up more than for anything else: look a while, then sleep.
-        if hall.count and hall.count <= SPINS_FOR and now - last < hall.spin_ns:
-            count = epoll_wait(hall.epoll, ready, READY, 0)
+        # Look a while, then sleep. One client waits for our wake-up more than for anything else,
+        # and many pay for it: waking a CPU that sleeps takes longer than a block.
+        if hall.running != NULL and now - last < hall.spin_ns:
+            count = epoll_wait(hall.out.epoll, ready, READY, 0)
             if count == 0:
                 sched_yield()
         else:
-            count = epoll_wait(hall.epoll, ready, READY, patience(hall))
+            count = epoll_wait(hall.out.epoll, ready, READY, patience(hall))
         now = monotonic()
         if count:
             last = now
@@ -229,16 +178,11 @@ cdef void take_order(Hall *hall, Machine **at) noexcept nogil:
 
 
 cdef void enter(Hall *hall, Machine *machine, int64_t now) noexcept nogil:
-    cdef epoll_event event
     machine.next = hall.running
     if hall.running != NULL:
         hall.running.previous = machine
     hall.running = machine
-    hall.count += 1
-    memset(&event, 0, sizeof(event))
-    event.events = EPOLLIN
-    event.data.ptr = machine
-    if epoll_ctl(hall.epoll, EPOLL_CTL_ADD, machine.socket, &event):
+    if watch(&hall.out, machine, EPOLLIN, EPOLL_CTL_ADD):
         machine_end(machine, GONE, errno, now)
         leave(hall, machine)
         return
@@ -247,7 +191,7 @@ cdef void enter(Hall *hall, Machine *machine, int64_t now) noexcept nogil:
 
 cdef void leave(Hall *hall, Machine *machine) noexcept nogil:
     """It has ended: off the list, and its owner is told. It may be gone afterwards."""
-    epoll_ctl(hall.epoll, EPOLL_CTL_DEL, machine.socket, NULL)
+    epoll_ctl(hall.out.epoll, EPOLL_CTL_DEL, machine.socket, NULL)
     if machine.previous != NULL:
         machine.previous.next = machine.next
     else:
@@ -256,7 +200,6 @@ cdef void leave(Hall *hall, Machine *machine) noexcept nogil:
         machine.next.previous = machine.previous
     machine.next = NULL
     machine.previous = NULL
-    hall.count -= 1
     hall.repeats += machine.repeats
     report(hall, machine)
 
@@ -268,7 +211,7 @@ cdef void serve(Hall *hall, Machine *machine, uint32_t events, int64_t now) noex
     cdef bint opened = machine.opened
     cdef Deed deed
     if events & EPOLLOUT:
-        watch(hall, machine, EPOLLIN)
+        watch(&hall.out, machine, EPOLLIN, EPOLL_CTL_MOD)
         machine.blocked = False
         act(hall, machine, SEND_BLOCKS, now)
         return
@@ -305,114 +248,22 @@ cdef void act(Hall *hall, Machine *machine, Deed deed, int64_t now) noexcept nog
     """Do it; what has ended leaves."""
     cdef size_t size
     if deed == SEND_OPENING:
-        send_one(hall, machine, machine.opening, machine.opening_size, now)
+        send_one(&hall.out, machine, machine.opening, machine.opening_size, now)
     elif deed == SAY_ILLEGAL:
-        size = say(hall.room, 4, b"this is a read transfer")
-        send_one(hall, machine, hall.room, size, now)
+        size = say(hall.out.room, 4, b"this is a read transfer")
+        send_one(&hall.out, machine, hall.out.room, size, now)
     elif deed == SEND_BLOCKS:
-        send_blocks(hall, machine, now)
+        send_blocks(&hall.out, machine, now)
     if machine.end:
         leave(hall, machine)
     else:
         hall.due = min(hall.due, machine.deadline)
 
 
-cdef void send_blocks(Hall *hall, Machine *machine, int64_t now) noexcept nogil:
-    """The rest of the window, as far as the socket's buffer takes it."""
-    cdef uint32_t blocks = 0
-    cdef size_t size
-    if machine.blocked:
-        return  # it goes on from ``sent`` when there is room
-    while machine.sent < machine.goal:
-        size = lay_out(machine, hall.room, now, &blocks)
-        if blocks == 0:
-            send_one(hall, machine, hall.room, size, now)
-            return
-        if blocks == 1:
-            if not send_one(hall, machine, hall.room, size, now):
-                return
-            machine.sent += 1
-        elif not send_many(hall, machine, size, blocks, now):
-            return
-
-
-cdef bint send_one(
-    Hall *hall, Machine *machine, const uint8_t *data, size_t size, int64_t now
-) noexcept nogil:
-    """False: not now (``blocked``), or the client is gone. Other errors are the timer's to mend."""
-    if send(machine.socket, data, size, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0:
-        hall.packets += 1
-        return True
-    return not failed(hall, machine, now)
-
-
-cdef bint send_many(
-    Hall *hall, Machine *machine, size_t size, uint32_t blocks, int64_t now
-) noexcept nogil:
-    """Blocks of one size, the last maybe shorter, in one call or one by one; False as above."""
-    cdef Segment segment
-    cdef iovec part
-    cdef msghdr message
-    cdef uint32_t step = machine.blksize + 4
-    cdef size_t at = 0
-    if hall.segmenting:
-        memset(&message, 0, sizeof(message))
-        memset(&segment, 0, sizeof(segment))
-        segment.head.cmsg_len = CMSG_LEN(sizeof(uint16_t))
-        segment.head.cmsg_level = IPPROTO_UDP
-        segment.head.cmsg_type = UDP_SEGMENT
-        segment.size = <uint16_t>step
-        part.iov_base = hall.room
-        part.iov_len = size
-        message.msg_iov = &part
-        message.msg_iovlen = 1
-        message.msg_control = &segment
-        message.msg_controllen = sizeof(segment)
-        if sendmsg(machine.socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0:
-            hall.packets += blocks
-            machine.sent += blocks
-            return True
-        if errno not in (EINVAL, EIO, EOPNOTSUPP, EMSGSIZE):
-            if failed(hall, machine, now):
-                return False
-            machine.sent += blocks
-            return True
-        # This kernel or interface cannot: one call for each from now on.
-        hall.segmenting = False
-    while at < size:
-        if not send_one(hall, machine, hall.room + at, min(<size_t>step, size - at), now):
-            return False
-        machine.sent += 1
-        at += step
-    return True
-
-
-cdef bint failed(Hall *hall, Machine *machine, int64_t now) noexcept nogil:
-    """A send that did not work; True if what follows it should not be tried now either."""
-    if errno == EAGAIN:
-        machine.blocked = machine.opened
-        if machine.blocked:
-            watch(hall, machine, EPOLLIN | EPOLLOUT)
-        return True
-    hall.send_errors += 1
-    if errno == ECONNREFUSED:
-        machine_end(machine, GONE, errno, now)
-        return True
-    return False  # link down, out of buffers: as if it were lost
-
-
-cdef void watch(Hall *hall, Machine *machine, uint32_t events) noexcept nogil:
-    cdef epoll_event event
-    memset(&event, 0, sizeof(event))
-    event.events = events
-    event.data.ptr = machine
-    epoll_ctl(hall.epoll, EPOLL_CTL_MOD, machine.socket, &event)
-
-
 cdef class Mover:
     """Transfers of many clients in one thread; between ``start`` and ``stop``.
 
-    spin_us: how long it looks for the next packet before it sleeps, while few clients load; off on
+    spin_us: how long it looks for the next packet before it sleeps, while somebody loads; off on
     a machine with one CPU. ``fileno`` is readable while ``news`` has something to say.
     """
 
@@ -426,11 +277,11 @@ cdef class Mover:
         self._hall = <Hall *>calloc(1, sizeof(Hall))
         if self._hall == NULL:
             raise MemoryError()
-        self._hall.epoll = self._hall.wake = self._hall.tell = -1
+        self._hall.out.epoll = self._hall.wake = self._hall.tell = -1
         pthread_mutex_init(&self._hall.lock, NULL)
         self._hall.last_order = &self._hall.orders
         self._hall.spin_ns = spin_us * 1000 if len(os.sched_getaffinity(0)) > 1 else 0
-        self._hall.segmenting = True
+        self._hall.out.segmenting = True
         self._transfers = set()
 
     def __dealloc__(self):
@@ -441,19 +292,19 @@ cdef class Mover:
     @property
     def segmenting(self):
         """Whether windows leave in one call; turns itself off where the kernel cannot."""
-        return bool(self._hall.segmenting)
+        return bool(self._hall.out.segmenting)
 
     @segmenting.setter
     def segmenting(self, bint value):
-        self._hall.segmenting = value
+        self._hall.out.segmenting = value
 
     @property
     def counters(self):
         """packets sent, repeats by the timer, send_errors."""
         return {
-            "packets": self._hall.packets,
+            "packets": self._hall.out.packets,
             "repeats": self._hall.repeats,
-            "send_errors": self._hall.send_errors,
+            "send_errors": self._hall.out.send_errors,
         }
 
     def fileno(self):
@@ -466,14 +317,14 @@ cdef class Mover:
         if self._thread is not None:
             raise RuntimeError("this mover is running already")
         try:
-            self._hall.epoll = epoll_create1(EPOLL_CLOEXEC)
-            if self._hall.epoll < 0:
+            self._hall.out.epoll = epoll_create1(EPOLL_CLOEXEC)
+            if self._hall.out.epoll < 0:
                 raise OSError(errno, os.strerror(errno))
             self._hall.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self._hall.tell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             memset(&event, 0, sizeof(event))
             event.events = EPOLLIN
-            if epoll_ctl(self._hall.epoll, EPOLL_CTL_ADD, self._hall.wake, &event):
+            if epoll_ctl(self._hall.out.epoll, EPOLL_CTL_ADD, self._hall.wake, &event):
                 raise OSError(errno, os.strerror(errno))
         except BaseException:
             self._close()
@@ -556,7 +407,7 @@ cdef class Mover:
         self._close()
 
     cdef void _close(self):
-        for fd in (self._hall.epoll, self._hall.wake, self._hall.tell):
+        for fd in (self._hall.out.epoll, self._hall.wake, self._hall.tell):
             if fd >= 0:
                 os.close(fd)
-        self._hall.epoll = self._hall.wake = self._hall.tell = -1
+        self._hall.out.epoll = self._hall.wake = self._hall.tell = -1
