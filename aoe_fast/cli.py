@@ -31,6 +31,7 @@ from aoe_fast.notify import Notifier, log_to_stderr, to_journal
 from aoe_fast.privileges import Capability, find_user, reduce
 from aoe_fast.remote import export, stat
 from aoe_fast.service import Service
+from aoe_fast.statefile import check_writable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -131,6 +132,8 @@ def serve(
         if listener is not None:
             stack.callback(listener.close)
         _give_up(user)  # the first thread comes after this
+        if state is not None:
+            check_writable(state)
         stack.enter_context(server)
         service.presence.start()
         text = f"ready on {', '.join(names)}: {service.says()}"

@@ -6,9 +6,12 @@ their entries.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
+import pwd
+import stat
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -86,6 +89,33 @@ class StateFile:
                 self._entries = entries
             self._broken = False
             self._seen = now
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """AoeError unless a save at ``path`` would work for who this process is now."""
+    where = os.fspath(path)
+    folder = os.path.dirname(os.path.abspath(where))
+    try:
+        with open(f"{where}.new", "wb"):
+            pass
+        os.unlink(f"{where}.new")
+        above = os.stat(folder)
+        if above.st_mode & stat.S_ISVTX and os.geteuid() not in (0, above.st_uid):
+            # There only its owner may replace a file.
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(where).st_uid != os.geteuid():
+                    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+    except OSError as error:
+        raise AoeError(
+            f"{where}: user {_name()} cannot save it ({error.strerror}): give {folder} to that user"
+        ) from None
+
+
+def _name() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def _parse(document: Any) -> dict[str, Settings]:

@@ -2,10 +2,13 @@
 
 import fcntl
 import os
+import pwd
 import resource
 from pathlib import Path
 
 from pxed.errors import HostError
+
+_WRITTEN = ("config", "config/midlayers", "pxed.db", "leases.journal")
 
 
 def raise_file_limit() -> None:
@@ -18,7 +21,7 @@ def raise_file_limit() -> None:
 def claim(state_dir: Path) -> int:
     """A lock on the state directory, held until the descriptor is closed or the process ends.
 
-    HostError if another server holds it, or it cannot be made.
+    HostError if another server holds it, it cannot be made, or something in it cannot be written.
     """
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
@@ -33,4 +36,18 @@ def claim(state_dir: Path) -> int:
             f"{state_dir}: another pxed serves this state directory: "
             "stop it, or choose another state_dir"
         ) from None
+    for path in (state_dir, *(state_dir / name for name in _WRITTEN)):
+        if path.exists() and not os.access(path, os.W_OK | (os.X_OK if path.is_dir() else 0)):
+            os.close(fd)
+            raise HostError(
+                f"{path}: {_name()} cannot write it: give it to that user (chown), "
+                "or choose another state_dir"
+            )
     return fd
+
+
+def _name() -> str:
+    try:
+        return f"user {pwd.getpwuid(os.geteuid()).pw_name}"
+    except KeyError:
+        return f"user {os.geteuid()}"

@@ -224,3 +224,43 @@ def test_ready_watchdog_and_stop_are_told(serve: Serve, tmp_path: Path) -> None:
         while not manager.recv(4096).startswith(b"STOPPING=1"):
             pass
         assert process.wait(10) == 0
+
+
+def test_what_the_user_cannot_write_is_found_at_the_start(served: Serve) -> None:
+    folder = served.state / "config" / "midlayers"
+    folder.mkdir(parents=True)
+    served.start(AS_USER).kill()
+    (served.state / "control.sock").unlink()
+    os.chown(folder, 0, 0)
+    served.refuses(AS_USER, 1, str(folder), USER)
+
+
+@pytest.mark.parametrize("case", ["folder", "file"])
+def test_the_block_servers_state_must_be_writable_for_its_user(
+    cable: Cable, tmp_path: Path, open_state: Path, case: str
+) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    folder = open_state.parent / "kept"
+    folder.mkdir()
+    if case == "file":  # in a folder like /tmp, where only its owner may replace it
+        folder.chmod(0o1777)
+        (folder / "aoe.json").write_text('{"version": 1, "exports": {}}')
+    command = [
+        sys.executable, "-m", "aoe_fast.cli", "serve", "-i", "eth0", "--control",
+        str(tmp_path / "control"), "--export", f"7.0={disk},rw", "--user", USER,
+        "--state", str(folder / "aoe.json"),
+    ]  # fmt: skip
+    done = cable.srv.run(command, check=False, timeout=30)
+    assert done.returncode == 1, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert str(folder) in done.stderr
+    assert USER in done.stderr
+    user = pwd.getpwnam(USER)
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, user.pw_uid, user.pw_gid)
+    process = cable.srv.popen(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert b"ready on eth0" in process.stdout.readline()
+    process.terminate()
+    assert process.wait(10) == 0
