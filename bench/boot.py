@@ -1,6 +1,6 @@
-"""TFTP and DHCP beside dnsmasq and tftpd-hpa, in one run: rates, medians and ratios.
+"""TFTP, DHCP and HTTP beside dnsmasq, tftpd-hpa and nginx, in one run: rates, medians and ratios.
 
-    python -m bench boot [--rounds 3] [--quick] [--only tftp|dhcp|first-frame] [--json]
+    python -m bench boot [--rounds 3] [--quick] [--only tftp|dhcp|http|first-frame] [--json]
 
 Each server runs alone in a namespace at the end of a veth cable, the whole ``pxed serve`` among
 them, and the same clients ask it: curl, atftp (for windows) and Kea's perfdhcp. The server is
@@ -8,7 +8,7 @@ pinned to CPU 0 and the clients to CPU 1, as if they were two machines: left alo
 then puts both on one CPU, and the same server is three times as fast in that minute. The rounds go
 from server to server, so that a slow minute of this machine hits all of them. The last rows are
 QEMU clients that boot from our server (``bench.firstframe``). Needs root, curl, atftp, dnsmasq,
-tftpd-hpa and perfdhcp (packages atftp, dnsmasq-base, tftpd-hpa, kea-admin).
+tftpd-hpa, perfdhcp and nginx (packages atftp, dnsmasq-base, tftpd-hpa, kea-admin, nginx-light).
 """
 
 import argparse
@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import boothttp
 from bench.firstframe import doubles, first_frame
 from pxed.errors import PxedError
 from pxed.lab.netns import Namespace, veth
@@ -41,7 +42,7 @@ SERVERS = ("pxed", "dnsmasq", "tftpd-hpa")
 SERVER_CPU = "0"
 CLIENT_CPU = 1
 PINNED = ("taskset", "-c", str(CLIENT_CPU))
-NEEDED = ("curl", "atftp", "dnsmasq", "in.tftpd", "perfdhcp")
+NEEDED = ("curl", "atftp", "dnsmasq", "in.tftpd", "perfdhcp", "nginx", "busybox")
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,10 @@ class Bench:
         self.cli.ip(*(f"addr add {ip}/16 dev eth0" for ip in (CLIENT, *self.addresses)))
         self.files = self.folder / "files"
         self.files.mkdir()
-        for size in {load.size for load in LOADS}:
-            (self.files / f"{size}").write_bytes(os.urandom(1 << 20) * (size >> 20))
+        named = {f"{load.size}": load.size for load in LOADS}
+        named |= {load.file: load.size for load in boothttp.LOADS}
+        for name, size in named.items():
+            (self.files / name).write_bytes(os.urandom(1 << 20) * (size >> 20))
 
     def __enter__(self) -> "Bench":
         return self
@@ -107,6 +110,8 @@ class Bench:
                 process.wait()
 
     def _argv(self, name: str) -> list[str]:
+        if name in boothttp.SERVERS[1:]:
+            return boothttp.argv(name, self.folder, self.files)
         if name == "tftpd-hpa":
             return ["in.tftpd", "-L", "-s", "-a", f"{SERVER}:69", "-u", "root", str(self.files)]
         if name == "dnsmasq":
@@ -125,7 +130,11 @@ class Bench:
             (image / device).write_bytes(bytes(8192))
         said = {"name": "lab", "version": "1", "class": "x86"}
         devices = {"boot": "boot", "root": "root"}
-        (image / "manifest.json").write_text(json.dumps({**said, "devices": devices}))
+        kernel = {load.file: load.file for load in boothttp.LOADS}
+        for file in kernel:
+            (image / file).hardlink_to(self.files / file)
+        manifest = {**said, "devices": devices, "kernel": {**kernel, "cmdline": ""}}
+        (image / "manifest.json").write_text(json.dumps(manifest))
         config = self.folder / "pxed.toml"
         config.write_text(
             f'interface = "eth0"\nstate_dir = "{state}"\n[tftp]\nroot = "{self.files}"\n'
@@ -134,7 +143,7 @@ class Bench:
         return [sys.executable, "-m", "pxed", "serve", "-c", str(config)]
 
     def _wait(self, name: str, process: "subprocess.Popen[Any]") -> None:
-        """Until it answers a TFTP request."""
+        """Until it answers a TFTP or an HTTP request."""
         until = time.monotonic() + 20
         with self.cli.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
             udp.settimeout(0.2)
@@ -142,6 +151,10 @@ class Bench:
                 if process.poll() is not None or time.monotonic() > until:
                     said = (self.folder / f"{name}.log").read_text(errors="replace")
                     raise SystemExit(f"{name} does not start: {said[-500:]}")
+                if name in boothttp.SERVERS[1:]:
+                    if boothttp.answers(self.cli, SERVER):
+                        return
+                    continue
                 with contextlib.suppress(OSError):
                     udp.sendto(b"\0\1nothing\0octet\0", (SERVER, 69))
                     if udp.recv(1024):
@@ -175,6 +188,12 @@ class Bench:
         if not whole or any(process.returncode for process in running):
             raise SystemExit(f"{load.name}: a client did not get its file")
         return load.clients * load.size / took / 1e6
+
+    def http(self, load: boothttp.HttpLoad) -> float:
+        """MB/s of all clients together, every byte compared."""
+        with _beside_the_clients(), tempfile.TemporaryDirectory(dir="/dev/shm") as room:
+            return boothttp.load(load, self.cli, SERVER, self.addresses, self.files, Path(room),
+                                 PINNED)  # fmt: skip
 
     def exchanges(self, rate: int, seconds: int) -> dict[str, float]:
         """perfdhcp's four-way exchanges: how many of ``rate`` in a second, delays, losses."""
@@ -279,13 +298,28 @@ def measure(
     return figures
 
 
+def measure_http(rounds: int) -> dict[str, dict[str, list[Any]]]:
+    """MB/s of every HTTP server, round by round."""
+    figures: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
+    with Bench() as bench:
+        for turn in range(rounds):
+            for name in boothttp.SERVERS:
+                print(f"round {turn + 1} of {rounds}: {name}", file=sys.stderr)
+                with bench.serving(name):
+                    for load in boothttp.LOADS:
+                        rate = bench.http(load)
+                        figures[f"HTTP MB/s, {load.name}"][name].append(rate)
+                        print(f"  {load.name}: {rate:.0f} MB/s", file=sys.stderr)
+    return figures
+
+
 def report(figures: dict[str, dict[str, list[Any]]]) -> list[dict[str, Any]]:
     """Medians, and ours against the best peer's (above 1 is more; for TFTP and per_second good)."""
     rows: list[dict[str, Any]] = []
     for what, by_server in figures.items():
         medians = {name: round(statistics.median(v), 3) for name, v in by_server.items()}
         peers = [value for name, value in medians.items() if name != "pxed" and value]
-        more = "TFTP" in what or "per_second" in what
+        more = "MB/s" in what or "per_second" in what
         best = max(peers, default=0) if more else min(peers, default=0)
         ratio = round(medians["pxed"] / best, 2) if peers and best else None
         rows.append({"what": what, "medians": medians, "ratio_to_best_peer": ratio,
@@ -324,7 +358,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench boot", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="short DHCP runs")
-    parser.add_argument("--only", choices=("tftp", "dhcp", "first-frame"))
+    parser.add_argument("--only", choices=("tftp", "dhcp", "http", "first-frame"))
     parser.add_argument("--json", action="store_true", help="every figure, as JSON")
     options = parser.parse_args(argv)
     missing = [name for name in NEEDED if shutil.which(name) is None]
@@ -334,10 +368,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up then too
     rows: list[dict[str, Any]] = []
     try:
-        if options.only != "first-frame":
+        if options.only in (None, "tftp", "dhcp"):
             loads = LOADS if options.only != "dhcp" else ()
             seconds = 2 if options.quick else 5
             rows += report(measure(options.rounds, loads, seconds, options.only != "tftp"))
+        if options.only in (None, "http"):
+            rows += report(measure_http(options.rounds))
         if options.only in (None, "first-frame"):
             rows += first_frames(1 if options.quick else options.rounds)
     except PxedError as error:
@@ -346,11 +382,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps({"load": os.getloadavg(), "cpus": os.cpu_count(), "rows": rows}, indent=2))
         return 0
-    print(f"{'':44} {'pxed':>10} {'dnsmasq':>10} {'tftpd-hpa':>10}  ours/best")
     for row in rows:
-        values = [row["medians"].get(name) for name in SERVERS]
-        cells = " ".join(f"{'-' if v is None else f'{v:.3g}':>10}" for v in values)
-        print(f"{row['what']:44} {cells}  {row['ratio_to_best_peer'] or '-'}")
+        cells = ", ".join(f"{name} {value:.4g}" for name, value in row["medians"].items())
+        print(f"{row['what']:44} {row['ratio_to_best_peer'] or '-':>6}  {cells}")
     return 0
 
 

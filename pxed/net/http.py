@@ -1,4 +1,9 @@
-"""HTTP on one interface: aiohttp around ``pxed.http.site``; ranges and ETag are aiohttp's."""
+"""HTTP on one interface: aiohttp around ``pxed.http.site``; ranges and ETag are aiohttp's.
+
+It has a thread and a plain asyncio loop of its own: uvloop has no sendfile, and a room that loads
+its kernel must not hold up the loop that answers DHCP. What the site finds is looked up there;
+events, and whose address it was, are the server's loop's.
+"""
 
 import asyncio
 import contextlib
@@ -19,6 +24,7 @@ from pxed.events import Event, Kind
 from pxed.http.site import Site
 from pxed.mac import Mac
 from pxed.net.link import Link
+from pxed.net.thread import LoopThread
 
 _log = logging.getLogger("pxed.http")
 _BACKLOG = 1024  # a room that is switched on at once
@@ -50,9 +56,10 @@ _requests.addFilter(in_one_line)
 class HttpServer:
     """Serves ``site`` on ``port`` of ``link``; every event goes to ``emit``.
 
-    ``base`` gives the server's own URL at the time of the call, ``mac_of`` a client's MAC from its
-    address. ``counters``: requests, done, missing, failed, refused, bytes, too_many
-    (connections).
+    ``mac_of`` gives a client's MAC from its address. It and ``emit`` are called on the loop that
+    ``start`` was called on; ``site`` and ``base``, the server's own URL at the time of the call, on
+    the service's own, and must not care. ``counters``: requests, done, missing, failed, refused,
+    bytes, too_many (connections).
     """
 
     def __init__(
@@ -74,9 +81,33 @@ class HttpServer:
         self._mac_of = mac_of
         self._runner: web.AppRunner | None = None
         self._listener: asyncio.Server | None = None
+        self._thread: LoopThread | None = None
+        self._owner: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:
         """Listen; HostError says why that cannot be, and what to do."""
+        listener = self._listen()
+        self._owner = asyncio.get_running_loop()
+        self._thread = LoopThread(new_loop=asyncio.SelectorEventLoop, name="pxed-http")
+        try:
+            await self._thread.run(self._start(listener))
+        except BaseException:
+            listener.close()
+            await self.close()
+            raise
+        _log.debug("HTTP on %s, port %d", self._link.name, self._port)
+
+    async def close(self) -> None:
+        """Stop; closing twice is fine."""
+        if self._thread is None:
+            return
+        thread, self._thread = self._thread, None
+        await thread.run(self._stop())
+        thread.close()
+
+    # In the thread
+
+    async def _start(self, listener: socket.socket) -> None:
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._answer)
         runner = web.AppRunner(
@@ -85,25 +116,19 @@ class HttpServer:
         )  # fmt: skip
         await runner.setup()
         self._runner = runner
-        try:
-            listener = self._listen()
-        except BaseException:
-            await self.close()
-            raise
         assert runner.server is not None
         door = _Door(runner.server, self.counters)
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(door, sock=listener, backlog=_BACKLOG)
-        _log.debug("HTTP on %s, port %d", self._link.name, self._port)
 
-    async def close(self) -> None:
-        """Stop; closing twice is fine."""
+    async def _stop(self) -> None:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+        await asyncio.get_running_loop().shutdown_default_executor()
 
     def _listen(self) -> socket.socket:
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -163,8 +188,13 @@ class HttpServer:
         return response
 
     def _tell(self, kind: Kind, ip: str, detail: dict[str, object]) -> None:
+        assert self._owner is not None
+        with contextlib.suppress(RuntimeError):  # it is closed: nobody is left to be told
+            self._owner.call_soon_threadsafe(self._told, kind, ip, time.time(), detail)
+
+    def _told(self, kind: Kind, ip: str, now: float, detail: dict[str, object]) -> None:
         try:
-            self._emit(Event(kind, self._mac_of(ip), time.time(), detail))
+            self._emit(Event(kind, self._mac_of(ip), now, detail))
         except Exception as error:  # a fault in the listener must not stop the service
             self.counters["faults"] += 1
             _log.error("event %s: %r", kind, error)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +14,10 @@ import pytest
 from pxed import images
 from pxed.errors import HostError
 from pxed.events import Event, Kind
-from pxed.http.site import Site
+from pxed.http.site import Found, Site
 from pxed.net import http
 from pxed.net.http import HttpServer
-from pxed.net.link import look_up
+from pxed.net.link import Link, look_up
 from pxed.net.thread import LoopThread
 from tests.conftest import Cable, requires
 
@@ -219,3 +220,53 @@ def test_connections_that_say_nothing_are_bounded(
                 while tcp.recv(4096):
                     pass
         assert code(cable, "/ipxe/snponly.efi") == "200"
+
+
+def test_the_kernel_sends_the_file(
+    cable: Cable, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sendfile(2): not a byte of a file passes through Python."""
+    sent: list[int] = []
+    sendfile = os.sendfile
+
+    def counted(out: int, source: int, offset: int, count: int) -> int:
+        size = sendfile(out, source, offset, count)
+        sent.append(size)
+        return size
+
+    monkeypatch.setattr(os, "sendfile", counted)
+    with serving(cable, site):
+        curl(cable, "/image/lab@1/vmlinuz", "-o", str(tmp_path / "got"))
+    assert (tmp_path / "got").read_bytes() == BODY
+    assert sum(sent) == len(BODY)
+
+
+def test_it_has_a_thread_of_its_own_and_tells_the_others(cable: Cable, site: Site) -> None:
+    """What is looked up and sent does not hold up the loop of the other protocols."""
+    found, told = list[str](), list[str]()
+    find = site.find
+
+    def noted(path: str, base: str) -> Found | None:
+        found.append(threading.current_thread().name)
+        return find(path, base)
+
+    def emit(event: Event) -> None:
+        told.append(threading.current_thread().name)
+
+    cable.cli.ip("addr replace 10.77.0.2/24 dev eth0")
+    site.find = noted  # type: ignore[method-assign]
+    with LoopThread(cable.srv.inside(), name="the others") as thread:
+        server = HttpServer(look_up_in(cable), 80, site, emit, base=lambda: BASE)
+        thread.call(server.start())
+        try:
+            assert code(cable, "/image/lab@1/vmlinuz") == "200"
+        finally:
+            thread.call(server.close())
+    assert found == ["pxed-http"]
+    assert told == ["the others"]
+    assert "pxed-http" not in {each.name for each in threading.enumerate()}
+
+
+def look_up_in(cable: Cable) -> Link:
+    with cable.srv.inside():
+        return look_up("eth0")
