@@ -13,10 +13,12 @@ from ipaddress import IPv4Address
 from pxed.dhcp.leases import Leases
 from pxed.mac import Mac
 
-FRESH = 120.0
+FRESH = 300.0
 """Seconds that a look is good for."""
 _RENEW = 30.0  # as long before the end of that it is repeated
-_FEWEST, _MOST = 64, 1024
+# Always ready: what a room can ask for before the first further looks are over (a wait and a bit),
+# for one ARP request a second while nobody asks.
+_FEWEST, _MOST = 256, 1024
 _AT_ONCE = 64  # probes in one turn
 _IDLE = 5.0
 
