@@ -8,7 +8,7 @@ pinned to CPU 0 and the clients to CPU 1, as if they were two machines: left alo
 then puts both on one CPU, and the same server is three times as fast in that minute. The rounds go
 from server to server, so that a slow minute of this machine hits all of them. The last rows are
 QEMU clients that boot from our server (``bench.firstframe``). Needs root, curl, atftp, dnsmasq,
-tftpd-hpa, perfdhcp and nginx (packages atftp, dnsmasq-base, tftpd-hpa, kea-admin, nginx-light).
+tftpd-hpa, perfdhcp and nginx (packages atftp, dnsmasq-base, tftpd-hpa, kea-admin, nginx).
 """
 
 import argparse

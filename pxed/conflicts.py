@@ -91,8 +91,7 @@ class Conflicts:
             events += self._note(What.DHCP, rival.mac, str(rival.ip), offer, consequence,
                                  serious, now)  # fmt: skip
         if rival.boots:
-            offer = f"boot file {rival.file}" if rival.file else "network boot without a file name"
-            events += self._note(What.BOOT, rival.mac, str(rival.ip), offer, _BOOTS,
+            events += self._note(What.BOOT, rival.mac, str(rival.ip), rival.boot, _BOOTS,
                                  True, now, rival.asks_4011)  # fmt: skip
         return events
 

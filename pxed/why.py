@@ -390,8 +390,11 @@ def _name(rival: Finding) -> str:
 
 
 def _named(rival: Finding | None, why: str) -> str:
-    """The MAC of the server that ``why`` ends with, where it is known."""
-    return f" ({rival.mac})" if rival is not None and rival.ip and rival.ip in why else ""
+    """More of the server that ``why`` ends with, where it is known."""
+    if rival is None or not rival.ip or rival.ip not in why:
+        return ""
+    boots = f", which offers {rival.offer}" if rival.what is What.BOOT else ""
+    return f" ({rival.mac}){boots}"
 
 
 def _ipxe(event: Event) -> bool:

@@ -28,7 +28,8 @@ class Rival:
 
     ``address`` and ``file`` are what it offered, as far as it said. ``asks_4011``: it says
     PXEClient without option 43, so UEFI firmware goes on to ask its port 4011, and fails with
-    PXE-E16 if nobody answers there (docs/netboot.md).
+    PXE-E16 if nobody answers there (docs/netboot.md). ``siaddr``: where its boot file is to be had,
+    if that is not the server itself.
     """
 
     ip: IPv4Address
@@ -38,6 +39,13 @@ class Rival:
     address: str = ""
     file: str = ""
     asks_4011: bool = False
+    siaddr: str = ""
+
+    @property
+    def boot(self) -> str:
+        """What it has machines boot, in words."""
+        file = f"boot file {self.file}" if self.file else "network boot without a file name"
+        return f"{file} from {self.siaddr}" if self.siaddr else file
 
     @property
     def offer(self) -> str:
@@ -46,7 +54,7 @@ class Rival:
         if self.leases:
             words.append(f"address {self.address}" if self.address else "addresses")
         if self.boots:
-            words.append(f"boot file {self.file}" if self.file else "network boot")
+            words.append(self.boot if self.file else "network boot")
         return " and ".join(words) or "no address and no boot file"
 
     def __str__(self) -> str:
@@ -128,14 +136,16 @@ def seen(message: Message, sender: Mac, source: IPv4Address) -> Rival:
     """
     file = (message.file or message.options.get(Opt.BOOT_FILE, b"")).split(b"\0")[0]
     pxe = message.options.get(Opt.VENDOR_CLASS, b"").startswith(b"PXEClient")
+    ip = message.address(Opt.SERVER_ID) or source
     return Rival(
-        message.address(Opt.SERVER_ID) or source,
+        ip,
         sender,
         message.yiaddr != NOWHERE or message.type == Type.ACK,
         bool(file) or pxe,
         str(message.yiaddr) if message.yiaddr != NOWHERE else "",
         "".join(c if c.isprintable() else "?" for c in file.decode("ascii", "replace"))[:128],
         pxe and Opt.VENDOR not in message.options,
+        str(message.siaddr) if file and message.siaddr not in (NOWHERE, ip) else "",
     )
 
 
@@ -152,5 +162,6 @@ def merge(found: list[Rival]) -> tuple[Rival, ...]:
             have.address or each.address,
             have.file or each.file,
             have.asks_4011 or each.asks_4011,
+            have.siaddr or each.siaddr,
         )
     return tuple(sorted(servers.values()))

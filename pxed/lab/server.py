@@ -19,7 +19,7 @@ STOP_LIMIT = 10.0
 class LabServer:
     """Our server in ``lab``, with its state in ``state``; ``more`` is added to its configuration.
 
-    ``log`` is the file with all that it said.
+    ``log`` is the file with all that it said, ``command`` what is run.
     """
 
     def __init__(self, lab: Lab, state: Path, more: str = "") -> None:
@@ -29,6 +29,7 @@ class LabServer:
             # Clients share this machine's cores: a worker that spins takes them from QEMU.
             more = f"[aoe]\nspin_us = 0\n{more}"
         self.config.write_text(f'interface = "eth0"\nstate_dir = "{state}"\n{more}')
+        self.command = [sys.executable, "-m", "pxed", "serve", "-c", str(self.config)]
         self.log = lab.directory / "server.log"
         self.control = ControlClient(state / "control.sock")
         self.process: subprocess.Popen[Any] | None = None
@@ -36,11 +37,7 @@ class LabServer:
     def start(self) -> None:
         """Start and wait until it answers; HostError with its own last words if it ends instead."""
         with self.log.open("ab") as log:
-            self.process = self._lab.server.popen(
-                [sys.executable, "-m", "pxed", "serve", "-c", str(self.config)],
-                stdout=log,
-                stderr=log,
-            )
+            self.process = self._lab.server.popen(self.command, stdout=log, stderr=log)
         until = time.monotonic() + START_LIMIT
         while True:
             if self.process.poll() is not None:

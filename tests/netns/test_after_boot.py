@@ -126,6 +126,23 @@ def test_solicitations_before_the_first_discover(serve: Serve, seat: Cable) -> N
         report(seat, b"")
 
 
+def test_no_advertisement_where_that_is_switched_off(serve: Serve, seat: Cable) -> None:
+    seat.cli.ip("addr flush dev eth0")
+    with seat.srv.inside():
+        raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x86DD))
+    text = GOOD + "[dhcp]\nrouter_advertisement = false\n"
+    with raw, running(serve, text) as control:
+        take(seat)  # it is in its boot, and known
+        raw.bind(("eth0", 0x86DD))
+        raw.settimeout(20)
+        solicit(seat)
+        while (frame := raw.recv(2048))[20] != 58 or frame[54] != 133:
+            pass
+        take(seat)  # whatever came of it came before this
+        assert kinds(control).count("offer") == 2
+        assert "router-advert" not in kinds(control)
+
+
 def test_auto_mode_follows_through(serve: Serve, seat: Cable, tmp_path: Path) -> None:
     """Beside a real site server: its lease, and our boot information in the same exchange."""
     seat.cli.ip("addr replace 10.77.0.2/24 dev eth0")

@@ -1,5 +1,6 @@
 """The DHCP server against real clients: Debian's udhcpc, and raw packets where no client runs."""
 
+import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -131,6 +132,27 @@ def test_pxe_only_answers_firmware(cable: Cable, tmp_path: Path) -> None:
     assert got["siaddr"] == "10.77.0.1"
     ack = events[-1]
     assert (ack.kind, ack.detail["boot_file"]) == (Kind.ACK, "undionly.kpxe")
+
+
+def test_nobody_is_asked_for_an_address_that_nobody_has_yet(cable: Cable, tmp_path: Path) -> None:
+    """The answer goes to the MAC: nobody would reply to an ARP request for yiaddr.
+
+    Probes, which claim no address of ours, are looks ahead.
+    """
+    with cable.cli.inside():
+        raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806))
+    with raw, serving(cable.srv, Mode.ALL):
+        raw.bind(("eth0", 0x0806))
+        got = udhcpc(cable, tmp_path)
+        raw.setblocking(False)
+        asked = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                frame = raw.recv(128)
+                if frame[28:32] == SERVER.packed and frame[20:22] == b"\0\1":
+                    asked.append(IPv4Address(frame[38:42]))
+    assert got["ip"]
+    assert IPv4Address(got["ip"]) not in asked
 
 
 def test_broadcast_flag(cable: Cable, tmp_path: Path) -> None:

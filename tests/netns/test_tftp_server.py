@@ -1,5 +1,6 @@
 """The TFTP server against real clients: curl, tftp-hpa, atftp, and raw packets for the rest."""
 
+import logging
 import os
 import random
 import socket
@@ -99,6 +100,22 @@ def test_curl_missing(cable: Cable, root: Path, tmp_path: Path) -> None:
     with serving(cable, root) as (_, events):
         assert curl(cable, "nothing", tmp_path / "out", check=False) == 68  # CURLE_TFTP_NOTFOUND
         assert kinds(events, Kind.TFTP_MISSING) == [Kind.TFTP_MISSING]
+
+
+def test_a_missing_file_is_no_news(
+    cable: Cable, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A Pi asks for a dozen that nobody has: that is for whoever looks for something."""
+    caplog.set_level(logging.DEBUG, "pxed.tftp")
+    with serving(cable, root) as (server, events):
+        curl(cable, "kernel7l.img", tmp_path / "out", check=False)
+        kinds(events, Kind.TFTP_MISSING)
+        curl(cable, "note.txt", tmp_path / "out")
+        kinds(events, Kind.TFTP_DONE)
+        assert (server.counters["missing"], server.counters["failed"]) == (1, 0)
+    about = {record.levelno for record in caplog.records if "kernel7l" in record.getMessage()}
+    assert about == {logging.DEBUG}
+    assert [r.levelno for r in caplog.records if "tftp-done" in r.getMessage()] == [logging.INFO]
 
 
 def test_curl_cannot_write(cable: Cable, root: Path, tmp_path: Path) -> None:

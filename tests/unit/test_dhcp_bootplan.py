@@ -2,7 +2,7 @@
 
 import pytest
 
-from pxed.dhcp.bootplan import BOOT_FILES, BootPlan, Choice, Step, choose
+from pxed.dhcp.bootplan import BOOT_FILES, HTTP_FILES, BootPlan, Choice, Step, choose
 from pxed.dhcp.classify import Feature, Firmware
 
 SAN = BootPlan("undionly.kpxe", root_path="aoe:e16.0")
@@ -77,3 +77,14 @@ def test_pi_gets_its_own_recipe() -> None:
 @pytest.mark.parametrize("arch", [7, 9])
 def test_both_numbers_of_x64(arch: int) -> None:
     assert BOOT_FILES[arch] == "snponly.efi"
+
+
+def test_every_architecture_has_its_file() -> None:
+    assert BOOT_FILES == {
+        0: "undionly.kpxe", 6: "ipxe-i386.efi", 7: "snponly.efi", 9: "snponly.efi",
+        10: "snponly-arm32.efi", 11: "snponly-arm64.efi",
+    }  # fmt: skip
+    assert HTTP_FILES == {
+        15: "ipxe-i386.efi", 16: "snponly.efi", 18: "snponly-arm32.efi",
+        19: "snponly-arm64.efi", 20: "undionly.kpxe",
+    }  # fmt: skip

@@ -56,6 +56,16 @@ def test_pi3() -> None:
     assert got == Identity(Firmware.RPI, 0, serial="11223344", rpi3=True)
 
 
+OUIS = ["b8:27:eb", "dc:a6:32", "e4:5f:01", "d8:3a:dd", "28:cd:c1", "2c:cf:67", "88:a2:9e"]
+
+
+@pytest.mark.parametrize("oui", OUIS)
+def test_every_makers_address_of_a_pi(oui: str) -> None:
+    """With what its ROM says of itself; a PC's ROM says the same, and its address is no Pi's."""
+    assert who(Mac(f"{oui}:11:22:33"), vendor_class=PI_CLASS).firmware is Firmware.RPI
+    assert who(PC, vendor_class=PI_CLASS).firmware is Firmware.PXE
+
+
 @pytest.mark.parametrize("name", [b"RPi4", b"4iPR"])
 def test_pi4(name: bytes) -> None:
     uuid = b"\0" + name + bytes(8) + b"\xef\xcd\xab\x10"

@@ -20,6 +20,7 @@ from tests.dhcp_asks import (
     PI3,
     PI4,
     SERVER,
+    SYSTEM,
     UEFI,
     UUID,
     boot,
@@ -43,6 +44,15 @@ def test_pxe_gets_a_full_lease_and_its_file(options: dict[Opt, bytes], file: byt
     assert offer.options[Opt.SERVER_ID] == SERVER.packed
     assert offer.options[Opt.LEASE_TIME] == (600).to_bytes(4, "big")
     assert offer.options[Opt.SUBNET_MASK] == b"\xff\xff\xff\0"
+
+
+@pytest.mark.parametrize("lacks", [Opt.UUID, Opt.NDI, Opt.ARCH])
+def test_a_rom_that_leaves_something_out_boots_too(lacks: Opt) -> None:
+    said = {**BIOS, Opt.NDI: b"\1\2\1"}
+    del said[lacks]
+    ack = boot(policy(), said)
+    assert ack.file == b"undionly.kpxe"
+    assert (Opt.UUID in ack.options) == (lacks is not Opt.UUID)
 
 
 def test_offer_and_ack_are_alike() -> None:
@@ -131,6 +141,25 @@ def test_an_ipxe_of_ours_that_cannot_is_not_loaded_again() -> None:
 def test_one_machine_keeps_its_address_through_the_chain() -> None:
     server = policy()
     assert boot(server, BIOS).yiaddr == boot(server, IPXE, now=5).yiaddr
+
+
+def test_rom_ipxe_and_system_are_one_machine() -> None:
+    """Three client identifiers, one address: the key is the MAC."""
+    server = policy(Mode.ALL)
+    rom = boot(server, {**UEFI, Opt.CLIENT_ID: UUID}, xid=1)
+    ipxe = boot(server, {**IPXE, Opt.CLIENT_ID: b"\1" + bytes(6)}, xid=2, now=5)
+    duid = {**SYSTEM, Opt.CLIENT_ID: b"\xff\0\0\0\1\0\4" + bytes(16)}
+    system = boot(server, duid, xid=3, now=30)
+    assert rom.yiaddr == ipxe.yiaddr == system.yiaddr
+
+
+def test_two_machines_with_one_xid_are_two() -> None:
+    """A Pi 3's is always the same."""
+    server, uuid = policy(), b"\0" + b"\x44\x33\x22\x11" * 4
+    other = Mac("b8:27:eb:11:22:44")
+    first = only(discover(server, {**PI, Opt.UUID: uuid}, mac=PI3, xid=0x26F30339))
+    second = only(discover(server, {**PI, Opt.UUID: uuid}, mac=other, xid=0x26F30339))
+    assert first.yiaddr != second.yiaddr
 
 
 def test_uefi_http() -> None:

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("promises.md", "security.md", "vulnerabilities.md")
+PAGES = ("promises.md", "security.md", "vulnerabilities.md", "boot-protocols.md")
 TESTS = {
     name
     for path in (ROOT / "tests").rglob("test_*.py")
     for name in re.findall(r"^\s*def (test_\w+)\(", path.read_text(), re.MULTILINE)
 }
+
+HEADS = ("| rule |", "| cause |")
 
 
 def named(text: str) -> list[str]:
@@ -37,3 +39,10 @@ def test_every_promise_names_a_test() -> None:
                                 "| power")):  # fmt: skip
             assert named(line), line
     assert len(rows) > 30
+
+
+def test_every_rule_of_the_boot_protocols_names_a_test() -> None:
+    lines = (ROOT / "docs" / "boot-protocols.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| ") and not line.startswith(HEADS)]
+    assert [row for row in rows if not named(row.split("|")[2])] == []
+    assert len(rows) > 50
