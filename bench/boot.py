@@ -13,6 +13,7 @@ tftpd-hpa, perfdhcp and nginx (packages atftp, dnsmasq-base, tftpd-hpa, kea-admi
 
 import argparse
 import contextlib
+import filecmp
 import json
 import os
 import re
@@ -191,6 +192,14 @@ class Bench:
             raise SystemExit(f"{load.name}: a client did not get its file")
         return load.clients * load.size / took / 1e6
 
+    def compare(self, load: Load) -> None:
+        """Once and untimed: what this server sends is the file, byte for byte; or SystemExit."""
+        copy, argv = self.folder / "copy", ["curl", "-s", "--tftp-blksize", str(load.blksize)]
+        self.cli.run([*argv, "-o", str(copy), f"tftp://{SERVER}/{load.size}"], check=False)
+        if not filecmp.cmp(copy, self.files / f"{load.size}", shallow=False):
+            raise SystemExit(f"{load.name}: what came is not the file")
+        copy.unlink()
+
     def http(self, load: boothttp.HttpLoad) -> float:
         """MB/s of all clients together, every byte compared."""
         with _beside_the_clients(), tempfile.TemporaryDirectory(dir="/dev/shm") as room:
@@ -295,6 +304,8 @@ def measure(
                     for load in loads:
                         if load.window > 1 and name != "pxed":
                             continue  # neither has windowsize (RFC 7440)
+                        if turn == 0:
+                            bench.compare(load)
                         rate = bench.load(load)
                         figures[f"TFTP MB/s, {load.name}"][name].append(rate)
                         print(f"  {load.name}: {rate:.1f} MB/s", file=sys.stderr)
