@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pxed.conflicts import Finding, What
+from pxed.dhcp.bootplan import BOOT_FILES, HTTP_FILES
 from pxed.dhcp.replies import Mode
 from pxed.events import Event, Kind
 from pxed.mac import Mac
@@ -34,6 +35,7 @@ _TFTP = (Kind.TFTP_READ, Kind.TFTP_DONE, Kind.TFTP_PROBE, Kind.TFTP_MISSING, Kin
 _HTTP = (Kind.HTTP_DONE, Kind.HTTP_MISSING, Kind.HTTP_FAILED)
 _AOE = (Kind.AOE_FOUND, Kind.AOE_READ, Kind.AOE_WRITE, Kind.AOE_HEARD)
 _DULL = (Kind.AOE_HEARD, Kind.ROUTER_ADVERT)
+_PROGRAMS = {*BOOT_FILES.values(), *HTTP_FILES.values()}
 _DEBIANS = ("undionly.kpxe", "snponly.efi")
 _TREE = (
     "a switch port with spanning tree drops everything for 30 s after each link-up: "
@@ -95,15 +97,29 @@ def hint(trace: Sequence[Event]) -> Reason | None:
         return None
     now = trace[-1]
     if now.detail.get("firmware") == "ipxe":
-        loaded = [e for e in trace if e.kind in (Kind.TFTP_DONE, Kind.HTTP_DONE)]
-        asked = [e for e in trace[:-1] if e.kind is Kind.DISCOVER and _ipxe(e)]
-        if loaded and not asked and now.time - loaded[-1].time > GAP:
-            gap = now.time - loaded[-1].time
+        loaded = _program(trace)
+        if loaded is not None and not _asked_since(trace[:-1], loaded):
+            gap = now.time - trace[loaded].time
+            if gap <= GAP:
+                return None
             return Reason(f"{gap:.0f} s from loading iPXE to its first question", _TREE)
     secs = now.detail.get("secs")
     if len(trace) == 1 and isinstance(secs, int) and GAP <= secs <= 120:
         return Reason(f"it had been asking for {secs} s before anything arrived here", _TREE)
     return None
+
+
+def _program(trace: Sequence[Event]) -> int | None:
+    """Where in the trace an iPXE of ours was loaded last."""
+    for n in range(len(trace) - 1, -1, -1):
+        done = trace[n].kind in (Kind.TFTP_DONE, Kind.HTTP_DONE)
+        if done and str(trace[n].detail.get("file")).rpartition("/")[2] in _PROGRAMS:
+            return n
+    return None
+
+
+def _asked_since(trace: Sequence[Event], at: int) -> bool:
+    return any(event.kind is Kind.DISCOVER for event in trace[at + 1 :])
 
 
 def explain(client: Client, trace: Sequence[Event], now: float, scene: Scene) -> Reason | None:
@@ -129,6 +145,10 @@ def explain(client: Client, trace: Sequence[Event], now: float, scene: Scene) ->
     loaded = _last(trace, Kind.TFTP_DONE, Kind.HTTP_DONE)
     if loaded is not None and not any(_ipxe(trace[n]) for n in asked):
         return _never_came_back(client, loaded, now)
+    # The card has an iPXE of its own, which has loaded ours.
+    program = _program(trace)
+    if program is not None and not _asked_since(trace, program):
+        return _never_came_back(client, trace[program], now)
     acked = acks[-1] if acks else -1
     offer = trace[promises[-1]]
     if acked < (asked[-1] if asked else 0) and not any(e.kind in _TFTP + _HTTP for e in after):

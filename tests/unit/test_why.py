@@ -282,6 +282,19 @@ def test_spanning_tree_between_ipxe_and_its_question() -> None:
     assert "portfast" in said
 
 
+def test_spanning_tree_after_the_cards_own_ipxe_has_loaded_ours() -> None:
+    boot = Boot(arch=0).acked("ipxe", boot_file="undionly.kpxe")
+    boot(Kind.TFTP_READ, file="undionly.kpxe")(Kind.TFTP_DONE, file="undionly.kpxe")
+    loaded = boot.now
+    assert boot.why(44) == ""
+    assert "undionly.kpxe and was not heard again" in boot.why(46)
+    boot.now = loaded + 12
+    boot.discover("ipxe")
+    assert "12 s from loading iPXE" in str(hint(boot.traces.of(MAC)))
+    boot.discover("ipxe")
+    assert hint(boot.traces.of(MAC)) is None
+
+
 def test_spanning_tree_before_the_first_question() -> None:
     boot = Boot().discover(secs=28)
     assert "asking for 28 s before anything arrived" in str(hint(boot.traces.of(MAC)))
