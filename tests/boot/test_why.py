@@ -16,10 +16,11 @@ import pytest
 from pxed.lab.lab import Lab
 from pxed.lab.qemu import Client
 from pxed.lab.server import LabServer
+from pxed.why import GAP
 from tests.boot.test_beside import events_of
 from tests.conftest import Cable, requires
 from tests.netns.conftest import make_state
-from tests.netns.test_mode import dnsmasq
+from tests.netns.test_mode import dnsmasq, eventually
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(240)]
 TABLE = (
@@ -67,20 +68,20 @@ def drop(lab: Lab, client: Client, rule: str = "") -> str:
     return f"{handle}"
 
 
-def test_a_rival_with_a_higher_priority_and_a_wrong_next_server(lab: Lab, tmp_path: Path) -> None:
-    """iPXE takes the offer that says the higher priority, and nobody has its file."""
+def test_a_rival_with_a_wrong_next_server(lab: Lab, tmp_path: Path) -> None:
+    """The switch trusts the rival's offers and not ours, and nobody has the file that it names."""
+    site = lab.add_host("site", "10.77.0.2/24")
+    dnsmasq(Cable(site, site), tmp_path, "--no-ping", "--dhcp-boot=pxelinux.0,site,10.77.0.3")
     server = LabServer(lab, make_state(tmp_path), '[dhcp]\nmode = "pxe-only"\n')
     server.start()
-    site = lab.add_host("site", "10.77.0.2/24")
-    dnsmasq(Cable(site, site), tmp_path, "--no-ping", "--dhcp-boot=pxelinux.0,site,10.77.0.3",
-            "--dhcp-option-force=encap:175,1,5b")  # fmt: skip
+    eventually(lambda: "boot" in [
+        each["what"] for each in server.control.get("/v1/status")["conflicts"]])  # fmt: skip
+    lab.switch.run(["nft", "add rule bridge filter forward iifname veth1 udp sport 67 drop"])
     client = lab.add_client(memory=256)
     client.power_on()
     shown = until(server, client, lambda shown: bool(shown["why"]))
     assert "took the offer of another DHCP server, 10.77.0.2" in shown["why"]
-    assert (
-        "which offers boot file pxelinux.0 from 10.77.0.3; remove the boot options" in shown["why"]
-    )
+    assert "which offers boot file pxelinux.0 from 10.77.0.3; remove the boot" in shown["why"]
     assert not [e for e in events_of(server, client) if e["kind"].startswith("aoe")]
     server.stop()
 
@@ -104,17 +105,20 @@ def test_a_port_that_does_not_forward_at_first(lab: Lab, tmp_path: Path) -> None
     server = LabServer(lab, make_state(tmp_path), '[class.x86]\nipxe = "own"\n')
     server.start()
     client = lab.add_client(memory=256)
+
+    def has(kind: str) -> Callable[[dict[str, Any]], bool]:
+        return lambda _: any(event["kind"] == kind for event in events_of(server, client))
+
     client.power_on()
-    until(server, client, lambda _: any(
-        e["kind"] == "tftp-done" for e in events_of(server, client)))  # fmt: skip
-    handle = drop(lab, client)
-    time.sleep(8.5)
+    until(server, client, has("ack"))
+    handle = drop(lab, client, "udp dport 67")  # before iPXE is loaded, let alone asks
+    until(server, client, has("tftp-done"))
+    time.sleep(GAP + 0.5)
     lab.switch.run(["nft", f"delete rule bridge filter forward handle {handle}"])
     shown = until(server, client, lambda shown: bool(shown["hints"]))
     assert "from loading iPXE to its first question" in shown["hints"][0]
     assert "portfast" in shown["hints"][0]
-    until(server, client, lambda _: any(
-        e["kind"] == "aoe-found" for e in events_of(server, client)))  # fmt: skip
+    until(server, client, has("aoe-found"))
     server.stop()
 
 
