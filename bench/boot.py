@@ -65,7 +65,7 @@ LOADS = (
     Load("1 client, 1468, window 16", 1, 1468, 64 << 20, 16),
 )
 RATES = (200, 400)  # of these a second, which every server here can do
-STEPS = (500, 700, 1000, 1400, 2000, 2800, 4000)
+STEPS = (400, 500, 700, 1000, 1400, 2000, 2800, 4000)
 CARRIED = 0.97  # of what was asked for, and a server is not saturated yet
 
 
