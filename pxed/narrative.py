@@ -60,6 +60,8 @@ def words(event: Event) -> str:
         case Kind.DECLINE:
             return f"{d.get('ip')} is in use by another machine"
         case Kind.POOL_FULL:
+            if d.get("unclaimed"):
+                return f"gets no address yet: all of {d.get('range')} are taken or on offer"
             return f"gets no address: all of {d.get('range')} are taken"
         case Kind.TFTP_READ:
             return f"begins to read {file} by TFTP ({d.get('size')} bytes)"
