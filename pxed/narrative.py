@@ -61,7 +61,7 @@ def words(event: Event) -> str:
             return f"{d.get('ip')} is in use by another machine"
         case Kind.POOL_FULL:
             if d.get("unclaimed"):
-                return f"gets no address yet: all of {d.get('range')} are taken or on offer"
+                return f"gets no address yet: {d.get('unclaimed')} of {d.get('range')} are on offer"
             return f"gets no address: all of {d.get('range')} are taken"
         case Kind.TFTP_READ:
             return f"begins to read {file} by TFTP ({d.get('size')} bytes)"

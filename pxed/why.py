@@ -172,7 +172,8 @@ def _refused(client: Client, trace: Sequence[Event], now: float) -> Reason | Non
     full = _last(trace, Kind.POOL_FULL)
     if full is not None:
         size, unclaimed = full.detail.get("size"), full.detail.get("unclaimed")
-        if isinstance(size, int) and isinstance(unclaimed, int) and 2 * unclaimed > size:
+        # Free ones are kept for who asks again, where made-up addresses are at work.
+        if full.detail.get("free") or 2 * int(str(unclaimed or 0)) > int(str(size or 0)):
             return Reason(
                 f"{unclaimed} of the {size} addresses in {full.detail.get('range')} are offers "
                 "that nobody takes: something on this segment asks in the name of many machines",

@@ -145,6 +145,11 @@ class Leases:
         """How many addresses are on offer, and nobody has taken them yet."""
         return len(self._unclaimed)
 
+    @property
+    def free(self) -> int:
+        """How many addresses nobody has, homes of absent machines among them."""
+        return self.size - len(self._active)
+
     # Looking ahead: addresses that nobody uses are known before somebody wants one
 
     @property

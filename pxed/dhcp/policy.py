@@ -218,7 +218,7 @@ class Policy:
         if lease is None:
             case.event(
                 Kind.POOL_FULL, range=self.leases.range, size=self.leases.size,
-                unclaimed=self.leases.unclaimed,
+                unclaimed=self.leases.unclaimed, free=self.leases.free,
             )  # fmt: skip
             return Outcome((), tuple(case.events))
         looked_at = self.leases.spend(lease.ip, case.now) or self.leases.is_home(lease.ip)

@@ -130,7 +130,7 @@ def test_exhaustion_is_reported() -> None:
     boot(server, BIOS)
     outcome = discover(server, BIOS, mac=Mac("52:54:00:00:00:99"))
     assert kinds(outcome) == [Kind.DISCOVER, Kind.POOL_FULL]
-    said = {"range": "10.77.0.50-10.77.0.50", "size": 1, "unclaimed": 0}
+    said = {"range": "10.77.0.50-10.77.0.50", "size": 1, "unclaimed": 0, "free": 0}
     assert outcome.events[1].detail == said
 
 

@@ -100,6 +100,8 @@ def test_a_range_that_a_flood_has_on_offer() -> None:
     full = {"range": "10.77.0.50-10.77.0.59", "size": 10}
     boot = Boot().discover()(Kind.POOL_FULL, **full, unclaimed=6)
     assert "6 of the 10 addresses" in boot.why(0)
+    boot = Boot().discover()(Kind.POOL_FULL, **full, unclaimed=3, free=7)
+    assert "3 of the 10 addresses" in boot.why(0)
     boot = Boot().discover()(Kind.POOL_FULL, **full, unclaimed=5)
     assert "no address is left" in boot.why(0)
 
