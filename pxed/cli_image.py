@@ -1,7 +1,6 @@
 """``pxed image``: through the running server, or without one directly in the state directory."""
 
 import contextlib
-import os
 import re
 import sys
 import time
@@ -13,11 +12,12 @@ import click
 
 from pxed import config as configuration
 from pxed.ask import NoServer
-from pxed.cli_base import json_option, server, show_json, state_directory, where
+from pxed.cli_base import json_option, server, show_json, where
+from pxed.cli_import import image_import
+from pxed.cli_library import library_in
 from pxed.describe import absolute, describe, detail, finding_line, source_of
 from pxed.errors import HostError, UsageError
 from pxed.images import STABLE, Image
-from pxed.library import Library
 from pxed.offline import uses_without_server
 from pxed.table import amount, table
 
@@ -27,19 +27,7 @@ def image() -> None:
     """Images: versions of what clients boot."""
 
 
-def _library(state_dir: Path | None, config_path: Path | None) -> Library:
-    state = state_directory(state_dir, config_path)
-    library = Library(configuration.Config(interface="", state_dir=state).images_dir)
-    # The server may have a user of its own, and this be root: what is made here is the server's.
-    click.get_current_context().call_on_close(lambda: _hand_over(library.directory))
-    return library
-
-
-def _hand_over(directory: Path) -> None:
-    if os.geteuid() == 0 and directory.is_dir():
-        from aoe_fast.privileges import give_like  # compiled: only where it is needed
-
-        give_like(directory, directory.parent)
+image.add_command(image_import)
 
 
 @image.command("list")
@@ -50,7 +38,7 @@ def image_list(as_json: bool, config_path: Path | None, state_dir: Path | None) 
     try:
         found = server(state_dir, config_path).get("/v1/images")
     except NoServer:
-        library = _library(state_dir, config_path)
+        library = library_in(state_dir, config_path)
         good, bad = library.all()
         found = {"images": [describe(library, each) for each in good], "damaged": bad}
     if as_json:
@@ -77,7 +65,7 @@ def image_list(as_json: bool, config_path: Path | None, state_dir: Path | None) 
 @where
 def image_show(spec: str, as_json: bool, config_path: Path | None, state_dir: Path | None) -> None:
     """One image: its devices, files and digests."""
-    library = _library(state_dir, config_path)
+    library = library_in(state_dir, config_path)
     found = library.find(spec)
     try:
         shown = server(state_dir, config_path).get(_where(found))
@@ -90,11 +78,20 @@ def image_show(spec: str, as_json: bool, config_path: Path | None, state_dir: Pa
         ("image", f"{shown['name']}@{shown['version']}"), ("class", shown["class"]),
         ("released", shown["released"]), ("channels", " ".join(shown["channels"])),
         ("needed", shown["used"]), *shown["devices"].items(),
+        *(_origin(shown["origin"]) if shown["origin"] else ()),
+        ("installs", f"no: {why}" if (why := shown["diskless_only"]) else "yes"),
     ]  # fmt: skip
     click.echo(table(["", ""], [list(line) for line in lines if line[1]], header=False))
     if shown["files"]:
         rows = [[n, amount(f["size"]), f["sha256"]] for n, f in shown["files"].items()]
         click.echo("\n" + table(["FILE", "SIZE", "SHA256"], rows, spare=["SIZE"]))
+
+
+def _origin(said: dict[str, str]) -> list[tuple[str, str]]:
+    """What an imported image was made of, in two lines; any key may be missing."""
+    made = ", ".join(said[key] for key in ("source", "kind", "root") if key in said)
+    system = ", kernel ".join(said[key] for key in ("system", "kernel") if key in said)
+    return [("made of", made), ("system", system)]
 
 
 @image.command("add")
@@ -140,7 +137,7 @@ def image_add(
             if last["warning"]:
                 click.echo(f"pxed: {last['warning']}", err=True)
         except NoServer:
-            library = _library(state_dir, config_path)
+            library = library_in(state_dir, config_path)
             library.directory.mkdir(parents=True, exist_ok=True)
             added = describe(library, library.add(source_of(body), progress.report))
     if as_json:
@@ -161,7 +158,7 @@ def image_verify(
     spec: str, as_json: bool, config_path: Path | None, state_dir: Path | None
 ) -> None:
     """Read a whole image and compare it with its digests."""
-    library = _library(state_dir, config_path)
+    library = library_in(state_dir, config_path)
     found = library.find(spec)
     with _Progress() as progress:
         try:
@@ -195,7 +192,7 @@ def image_use(
     try:
         got = server(state_dir, config_path).post("/v1/images/use", body)
     except NoServer:
-        chosen, before = _library(state_dir, config_path).use(spec, channel)
+        chosen, before = library_in(state_dir, config_path).use(spec, channel)
         got = {"image": str(chosen), "before": before, "channel": channel}
     _say_switched(got, as_json)
 
@@ -213,7 +210,7 @@ def image_rollback(
     try:
         got = server(state_dir, config_path).post("/v1/images/rollback", body)
     except NoServer:
-        chosen, before = _library(state_dir, config_path).rollback(name, channel)
+        chosen, before = library_in(state_dir, config_path).rollback(name, channel)
         got = {"image": str(chosen), "before": before, "channel": channel}
     _say_switched(got, as_json)
 
@@ -243,7 +240,7 @@ def image_drop_channel(
     try:
         server(state_dir, config_path).post("/v1/images/drop-channel", body)
     except NoServer:
-        _library(state_dir, config_path).drop_channel(name, channel)
+        library_in(state_dir, config_path).drop_channel(name, channel)
     click.echo(f"{name} has no channel {channel} any more")
 
 
@@ -254,7 +251,7 @@ def image_remove(spec: str, config_path: Path | None, state_dir: Path | None) ->
     """Remove a version that nobody needs."""
     if "@" not in spec:
         raise UsageError(f"{spec!r}: name the version too: {spec}@VERSION")
-    library = _library(state_dir, config_path)
+    library = library_in(state_dir, config_path)
     found = library.find(spec)
     try:
         server(state_dir, config_path).ask("DELETE", _where(found))
@@ -290,7 +287,7 @@ def image_stick(
         raise UsageError(f"{target}: must be a file; then write it to the stick with dd")
     if wipe and not unattended:
         raise UsageError("--wipe is for --unattended: the installer asks otherwise")
-    found = _library(state_dir, config_path).find(spec)
+    found = library_in(state_dir, config_path).find(spec)
     said = {"unattended": unattended, "wipe": wipe, "disk": disk}
     if supported_until:
         said["supported_until"] = supported_until
@@ -395,7 +392,7 @@ def _new_image(
     name: str, version: str, state_dir: Path | None, config_path: Path | None
 ) -> Iterator[Path]:
     """Where the block builds an image: sealed then, and used if it is the first of its name."""
-    library = _library(state_dir, config_path)
+    library = library_in(state_dir, config_path)
     target = library.directory / name / version
     if target.exists():
         raise UsageError(f"{target} exists already: choose another --version")

@@ -4,8 +4,6 @@ import contextlib
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from pxed import config as configuration
 from pxed import disk, images
 from pxed.ask import NoServer
 from pxed.cli_base import load_config, said, server, show_json, state_directory
+from pxed.cli_library import free_version, steps
 from pxed.errors import HostError, PxedError, UsageError
 from pxed.images import STABLE
 from pxed.library import Library
@@ -137,7 +136,7 @@ def _promote(
     each = config.classes["x86"]
     name, channel = _name_and_channel(library, name, each.image)
     images.word(name, "name for an image")
-    version = images.word(version or _free_version(library, name), "version")
+    version = images.word(version or free_version(library, name), "version")
     target = library.directory / name / version
     if target.exists():
         raise UsageError(f"{name}@{version} is there already: choose another --version")
@@ -150,7 +149,7 @@ def _promote(
         return made
     have = images.versions(library.directory, name)
     before = str(library.find(name if channel == STABLE else f"{name}@{channel}")) if have else ""
-    with _shown() as progress:
+    with steps() as progress:
         promoting.promote(
             target, origin, name=name, version=version, shelf=each.shelf, state_dir=state,
             exclude=exclude, progress=progress, **options,
@@ -162,13 +161,6 @@ def _promote(
     owner = state.stat()
     disk.give(state / RECORD, owner.st_uid, owner.st_gid)
     return made | {"before": before}
-
-
-def _free_version(library: Library, name: str) -> str:
-    """Today's date, and a number behind it where there is one from today already."""
-    today = time.strftime("%Y.%m.%d")
-    have = images.versions(library.directory, name)
-    return next(v for v in (today, *(f"{today}.{n}" for n in range(2, 1000))) if v not in have)
 
 
 def _plan(origin: Any, image: str, state: Path, exclude: tuple[str, ...]) -> list[str]:
@@ -190,21 +182,6 @@ def _plan(origin: Any, image: str, state: Path, exclude: tuple[str, ...]) -> lis
         lines.append(f"  other disks, not part of the system: {', '.join(origin.skipped)}")
     lines.append("  seats get its accounts, passwords and homes: --exclude PATH leaves more out")
     return lines
-
-
-@contextlib.contextmanager
-def _shown() -> Iterator[Callable[[str], None]]:
-    """Steps as lines; the share of one, on a terminal only, in place."""
-    terminal = sys.stderr.isatty()
-
-    def progress(text: str) -> None:
-        if not text.endswith("%"):
-            click.echo(f"{clear}  {text}", err=True)
-        elif terminal:
-            click.echo(f"\r  {text:>4}", err=True, nl=False)
-
-    clear = "\r\x1b[K" if terminal else ""
-    yield progress
 
 
 def _use(library: Library, state: Path, spec: str, channel: str) -> None:

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from pxed.body import Body
+from pxed.contents import Source
 from pxed.errors import UsageError
 from pxed.images import Image
-from pxed.library import Finding, Library, Source
+from pxed.library import Finding, Library
 
 Json = dict[str, Any]
 
@@ -26,8 +27,15 @@ def describe(library: Library, image: Image, used: str = "") -> Json:
 
 
 def detail(image: Image) -> Json:
-    """What ``show`` adds: every file with its size and digest."""
-    return {"files": {n: {"size": s.size, "sha256": s.sha256} for n, s in image.files.items()}}
+    """What ``show`` adds: where it is from, whether it can be installed, every file's digest."""
+    why = ""
+    if "tfm" not in image.devices:
+        why = image.diskless_only or "it was made without a maintenance disk"
+    return {
+        "origin": dict(image.origin),
+        "diskless_only": why,
+        "files": {n: {"size": s.size, "sha256": s.sha256} for n, s in image.files.items()},
+    }
 
 
 def source_of(data: Json) -> Source:

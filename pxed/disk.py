@@ -20,21 +20,24 @@ def nothing(_count: int) -> None:
     """The progress of those who do not ask."""
 
 
-def copy_data(source: int, target: int, size: int, progress: Progress = nothing) -> None:
-    """Make ``target`` (empty) equal to the first ``size`` bytes of ``source``, holes and all.
+def copy_data(
+    source: int, target: int, size: int, progress: Progress = nothing, start: int = 0
+) -> None:
+    """Make ``target`` (empty) equal to ``size`` bytes of ``source`` from ``start`` on, with holes.
 
     Shares the blocks where the file system can (FICLONE), else copies only data extents. OSError.
     """
-    with contextlib.suppress(OSError):
-        fcntl.ioctl(target, _FICLONE, source)
-        progress(size)
-        return
+    if not start and size == os.lseek(source, 0, os.SEEK_END):
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(target, _FICLONE, source)
+            progress(size)
+            return
     os.ftruncate(target, size)
     at = 0
-    for begin, end in extents(source, size):
+    for begin, end in extents(source, size, start):
         progress(begin - at)
         while begin < end:
-            copied = _copy(source, target, min(end - begin, STEP), begin)
+            copied = _copy(source, target, min(end - begin, STEP), begin, start)
             if copied == 0:
                 raise OSError(errno.EIO, "the source is shorter than its size")
             begin += copied
@@ -43,31 +46,34 @@ def copy_data(source: int, target: int, size: int, progress: Progress = nothing)
     progress(size - at)
 
 
-def _copy(source: int, target: int, count: int, at: int) -> int:
+def _copy(source: int, target: int, count: int, at: int, start: int) -> int:
     try:
-        return os.copy_file_range(source, target, count, at, at)
+        return os.copy_file_range(source, target, count, start + at, at)
     except OSError as error:
         # Another file system, or a block device: by hand, and zeros stay holes.
         if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
-    data = os.pread(source, count, at)
+    data = os.pread(source, count, start + at)
     whole = memoryview(data)
-    for start in range(0, len(data), _HOLE):
-        piece = whole[start : start + _HOLE]
+    for offset in range(0, len(data), _HOLE):
+        piece = whole[offset : offset + _HOLE]
         if piece != _ZEROS[: len(piece)]:
             done = 0
             while done < len(piece):
-                done += os.pwrite(target, piece[done:], at + start + done)
+                done += os.pwrite(target, piece[done:], at + offset + done)
     return len(data)
 
 
-def extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where data is among the first ``size`` bytes: (begin, end) in order; a device is all data."""
+def extents(fd: int, size: int, start: int = 0) -> Iterator[tuple[int, int]]:
+    """Where data is among ``size`` bytes from ``start`` on: (begin, end), counted from there.
+
+    A device is all data.
+    """
     at = 0
     while at < size:
         try:
-            begin = os.lseek(fd, at, os.SEEK_DATA)
-            end = os.lseek(fd, begin, os.SEEK_HOLE)
+            begin = os.lseek(fd, start + at, os.SEEK_DATA) - start
+            end = os.lseek(fd, start + begin, os.SEEK_HOLE) - start
         except OSError as error:
             if error.errno == errno.ENXIO:  # nothing but a hole from here on
                 return

@@ -47,7 +47,8 @@ class Image:
     ``kernel``: what iPXE loads by HTTP, ``maintenance`` the same of maintenance mode; ``tree``: the
     directory that a Raspberry Pi boots from.
     ``files``: size and digest of each file in the directory, by its path there; empty for an image
-    that was made without. ``released``: a date, or empty.
+    that was made without. ``released``: a date, or empty. ``origin``: what it was made of, for
+    people; ``diskless_only``: why it cannot be installed on a disk, where that is known.
     """
 
     name: str
@@ -60,6 +61,8 @@ class Image:
     released: str = ""
     files: Mapping[str, Sum] = field(default_factory=dict)
     maintenance: Kernel | None = None
+    origin: Mapping[str, str] = field(default_factory=dict)
+    diskless_only: str = ""
 
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
@@ -94,6 +97,7 @@ def load(directory: Path) -> Image:
         kernel_of(manifest, data), tree_of(manifest, data),
         released, _sums(manifest, data.get("files", {})),
         kernel_of(manifest, data, "maintenance"),
+        _origin(manifest, data.get("origin", {})), _line(manifest, data, "diskless_only"),
     )  # fmt: skip
 
 
@@ -107,6 +111,19 @@ def served_in_place(directory: Path) -> frozenset[Path]:
                 devices = image.devices.values()
                 found |= {path for path in devices if not path.is_relative_to(directory)}
     return frozenset(found)
+
+
+def _origin(manifest: Path, said: Any) -> dict[str, str]:
+    if not isinstance(said, dict):
+        raise UsageError(f"{manifest}: origin: must be an object")
+    return {key: _line(manifest, said, key, "origin.") for key in said}
+
+
+def _line(manifest: Path, data: Mapping[str, Any], key: str, prefix: str = "") -> str:
+    value = data.get(key, "")
+    if not isinstance(value, str) or not f"{key}{value}".isprintable() or len(value) > 500:
+        raise UsageError(f"{manifest}: {prefix}{key} = {value!r}: must be one line of text")
+    return value
 
 
 def _sums(manifest: Path, named: Any) -> dict[str, Sum]:

@@ -16,6 +16,17 @@ adopt_root() {
     adopt_network
     adopt_identity
     adopt_units
+    adopt_version "$1" "$2"
+}
+
+# adopt_version DIR IMAGE: what is ours in it, and nothing else.
+adopt_version() {
+    root=$1
+    mkdir -p "$root/config" "$root/etc/systemd/system/multi-user.target.wants"
+    for ours in pxed-running pxed-good; do
+        ln -sf "/usr/lib/systemd/system/$ours.service" \
+            "$root/etc/systemd/system/multi-user.target.wants/"
+    done
     echo "$2" > "$root/etc/pxed-image"
 }
 
@@ -62,7 +73,6 @@ adopt_identity() {
 
 adopt_units() {
     own=$root/etc/systemd/system
-    ln -sf /usr/lib/systemd/system/pxed-running.service "$own/multi-user.target.wants/"
     rm -f "$own/systemd-networkd.service" "$own/systemd-networkd.socket" # if they were masked
     ln -sf /lib/systemd/system/systemd-networkd.service "$own/multi-user.target.wants/"
     ln -sf /lib/systemd/system/systemd-networkd.service "$own/dbus-org.freedesktop.network1.service"

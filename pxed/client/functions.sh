@@ -186,8 +186,8 @@ mount_lower() {
         mount -r -t ext4 -o noload "$root_dev" /lower 2> /dev/null ||
         fail "disk $root_disk holds no squashfs, erofs or ext4"
     generation=
-    [ -r /adopt/image ] && read -r generation < /adopt/image
     [ -r /lower/etc/pxed-image ] && read -r generation < /lower/etc/pxed-image
+    [ -r /adopt/image ] && read -r generation < /adopt/image
     if [ -z "$generation" ]; then
         generation=$(dd if="$root_dev" bs=2048 count=1 2> /dev/null | md5sum)
         generation=${generation%% *}

@@ -38,6 +38,8 @@ class Manifest:
     devices: dict[str, str] = field(default_factory=lambda: dict(_DEVICES))
     released: str = ""
     maintenance: str = ""
+    origin: dict[str, str] = field(default_factory=dict)
+    diskless_only: str = ""
 
     def to_json(self) -> str:
         """The text of manifest.json."""
@@ -52,6 +54,7 @@ class Manifest:
             order.append("maintenance")
         if self.released:
             order.insert(3, "released")
+        order += [key for key in ("origin", "diskless_only") if said[key]]
         return json.dumps({key: said[key] for key in order}, indent=1) + "\n"
 
 

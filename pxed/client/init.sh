@@ -14,6 +14,8 @@ mount -t tmpfs -o mode=755 run /run
 . /functions.sh
 . /state.sh
 . /local.sh
+# Of a full system, which has services of its own.
+[ ! -r /keep.sh ] || . /keep.sh
 parameters
 
 # Drivers: those whose hardware is here, by the names that the buses give them; twice, because a
@@ -44,6 +46,13 @@ wait # for the modules
 mkdir -p /new
 mount_lower
 mount_root /new
+if [ -r /keep.sh ]; then
+    cd /
+    keep_network /new
+    adopt /new
+    first_start /new
+    cd /new
+fi
 
 # proc goes last: without it the shell cannot start commands.
 for path in run dev sys proc; do

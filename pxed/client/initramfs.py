@@ -2,6 +2,7 @@
 
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -24,6 +25,12 @@ def build_initramfs(
     kernel: Kernel, destination: Path, *, drivers: tuple[str, ...] = DRIVERS, level: int = 12
 ) -> None:
     """Write the compressed initramfs for ``kernel``; HostError if a needed program is missing."""
+    archive = start_archive(kernel, drivers)
+    destination.write_bytes(compressed(bytes(archive), level))
+
+
+def start_archive(kernel: Kernel, drivers: Sequence[str]) -> Cpio:
+    """What starts any root over the network or from a disk: busybox, init.sh, drivers."""
     archive = Cpio()
     for name in ("dev", "proc", "sys", "run"):
         archive.directory(name)
@@ -38,7 +45,7 @@ def build_initramfs(
     ):  # fmt: skip
         archive.file(inside, script(name))
     add_modules(archive, kernel, kernel.closure([*drivers, *MODULES]))
-    destination.write_bytes(compressed(bytes(archive), level))
+    return archive
 
 
 def script(name: str) -> bytes:
@@ -57,14 +64,17 @@ def busybox() -> Path:
     raise HostError("busybox is missing: apt install busybox-static")
 
 
-def add_modules(archive: Cpio, kernel: Kernel, files: list[Path]) -> None:
-    """The module files, and indexes that know just these, so that modprobe has little to read."""
+def add_modules(archive: Cpio, kernel: Kernel, files: list[Path], below: str = "") -> None:
+    """The module files, and indexes that know just these, so that modprobe has little to read.
+
+    ``below``: a directory of the archive, with a slash, in place of its root.
+    """
     inside = f"lib/modules/{kernel.release}"
     with tempfile.TemporaryDirectory(prefix="pxed-modules-") as name:
         staged = Path(name) / inside
         for file in files:
             data = (kernel.modules / file).read_bytes()
-            archive.file(f"{inside}/{file}", data)
+            archive.file(f"{below}{inside}/{file}", data)
             (staged / file).parent.mkdir(parents=True, exist_ok=True)
             (staged / file).write_bytes(data)
         for index in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
@@ -80,7 +90,7 @@ def add_modules(archive: Cpio, kernel: Kernel, files: list[Path]) -> None:
         except subprocess.CalledProcessError as error:
             raise HostError(f"depmod failed: {error.stderr.strip()}") from None
         for index in ("modules.dep", "modules.alias"):
-            archive.file(f"{inside}/{index}", (staged / index).read_bytes())
+            archive.file(f"{below}{inside}/{index}", (staged / index).read_bytes())
 
 
 def drivers(name: str) -> list[str]:

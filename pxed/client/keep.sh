@@ -2,10 +2,11 @@
 # What a full system needs besides its root, said by the boot scripts of initramfs-tools and dracut
 # after functions.sh has done its work.
 
-# keep_link: what manages networks in the system must not take down a card that carries the root.
+# keep_link DIR: what manages networks in the system must not take down a card that carries the root.
 # Said in /run, so that the same root started from a disk knows nothing of it. systemd-networkd gives
-# the card its address and keeps it up, NetworkManager keeps its hands off, ifupdown takes nothing
-# down at shutdown, and /config stays until the last moment, for the root lies on it.
+# the card its address and keeps it up, NetworkManager keeps its hands off (unless the system in DIR has
+# nothing else), ifupdown takes nothing down at shutdown, and /config stays until the last moment, for
+# the root lies on it.
 keep_link() {
     mkdir -p /run/systemd/network /run/NetworkManager/conf.d /run/systemd/system/config.mount.d \
         /run/systemd/system/networking.service.d
@@ -26,6 +27,8 @@ IgnoreCarrierLoss=yes
 [DHCPv4]
 ClientIdentifier=mac
 END
+        [ -e "$1/usr/lib/systemd/systemd-networkd" ] || [ -e "$1/lib/systemd/systemd-networkd" ] ||
+            continue
         cat > "/run/NetworkManager/conf.d/05-pxed-$nic.conf" << END
 [device-pxed-$nic]
 match-device=mac:$mac
@@ -38,7 +41,7 @@ END
 # wants an address, where the system has nothing of its own that asks for one.
 keep_network() {
     if [ -z "$local_id" ]; then
-        keep_link
+        keep_link "$1"
         return
     fi
     for path in /sys/class/net/*; do
@@ -70,12 +73,25 @@ first_start() {
 }
 
 # adopt DIR: a root that is the disk of an installed machine becomes a seat's own, in this seat's layer
-# and once for each version. `pxed promote` puts /adopt into such an image's initramfs.
+# and once for each version. `pxed promote` and `pxed image import` put /adopt into the initramfs. On a
+# machine's own disk one layer serves all versions: what its user has set since the first one stays.
 adopt() {
-    [ -r /adopt/adopt.sh ] && [ ! -e "$1/etc/pxed-image" ] || return 0
-    read -r name < /adopt/image
-    cp -a /adopt/files/. "$1/"
+    [ -r "${adoption:=/adopt}/adopt.sh" ] || return 0
+    before=
+    [ ! -r "$1/etc/pxed-adopted" ] || read -r before < "$1/etc/pxed-adopted"
+    read -r name < "$adoption/image"
+    [ "$before" != "$name" ] || return 0
+    # One by one: the root may have a link where another has a directory.
+    for file in $(cd "$adoption/files" && find . -type f); do
+        mkdir -p "$1/${file%/*}"
+        cp -p "$adoption/files/$file" "$1/$file"
+    done
     # shellcheck source=adopt.sh
-    . /adopt/adopt.sh
-    adopt_root "$1" "$name"
+    . "$adoption/adopt.sh"
+    if [ -z "$before" ]; then
+        adopt_root "$1" "$name"
+    else
+        adopt_version "$1" "$name"
+    fi
+    echo "$name" > "$1/etc/pxed-adopted"
 }

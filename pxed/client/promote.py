@@ -4,7 +4,6 @@ Nothing that is mounted read-write is ever exported. A root that is in use is re
 read-only view, into a compressed copy; a device that nobody has mounted is served where it is.
 """
 
-import contextlib
 import os
 import re
 import shutil
@@ -16,17 +15,17 @@ from pathlib import Path
 from pxed.client.archive import Cpio
 from pxed.client.bootdisk import build_bootdisk, check_tools
 from pxed.client.debian import CMDLINE, COMPRESSIONS, new_log
-from pxed.client.debroot import FILES, put_files, run_alone
+from pxed.client.debroot import put_files, run_alone
 from pxed.client.imagedir import Manifest, image_directory
 from pxed.client.initramfs import script
+from pxed.client.rootfile import KEEP_FREE, SMALLEST, below
+from pxed.client.seat import add_adoption
 from pxed.errors import HostError, UsageError
 
 DISKS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs")
 """Types of file systems that an installed system lies on."""
 LEFT_OUT = ("/boot", "/tmp", "/var/tmp", "/media", "/mnt")  # noqa: S108
 """Directories that are empty on every seat."""
-SMALLEST = 0.25  # of what is used: no system compresses to less
-KEEP_FREE = 256 << 20  # of the disk while it is copied: clients write there too
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ def look(
             mountinfo = Path("/proc/self/mountinfo").read_text(errors="replace")
         mounts, skipped = own_mounts(mountinfo, without)
     used = sum(_used(Path(path)) for path in (str(source), *mounts))
-    used -= sum(_below(source / path.lstrip("/")) for path in without)
+    used -= sum(below(source / path.lstrip("/")) for path in without)
     return Origin(source, True, tuple(mounts), tuple(skipped), max(used, 0))
 
 
@@ -111,19 +110,9 @@ def own_mounts(mountinfo: str, without: Sequence[str] = ()) -> tuple[list[str], 
 def _used(path: Path) -> int:
     """Bytes that a file system, or else a directory, holds."""
     if not path.is_mount():
-        return _below(path)
+        return below(path)
     about = os.statvfs(path)
     return (about.f_blocks - about.f_bfree) * about.f_frsize
-
-
-def _below(path: Path) -> int:
-    """Bytes that the files below take on their disks."""
-    total = 0
-    for folder, _, names in os.walk(path):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
-    return total
 
 
 def promote(
@@ -233,11 +222,7 @@ def _adopt_at_first_start(initrd: Path, image: str) -> None:
     The kernel unpacks one archive after the other (its Documentation, "initramfs buffer format").
     """
     archive = Cpio()
-    archive.file("adopt/adopt.sh", script("adopt.sh"))
-    archive.file("adopt/image", f"{image}\n".encode())
-    for name, place, mode in FILES:
-        if place.startswith(("usr/sbin/", "usr/lib/systemd/")):
-            archive.file(f"adopt/files/{place}", script(name), mode)
+    add_adoption(archive, image)
     with initrd.open("ab") as out:
         out.write(b"\0" * (-out.tell() % 512))
         out.write(bytes(archive))

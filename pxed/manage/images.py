@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 
 from pxed.body import Body
 from pxed.choice import in_use
+from pxed.contents import Report
 from pxed.control import Call, Json, NotThere
 from pxed.describe import describe, detail, finding_line, source_of
 from pxed.errors import PxedError, UsageError
 from pxed.images import STABLE, Image
-from pxed.library import Finding, Report
+from pxed.library import Finding
 from pxed.manage.core import Core
 
 T = TypeVar("T")

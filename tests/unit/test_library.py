@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from typing import Any
 import pytest
 
 from pxed import images
+from pxed.contents import Source
 from pxed.errors import HostError, UsageError
 from pxed.images import Image
-from pxed.library import Library, Source
+from pxed.library import Library
 from tests.conftest import requires
 
 
@@ -70,6 +72,40 @@ def test_how_else_it_boots_comes_along(library: Library, source: Path) -> None:
     assert image.maintenance is not None
     assert image.maintenance.cmdline == "panic=30"
     assert image.tree == image.directory / "boot"
+
+
+def test_an_added_image_keeps_its_kernel_and_says_where_it_is_from(
+    library: Library, source: Path
+) -> None:
+    for name in ("vmlinuz", "initrd"):
+        (source / name).write_text(name)
+    kernel = {"vmlinuz": "vmlinuz", "initrd": "initrd", "cmdline": "quiet"}
+    manifest(source, kernel=kernel, origin={"format": "qcow2"}, diskless_only="a live image")
+    image = add(library, source)
+    assert image.kernel is not None
+    assert image.kernel.initrd.read_text() == "initrd"
+    said = json.loads((image.directory / "manifest.json").read_text())
+    assert said["origin"] == {"format": "qcow2"}
+    assert said["diskless_only"] == "a live image"
+
+
+def test_an_image_that_is_made_in_the_library_is_whole_or_not_there(
+    library: Library, source: Path
+) -> None:
+    def broken() -> None:
+        with library.making("lab", "1") as new:
+            (new / "boot.img").write_bytes(b"b" * 512)
+            raise HostError("no")
+
+    with pytest.raises(HostError, match="no"):
+        broken()
+    assert not (library.directory / "lab").exists()
+    with library.making("lab", "1") as new:
+        shutil.copytree(source, new, dirs_exist_ok=True)
+    image = library.find("lab@stable")
+    assert all(finding.good for finding in library.verify(image))
+    with pytest.raises(UsageError, match="never changes"), library.making("lab", "1"):
+        raise AssertionError("not asked")
 
 
 def test_a_sparse_device_stays_sparse(library: Library, source: Path) -> None:

@@ -141,6 +141,38 @@ def test_nothing_of_the_one_machine_reaches_a_seat(tmp_path: Path) -> None:
     assert (tmp_path / "etc/pxed-image").read_text() == "lab@1\n"
 
 
+def test_the_next_version_on_a_machines_own_disk_keeps_what_its_user_has_set(
+    tmp_path: Path,
+) -> None:
+    """One layer serves all versions there: /usr was put aside, and /etc stays."""
+    root, adoption = tmp_path / "root", tmp_path / "adopt"
+    (root / "etc").mkdir(parents=True)
+    (adoption / "files/usr/sbin").mkdir(parents=True)
+    (adoption / "files/usr/sbin/pxed-good").write_text("good")
+    (adoption / "adopt.sh").write_bytes(script("adopt.sh"))
+    (tmp_path / "keep.sh").write_bytes(script("keep.sh"))
+
+    def start(image: str) -> None:
+        (adoption / "image").write_text(f"{image}\n")
+        command = 'adoption=$1; . "$2/keep.sh"; adopt "$2/root"'
+        argv = ["busybox", "sh", "-euc", command, "sh", str(adoption), str(tmp_path)]
+        subprocess.run(argv, check=True)
+
+    (root / "etc/hostname").write_text("golden")
+    start("lab@1")
+    assert not (root / "etc/hostname").exists()
+    (root / "etc/hostname").write_text("seat-7")
+    (root / "usr/sbin/pxed-good").unlink()
+    start("lab@1")
+    assert not (root / "usr/sbin/pxed-good").exists(), "it was made the seat's own once before"
+    start("lab@2")
+    assert (root / "etc/hostname").read_text() == "seat-7"
+    assert (root / "etc/pxed-image").read_text() == "lab@2\n"
+    assert (root / "usr/sbin/pxed-good").read_text() == "good"
+    wants = root / "etc/systemd/system/multi-user.target.wants"
+    assert {each.name for each in wants.iterdir()} >= {"pxed-good.service", "pxed-running.service"}
+
+
 def pxed(state: Path, *words: str, status: int = 0) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "pxed", "promote", *words, "--state-dir", str(state)],

@@ -24,7 +24,7 @@ install() {
     inst_simple /usr/share/pxed/state.sh /state.sh
     inst_simple /usr/share/pxed/local.sh /local.sh
     inst_multiple dd md5sum sed tr sleep mkdir mount umount cat reboot cp ln mv rm readlink head \
-        rmdir grep sync
+        rmdir grep sync find
     inst_multiple -o e2fsck
     # The cards' names, which cannot change any more once they are up.
     inst_rules 75-net-description.rules 80-net-setup-link.rules

@@ -1,0 +1,557 @@
+"""pxed image import, as a person calls it: what small disks and directories become, refusals."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pxed.client.archive import Cpio
+from pxed.client.kernel import fetch_kernel
+from tests.conftest import requires
+
+pytestmark = pytest.mark.netns
+
+PROGRAMS = ("mksquashfs", "unsquashfs", "mcopy", "syslinux", "objcopy", "busybox", "qemu-img",
+            "sfdisk", "mke2fs", "mkfs.fat", "losetup")  # fmt: skip
+MIB = 1 << 20
+RELEASE = "6.1.0-1"
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The root of a small installed system, with a real driver and a kernel that only looks so."""
+    requires(*PROGRAMS)
+    kernel = fetch_kernel()
+    monkeypatch.setenv("PXED_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "machine"
+    vmlinuz = bytearray(2048)
+    vmlinuz[0x202:0x206] = b"HdrS"
+    struct.pack_into("<H", vmlinuz, 0x236, 1)
+    driver = "kernel/drivers/block/aoe/aoe.ko"
+    files = {
+        "etc/os-release": b'PRETTY_NAME="Small 1"\n', "etc/fstab": b"",
+        f"lib/modules/{RELEASE}/modules.dep": f"{driver}:\n".encode(),
+        f"lib/modules/{RELEASE}/modules.builtin": b"",
+        f"lib/modules/{RELEASE}/{driver}": (kernel.modules / driver).read_bytes(),
+        f"boot/vmlinuz-{RELEASE}": bytes(vmlinuz), "home/anna/mine": b"hers\n",
+        "etc/ssh/ssh_host_rsa_key": b"secret\n", "srv/private": b"private\n", "tmp/x": b"x",
+        "swapfile": bytes(4096),
+    }  # fmt: skip
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    (root / "sbin").mkdir()
+    shutil.copy(str(shutil.which("busybox")), root / "sbin/init")
+    os.chown(root / "home/anna/mine", 1000, 1000)
+    return root
+
+
+def ext4(source: Path | None, target: Path, mib: int = 16) -> Path:
+    fill = ["-d", str(source)] if source else []
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", *fill, str(target), f"{mib}M"], check=True)
+    return target
+
+
+def disk(target: Path, parts: Sequence[tuple[str, Path]], label: str = "gpt") -> Path:
+    """A raw disk with these partitions (type, content), each on a whole MiB."""
+    table, at = f"label: {label}\n", 1
+    with target.open("wb") as out:
+        for kind, content in parts:
+            size = -(-content.stat().st_size // MIB)
+            table += f"start={at}MiB, size={size}MiB, type={kind}\n"
+            out.seek(at * MIB)
+            out.write(content.read_bytes())
+            at += size + 1
+        out.truncate((at + 1) * MIB)
+    subprocess.run(["sfdisk", "-q", str(target)], input=table, text=True, check=True)
+    return target
+
+
+class Importer:
+    """``pxed image import`` into a state directory."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+
+    def argv(self, source: Path, *words: str) -> list[str]:
+        return [sys.executable, "-m", "pxed", "image", "import", str(source), "--name", "lab",
+                "--version", "1", "--state-dir", str(self.state), *words]  # fmt: skip
+
+    def __call__(self, source: Path, *words: str) -> dict[str, Any]:
+        done = subprocess.run(
+            [*self.argv(source, *words), "--json"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        shown: dict[str, Any] = json.loads(done.stdout)
+        self.is_clean()
+        return shown
+
+    def refused(self, source: Path, *words: str, status: int = 2) -> str:
+        """The one line that an import fails with."""
+        done = subprocess.run(
+            self.argv(source, *words), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        said = [line for line in done.stderr.splitlines() if not line.startswith("  ")]
+        assert len(said) == 1, done.stderr
+        self.is_clean()
+        assert not (self.state / "images" / "lab").exists()
+        return said[0]
+
+    def is_clean(self) -> None:
+        """No mount, no loop device and no half-made directory is left."""
+        assert str(self.state) not in Path("/proc/self/mountinfo").read_text()
+        loops = Path("/sys/block").glob("loop*/loop/backing_file")
+        assert not [p for p in loops if str(self.state.parent) in p.read_text()]
+        assert not list(self.state.glob("images/*/.*-*"))
+
+    def root(self, shown: dict[str, Any]) -> Path:
+        """The files of a squashfs root."""
+        target = self.state.parent / "unpacked"
+        subprocess.run(
+            ["unsquashfs", "-q", "-n", "-d", str(target), shown["devices"]["root"]],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        return target
+
+
+@pytest.fixture
+def importer(tmp_path: Path) -> Importer:
+    return Importer(tmp_path / "state")
+
+
+def test_a_raw_disk_keeps_its_root_as_it_is(
+    importer: Importer, machine: Path, tmp_path: Path
+) -> None:
+    root = ext4(machine, tmp_path / "ext4")
+    (tmp_path / "esp").write_bytes(bytes(MIB))
+    source = disk(tmp_path / "disk.raw", [("uefi", tmp_path / "esp"), ("linux", root)])
+    shown = importer(source)
+    assert shown["channels"] == ["stable"]
+    assert shown["origin"] == {
+        "source": "disk.raw", "kind": "raw", "root": "partition 2, ext4", "system": "Small 1",
+        "kernel": RELEASE,
+    }  # fmt: skip
+    assert Path(shown["devices"]["root"]).read_bytes() == root.read_bytes()
+    assert shown["diskless_only"] == ""
+    assert {"boot", "root", "tfm"} == shown["devices"].keys()
+    verified = subprocess.run(
+        [sys.executable, "-m", "pxed", "image", "verify", "lab", "--state-dir",
+         str(importer.state)], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "ok   root.img" in verified.stdout
+
+
+def test_an_mbr_disk_with_a_logical_partition_as_qcow2(
+    importer: Importer, machine: Path, tmp_path: Path
+) -> None:
+    root = ext4(machine, tmp_path / "ext4")
+    raw = tmp_path / "raw"
+    with raw.open("wb") as out:
+        out.seek(4 * MIB)
+        out.write(root.read_bytes())
+        out.truncate(24 * MIB)
+    table = "label: dos\nstart=2048, size=2048, type=82\nstart=4096, size=40960, type=5\n"
+    table += "start=8192, size=32768, type=83\n"
+    subprocess.run(["sfdisk", "-q", str(raw)], input=table, text=True, check=True)
+    source = tmp_path / "golden.qcow2"
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", raw, source], check=True)
+    shown = importer(source, "--no-maintenance")
+    assert shown["origin"]["kind"] == "qcow2"
+    assert shown["origin"]["root"] == "partition 5, ext4"
+    assert Path(shown["devices"]["root"]).read_bytes() == root.read_bytes()
+    assert "no-maintenance" in shown["diskless_only"]
+
+
+def test_a_file_system_without_a_table(importer: Importer, machine: Path, tmp_path: Path) -> None:
+    shown = importer(ext4(machine, tmp_path / "ext4"), "--no-maintenance")
+    assert shown["origin"]["root"] == "the disk, ext4"
+
+
+def test_a_directory_is_packed_without_what_is_not_for_seats(
+    importer: Importer, machine: Path
+) -> None:
+    before = sorted((str(p), p.lstat().st_mtime_ns) for p in machine.rglob("*"))
+    root = importer.root(importer(machine, "--exclude", "/srv/private", "--no-maintenance"))
+    assert before == sorted((str(p), p.lstat().st_mtime_ns) for p in machine.rglob("*"))
+    assert (root / "home/anna/mine").read_text() == "hers\n"
+    assert (root / "home/anna/mine").stat().st_uid == 1000
+    for gone in ("boot/vmlinuz-6.1.0-1", "tmp/x", "etc/ssh/ssh_host_rsa_key", "swapfile",
+                 "srv/private"):  # fmt: skip
+        assert not (root / gone).exists(), gone
+    assert (root / "boot").is_dir()
+
+
+def test_a_directory_as_erofs(importer: Importer, machine: Path, tmp_path: Path) -> None:
+    requires("mkfs.erofs", "fsck.erofs")
+    shown = importer(machine, "--format", "erofs", "--no-maintenance")
+    target = tmp_path / "unpacked"
+    subprocess.run(
+        ["fsck.erofs", f"--extract={target}", shown["devices"]["root"]],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    assert (target / "home/anna/mine").read_text() == "hers\n"
+    assert not (target / "boot/vmlinuz-6.1.0-1").exists()
+    assert not (target / "swapfile").exists()
+    assert (target / "boot").is_dir()
+
+
+def test_a_system_on_two_partitions_is_packed_into_one(
+    importer: Importer, machine: Path, tmp_path: Path
+) -> None:
+    (machine / "etc/fstab").write_text("/dev/sda2 /home ext4 defaults 0 2\n")
+    (machine / "home/anna").rename(tmp_path / "anna")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "anna").rename(tmp_path / "home/anna")
+    parts = [("linux", ext4(machine, tmp_path / "a")), ("linux", ext4(tmp_path / "home",
+             tmp_path / "b"))]  # fmt: skip
+    source = disk(tmp_path / "disk", parts)
+    assert "/home is on partition 2: --format squashfs" in importer.refused(
+        source, "--format", "keep"
+    )
+    shown = importer(source, "--no-maintenance")
+    assert shown["origin"]["root"] == "partition 1, ext4, as squashfs"
+    assert (importer.root(shown) / "home/anna/mine").read_text() == "hers\n"
+
+
+def test_the_kernel_on_a_boot_partition_of_fat(
+    importer: Importer, machine: Path, tmp_path: Path
+) -> None:
+    fat = tmp_path / "fat"
+    with fat.open("wb") as out:
+        out.truncate(16 * MIB)
+    subprocess.run(["mkfs.fat", "-F", "16", fat], check=True, capture_output=True)
+    kernel = machine / f"boot/vmlinuz-{RELEASE}"
+    subprocess.run(["mcopy", "-i", fat, kernel, f"::/vmlinuz-{RELEASE}"], check=True)
+    kernel.unlink()
+    parts = [("uefi", fat), ("linux", ext4(machine, tmp_path / "ext4"))]
+    source = disk(tmp_path / "disk", parts)
+    assert "no vmlinuz" in importer.refused(source, "--boot-part", "0")
+    assert importer(source, "--no-maintenance")["origin"]["kernel"] == RELEASE
+
+
+def luks(path: Path) -> Path:
+    """What cryptsetup writes first, as far as anybody looks."""
+    head = b"LUKS\xba\xbe" + struct.pack(">H", 1) + b"aes".ljust(32, b"\0")
+    head += b"xts-plain64".ljust(32, b"\0") + b"sha256".ljust(32, b"\0")
+    head = head.ljust(168, b"\0") + b"0b0b0b0b-0000-4000-8000-000000000000"
+    path.write_bytes(head.ljust(2 * MIB, b"\0"))
+    return path
+
+
+def empty(path: Path) -> Path:
+    path.touch()
+    return path
+
+
+def zeros(path: Path) -> Path:
+    path.write_bytes(bytes(2 * MIB))
+    return path
+
+
+def two_systems(machine: Path, place: Path) -> Path:
+    root = ext4(machine, place / "root")
+    return disk(place / "disk", [("linux", root), ("linux", root)])
+
+
+def cut_off(machine: Path, place: Path) -> Path:
+    path = disk(place / "disk", [("linux", ext4(machine, place / "root"))])
+    os.truncate(path, 8 * MIB)
+    return path
+
+
+def for_arm(machine: Path, place: Path) -> Path:
+    (machine / "sbin/init").write_bytes(
+        b"\x7fELF\x02\x01\x01" + bytes(9) + b"\2\0\xb7\0" + bytes(64)
+    )
+    return ext4(machine, place / "root")
+
+
+def without_kernel(machine: Path, place: Path) -> Path:
+    shutil.rmtree(machine / "lib/modules")
+    return ext4(machine, place / "root")
+
+
+def no_system(machine: Path, place: Path) -> Path:
+    (place / "empty").mkdir()
+    return disk(place / "disk", [("linux", ext4(place / "empty", place / "root", 4))])
+
+
+REFUSED: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
+    "nothing there": (lambda _m, p: p / "none", "No such file"),
+    "an empty file": (lambda _m, p: empty(p / "x"), "is empty"),
+    "no table": (lambda _m, p: zeros(p / "x"), "no partition table .* and no file system"),
+    "an encrypted disk": (lambda _m, p: luks(p / "x"), r"encrypted \(LUKS\)"),
+    "an encrypted partition": (
+        lambda _m, p: disk(p / "x", [("linux", luks(p / "l"))]), r"partition 1 is encrypted"
+    ),
+    "an empty partition": (
+        lambda _m, p: disk(p / "x", [("linux", zeros(p / "z"))]), "no file system that is known"
+    ),
+    "no system": (no_system, r"holds no Linux system \(ext4\)"),
+    "two systems": (two_systems, "partitions 1 and 2 hold a system each: .*--root-part"),
+    "a cut-off disk": (cut_off, "its GPT is damaged, or the file is cut off"),
+    "another machine's": (for_arm, "is a system for arm64"),
+    "no kernel": (without_kernel, "has no kernel with modules: install one"),
+    "this machine": (lambda _m, _p: Path("/"), "sudo pxed promote"),
+    "a directory without a system": (lambda _m, p: p, "is no root of a system"),
+    "a directory around the library": (lambda _m, p: p.parent, "has the library of images in it"),
+    "no file at all": (lambda _m, _p: Path("/dev/null"), "is no directory, no file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_a_seats_is_refused_in_one_line(
+    importer: Importer, machine: Path, tmp_path: Path, what: str
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    make, says = REFUSED[what]
+    assert re.search(says, importer.refused(make(machine, place)))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--root-part", "7"), "has no partition 7; there are 1, 2"),
+        (("--boot-part", "7"), "there is no partition 7; there are 1, 2"),
+        (("--kernel", "9"), "has no kernel 9; there is 6.1.0-1"),
+        (("--exclude", "/srv"), "--format squashfs leaves out"),
+        (("--exclude", "srv"), "must be an absolute path"),
+        (("--released", "today"), "must be a date"),
+        (("--cmdline", "a\nb"), "must be one line"),
+    ],
+)
+def test_options_that_do_not_fit(
+    importer: Importer, machine: Path, tmp_path: Path, words: tuple[str, ...], says: str
+) -> None:
+    root = ext4(machine, tmp_path / "root")
+    source = disk(tmp_path / "disk", [("linux", root), ("linux", zeros(tmp_path / "z"))])
+    assert says in importer.refused(source, *words)
+
+
+def test_one_of_two_systems_is_chosen(importer: Importer, machine: Path, tmp_path: Path) -> None:
+    shown = importer(two_systems(machine, tmp_path), "--root-part", "2", "--no-maintenance")
+    assert shown["origin"]["root"] == "partition 2, ext4"
+
+
+def test_a_disk_that_is_in_use_is_refused(
+    importer: Importer, machine: Path, tmp_path: Path
+) -> None:
+    source = disk(tmp_path / "disk", [("linux", ext4(machine, tmp_path / "root"))])
+    loop = ["losetup", "--find", "--show", str(source)]
+    name = subprocess.run(loop, check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        done = subprocess.run(importer.argv(source), capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert f"is in use as {name}" in done.stderr
+    finally:
+        subprocess.run(["losetup", "--detach", name], check=True)
+
+
+def test_a_block_device_is_imported_and_one_that_is_mounted_refused(
+    importer: Importer, machine: Path, tmp_path: Path
+) -> None:
+    source, place = ext4(machine, tmp_path / "root"), tmp_path / "mnt"
+    place.mkdir()
+    loop = ["losetup", "--find", "--show", str(source)]
+    name = subprocess.run(loop, check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        argv = importer.argv(Path(name), "--no-maintenance")
+        mounted = 'mount "$1" "$2" && shift 2 && exec "$@"'
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", mounted, "sh", name, str(place), *argv],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert "is in use, mounted or part of something else" in done.stderr
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    finally:
+        subprocess.run(["losetup", "--detach", name], check=True)
+    copied = importer.state / "images/lab/1/root.img"
+    assert copied.stat().st_size == source.stat().st_size
+
+
+def test_too_small_a_disk_is_said_and_nothing_is_left(
+    importer: Importer, machine: Path, tmp_path: Path
+) -> None:
+    source = disk(tmp_path / "disk", [("linux", ext4(machine, tmp_path / "root"))])
+    small = """mkdir -p "$1" && mount -t tmpfs -o size=64m small "$1" && cd "$1" && shift || exit
+"$@"; status=$?; ls -A images; exit $status"""
+    watched = ["sh", "-c", small, "sh", str(importer.state), *importer.argv(source)]
+    done = subprocess.run(
+        ["unshare", "--mount", *watched], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert "MiB are free, and" in done.stderr
+    assert "lab" not in done.stdout.split()
+
+
+def test_a_dry_run_only_looks(importer: Importer, machine: Path) -> None:
+    done = subprocess.run(
+        [*importer.argv(machine, "--dry-run")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Small 1, kernel 6.1.0-1; the root (squashfs) is packed" in done.stderr
+    assert not (importer.state / "images/lab").exists()
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> dict[str, str]:
+    """An environment in which an import never comes further than its first initramfs."""
+    program = tmp_path / "bin/zstd"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\nparent=$PPID\nwhile kill -0 "$parent"; do sleep 0.1; done\n')
+    program.chmod(0o755)
+    return {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
+
+
+def begun(argv: list[str], env: dict[str, str]) -> "subprocess.Popen[str]":
+    """An import that is at its initramfs, with the disk's root mounted."""
+    process = subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "its initramfs" in line:
+            return process
+    raise AssertionError(process.wait())
+
+
+def test_killed_it_leaves_no_mount_and_the_next_one_cleans(
+    importer: Importer, machine: Path, tmp_path: Path, slow: dict[str, str]
+) -> None:
+    source = disk(tmp_path / "disk", [("linux", ext4(machine, tmp_path / "root"))])
+    with begun(importer.argv(source), slow) as process:
+        process.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    loops = Path("/sys/block").glob
+    while any(str(tmp_path) in p.read_text() for p in loops("loop*/loop/backing_file")):
+        assert time.monotonic() < deadline, "a loop device is left"
+        time.sleep(0.1)
+    assert not (importer.state / "images/lab/1").exists()
+    assert importer(source, "--no-maintenance")["version"] == "1"
+
+
+def test_interrupted_it_says_so_and_leaves_nothing(
+    importer: Importer, machine: Path, tmp_path: Path, slow: dict[str, str]
+) -> None:
+    source = disk(tmp_path / "disk", [("linux", ext4(machine, tmp_path / "root"))])
+    with begun(importer.argv(source), slow) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "pxed: interrupted"
+    assert not (importer.state / "images/lab").exists()
+    importer.is_clean()
+
+
+def bzimage() -> bytes:
+    """A kernel image, as far as anybody looks: 64 bit, and it says its release."""
+    data = bytearray(4096)
+    data[0x202:0x206] = b"HdrS"
+    struct.pack_into("<H", data, 0x236, 1)
+    struct.pack_into("<H", data, 0x20E, 0x600)
+    text = f"{RELEASE} (me) #1\0".encode()
+    data[0x800 : 0x800 + len(text)] = text
+    return bytes(data)
+
+
+def live(machine: Path, place: Path, *inside: str) -> tuple[Path, bytes]:
+    """The tree of a live medium, and its initramfs with these files."""
+    tree = place / "tree"
+    for folder in ("LiveOS", "images/pxeboot"):
+        (tree / folder).mkdir(parents=True)
+    squash = ["mksquashfs", str(machine), str(tree / "LiveOS/squashfs.img"), "-quiet"]
+    subprocess.run([*squash, "-no-progress"], check=True, capture_output=True)
+    (tree / "images/pxeboot/vmlinuz").write_bytes(bzimage())
+    made = Cpio()
+    for name in ("init", *inside):
+        made.file(name, b"x")
+    (tree / "images/pxeboot/initrd.img").write_bytes(bytes(made))
+    return tree, bytes(made)
+
+
+def appended(shown: dict[str, Any], own: bytes) -> bytes:
+    """What was put behind the medium's own initramfs, which is as it was."""
+    initrd = Path(shown["devices"]["boot"]).with_name("initrd").read_bytes()
+    assert initrd.startswith(own)
+    return initrd[len(own) :]
+
+
+def cmdline(shown: dict[str, Any]) -> str:
+    manifest = Path(shown["devices"]["boot"]).with_name("manifest.json")
+    said: str = json.loads(manifest.read_text())["kernel"]["cmdline"]
+    return said
+
+
+KIWI = ("usr/sbin/kiwi-live-root", "usr/lib/net-lib.sh", "usr/lib/modules/6/aoe.ko")
+
+
+def test_a_kiwi_iso_is_served_whole_to_its_own_initramfs(
+    importer: Importer, machine: Path, tmp_path: Path
+) -> None:
+    requires("xorriso")
+    tree, own = live(machine, tmp_path, *KIWI)
+    source = tmp_path / "kiwi.iso"
+    argv = ["xorriso", "-as", "mkisofs", "-quiet", "-R", "-o", str(source), str(tree)]
+    subprocess.run(argv, check=True, capture_output=True)
+    shown = importer(source)
+    assert shown["origin"]["root"] == "LiveOS/squashfs.img, kiwi"
+    assert "a live system" in shown["diskless_only"]
+    assert shown["devices"].keys() == {"boot", "root"}
+    assert Path(shown["devices"]["root"]).read_bytes().startswith(source.read_bytes())
+    assert "root=live:AOEINTERFACE=e16.1" in cmdline(shown)
+    more = appended(shown, own)
+    assert b"echo > /dev/etherd/discover" in more
+    assert b"busybox" not in more
+
+
+def test_untouched_if_that_is_asked_for(importer: Importer, machine: Path, tmp_path: Path) -> None:
+    tree, own = live(machine, tmp_path, *KIWI)
+    assert appended(importer(tree, "--initramfs", "its"), own) == b""
+
+
+def test_a_dracut_that_knows_no_aoe_gets_the_roots_own_driver(
+    importer: Importer, machine: Path, tmp_path: Path
+) -> None:
+    tree, own = live(machine, tmp_path, "sbin/dmsquash-live-root")
+    assert "cannot do AoE by itself" in importer.refused(tree, "--initramfs", "its")
+    shown = importer(tree)
+    squash = (tree / "LiveOS/squashfs.img").read_bytes()
+    assert Path(shown["devices"]["root"]).read_bytes().startswith(squash)
+    assert "root=live:/dev/etherd/e16.1" in cmdline(shown)
+    more = appended(shown, own)
+    assert f"pxed/lib/modules/{RELEASE}/kernel/drivers/block/aoe/aoe.ko".encode() in more
+    assert b"usr/lib/dracut/hooks/initqueue/settled/20-pxed.sh" in more
+
+
+def test_a_live_system_of_an_unknown_kind_gets_our_initramfs(
+    importer: Importer, machine: Path, tmp_path: Path
+) -> None:
+    tree, _ = live(machine, tmp_path)
+    assert "no kind that is known" in importer.refused(tree, "--initramfs", "its")
+    shown = importer(tree)
+    assert shown["diskless_only"] == ""
+    assert "root=live" not in cmdline(shown)
+    squash = (tree / "LiveOS/squashfs.img").read_bytes()
+    assert Path(shown["devices"]["root"]).read_bytes().startswith(squash)
+
+
+def test_a_live_system_without_an_aoe_driver_is_refused(
+    importer: Importer, machine: Path, tmp_path: Path
+) -> None:
+    (machine / f"lib/modules/{RELEASE}/modules.dep").write_text("")
+    tree, _ = live(machine, tmp_path, "sbin/dmsquash-live-root")
+    assert "has no AoE driver" in importer.refused(tree)
+    assert "has no AoE driver" in importer.refused(tree, "--initramfs", "ours")
