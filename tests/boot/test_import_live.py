@@ -1,4 +1,4 @@
-"""Live systems of others, served over AoE to their own initramfses: kiwi's, dracut's, live-boot's. Long.
+"""Live systems of others, served over AoE to initramfses that are not ours. Long.
 
 Nothing of ours is in these systems: their roots and initramfses are made of Debian's packages.
 """
