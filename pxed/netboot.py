@@ -36,6 +36,7 @@ from pxed.net.ra import RouterAdvertiser
 from pxed.net.rival import find_rivals
 from pxed.net.tftp import TftpServer
 from pxed.seat import State
+from pxed.strangers import is_stranger
 from pxed.tftp.files import Files
 from pxed.tftp.session import File
 from pxed.tftp.trees import Trees
@@ -120,7 +121,9 @@ class NetBoot:
         config, link = self.config, self.link
         self.leases = self._pool()
         self._neighbours = Neighbours(config.interface)
-        self._trees = Trees(self._files(), self.mac_of, self._tree_of, self._common_tree)
+        self._trees = Trees(
+            self._files(), self.mac_of, self._tree_of, self._common_tree, self._is_known
+        )
         self._stack.callback(self._trees.close)
         self._stack.callback(self._cancel_timers)
         self.mode = await self._choose_mode()
@@ -365,6 +368,10 @@ class NetBoot:
         if not pi or "rpi" not in self.config.classes:
             return None
         return self._image_of(mac, "rpi").tree
+
+    def _is_known(self, mac: Mac) -> bool:
+        client = self._clients.get(mac)
+        return client is not None and not is_stranger(client)
 
     def _common_tree(self) -> Path | None:
         return self._image_of(Mac(""), "rpi").tree if "rpi" in self.config.classes else None

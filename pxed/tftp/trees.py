@@ -13,6 +13,7 @@ from pathlib import Path
 from pxed.mac import Mac, parse_mac
 from pxed.tftp.codec import Code, TftpError
 from pxed.tftp.files import Files, clean
+from pxed.tftp.serials import Serials
 from pxed.tftp.session import File
 
 _SERIAL = re.compile(r"[0-9a-f]{8}", re.ASCII)
@@ -24,6 +25,7 @@ class Trees:
 
     ``mac_of`` gives the machine behind an address; ``tree_of`` a Pi's boot directory, None for any
     other machine; ``common`` that of a Pi that nothing is known of, None without a class for them.
+    ``known``: whether a machine is more than an address that somebody sent once.
     """
 
     def __init__(
@@ -32,18 +34,18 @@ class Trees:
         mac_of: Callable[[str], Mac | None],
         tree_of: Callable[[Mac], Path | None],
         common: Callable[[], Path | None],
+        known: Callable[[Mac], bool] = lambda _: False,
     ) -> None:
         self._files = files
         self._mac_of = mac_of
         self._tree_of = tree_of
         self._common = common
-        self._serials: dict[str, Mac] = {}
+        self._serials = Serials(known)
         self._open: dict[Path, Files] = {}
 
     def learn(self, serial: str, mac: Mac) -> None:
         """This machine's serial number, which its DISCOVER says before it asks for a file."""
-        if len(self._serials) < 20_000:
-            self._serials[serial] = mac
+        self._serials.learn(serial, mac)
 
     def open(self, name: str, client: str = "") -> File:
         """The file; TftpError as ``Files.open``."""
