@@ -59,6 +59,17 @@ def tree_of(manifest: Path, data: Mapping[str, Any]) -> Path | None:
     return tree
 
 
+def efi_of(manifest: Path, data: Mapping[str, Any]) -> Path | None:
+    """The manifest's ``efi`` key: kernel, initramfs and command line as one EFI program."""
+    said = data.get("efi")
+    if said is None:
+        return None
+    program = _inside(manifest, "efi", said)
+    if not program.is_file():
+        raise UsageError(f"{program}: there is no such file: the image is incomplete")
+    return program
+
+
 def _inside(manifest: Path, key: str, value: object) -> Path:
     if not isinstance(value, str) or not value:
         raise UsageError(f"{manifest}: {key} = {value!r}: must be a name in the image's directory")

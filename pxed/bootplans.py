@@ -6,10 +6,10 @@ from dataclasses import replace
 from pxed import scripts
 from pxed.choice import Choice
 from pxed.dhcp.bootplan import BOOT_FILES, HTTP_FILES, BootPlan
-from pxed.dhcp.classify import Firmware
+from pxed.dhcp.classify import Firmware, arch_name, class_of
 from pxed.dhcp.replies import Mode
-from pxed.http.site import program_url, script_url
-from pxed.images import SLOTS
+from pxed.http.site import efi_url, program_url, script_url
+from pxed.images import SLOTS, Image
 from pxed.mac import Mac
 from pxed.seat import LOCAL_SCRIPT
 
@@ -34,7 +34,7 @@ class BootPlans:
         self, mac: Mac, firmware: Firmware, arch: int | None, _features: frozenset[int]
     ) -> BootPlan | None:
         """What this machine is told; None: it gets no answer."""
-        class_name = "rpi" if firmware is Firmware.RPI else "x86"
+        class_name = class_of(firmware, arch)
         client = self._choice.clients.get(mac)
         if class_name not in self._choice.config.classes or not self._choice.admits(mac, client):
             return None
@@ -53,12 +53,26 @@ class BootPlans:
             http_url=program_url(base, http_file) if http_file else None,
             own_ipxe=each.ipxe == "own",
         )
+        if class_name == "rpi" and firmware is not Firmware.RPI:
+            return self._arm(plan, self._choice.image_of(mac, class_name), arch)
         if each.boot == "kernel":
             image, tfm = self._choice.image_of(mac, class_name), mode == "provision"
             # An image of before maintenance kernels were named provisions from its disk.
             if not tfm or image.maintenance is not None:
                 return replace(plan, root_path=None, script=script_url(base, image, tfm=tfm))
         return plan
+
+    def _arm(self, plan: BootPlan, image: Image, arch: int | None) -> BootPlan:
+        """For UEFI on ARM, which does nothing with the boot disk of a Raspberry Pi's image."""
+        base = self._base()
+        script = script_url(base, image) if image.kernel is not None else None
+        if image.efi is not None:
+            file = f"{image}.efi"
+            return BootPlan(boot_file=file, script=script, http_url=efi_url(base, image))
+        if script is None:
+            what = f"image {image} has no kernel in its manifest, which {arch_name(arch)} needs"
+            return BootPlan(why=what)
+        return replace(plan, root_path=None, script=script)
 
     def scripts(self) -> dict[str, bytes]:
         """The iPXE scripts that TFTP serves, by name."""

@@ -15,6 +15,7 @@ from pxed.ask import NoServer
 from pxed.cli_base import json_option, server, show_json, where
 from pxed.cli_import import image_import
 from pxed.cli_library import library_in
+from pxed.cli_pi import raspios_like
 from pxed.describe import absolute, describe, detail, finding_line, source_of
 from pxed.errors import HostError, UsageError
 from pxed.images import STABLE, Image
@@ -82,6 +83,8 @@ def image_show(spec: str, as_json: bool, config_path: Path | None, state_dir: Pa
         ("installs", f"no: {why}" if (why := shown["diskless_only"]) else "yes"),
     ]  # fmt: skip
     click.echo(table(["", ""], [list(line) for line in lines if line[1]], header=False))
+    for text in shown["lacks"]:
+        click.echo(f"lacks: {text}")
     if shown["files"]:
         rows = [[n, amount(f["size"]), f["sha256"]] for n, f in shown["files"].items()]
         click.echo("\n" + table(["FILE", "SIZE", "SHA256"], rows, spare=["SIZE"]))
@@ -408,6 +411,9 @@ def _new_image(
 
 def _said(text: str) -> None:
     click.echo(f"  {text}", err=True)
+
+
+image_build.add_command(raspios_like(_new_image))
 
 
 def _where(found: Image) -> str:

@@ -7,6 +7,7 @@ keeps the first time of each stage.
 
 from collections.abc import Iterable, Iterator
 
+from pxed.dhcp.classify import class_of
 from pxed.events import Event, Kind
 from pxed.images import CONFIG_SLOT, SLOTS
 from pxed.mac import Mac
@@ -204,7 +205,7 @@ def _discover(client: Client, event: Event) -> Iterator[Change]:
         client.firmware = firmware
         arch = event.detail.get("arch")
         client.arch = arch if isinstance(arch, int) else None
-        client.class_name = "rpi" if firmware == "rpi" else "x86"
+        client.class_name = class_of(firmware, client.arch)
         client.doing = client.once or client.order
         yield Change(What.NEW_BOOT, client, event.time)
         yield from _reach(client, Stage.DISCOVER, event.time, firmware)
@@ -280,7 +281,7 @@ def _boot_file(client: Client, event: Event) -> Iterator[Change]:
         yield Change(What.STATE, client, event.time)
     elif file.endswith(".ipxe"):
         return  # iPXE runs already: this is its script
-    elif client.class_name == "rpi" and client.stage is not None and client.stage > Stage.OFFER:
+    elif client.firmware == "rpi" and client.stage is not None and client.stage > Stage.OFFER:
         return  # one of many files
     elif client.in_boot:
         client.state = State.BOOTING

@@ -22,7 +22,7 @@ from aoe_fast import AoeError
 from aoe_fast.frames import ANY_SLOT, InitiatorError
 from aoe_fast.initiator import Initiator
 from aoe_fast.server import ring_sizes
-from pxed import images
+from pxed import images, pi
 from pxed.ask import ControlClient, NoServer
 from pxed.cli_base import (
     config_option,
@@ -270,6 +270,25 @@ def check_images(config: Config) -> Iterator[Finding]:
                           'add one that has, or set mode = "diskless"')  # fmt: skip
             continue
         yield Finding(f"image {name}", OK, f"{image}: {', '.join(image.devices)}")
+        if name == "rpi":
+            yield from check_tree(image, each.shelf)
+
+
+def check_tree(image: images.Image, shelf: int) -> Iterator[Finding]:
+    """What keeps a Raspberry Pi from booting an image: broken if it keeps every model from it."""
+    if image.tree is None:
+        text = f"{image} has no boot directory"
+        yield Finding("Raspberry Pi", BROKEN, text, "make it with pxed image build raspios-like")
+        return
+    found = pi.lacks(image.tree, shelf)
+    for lack in found:
+        grade = BROKEN if lack.all_models else WARN
+        yield Finding("Raspberry Pi", grade, f"{image}: {lack}", lack.todo)
+    able = [m for m in pi.MODELS if not any(m in lack.models for lack in found)]
+    if able:
+        yield Finding("Raspberry Pi", OK, f"{image} has what a {' and a '.join(able)} asks for")
+    elif not any(lack.all_models for lack in found):
+        yield Finding("Raspberry Pi", BROKEN, f"{image}: no model can boot it", "see above")
 
 
 def check_disk(config: Config) -> Iterator[Finding]:

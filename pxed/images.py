@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pxed.bootable import Kernel, kernel_of, tree_of
+from pxed.bootable import Kernel, efi_of, kernel_of, tree_of
 from pxed.config import CLASSES
 from pxed.errors import UsageError
 
@@ -48,7 +48,8 @@ class Image:
     directory that a Raspberry Pi boots from.
     ``files``: size and digest of each file in the directory, by its path there; empty for an image
     that was made without. ``released``: a date, or empty. ``origin``: what it was made of, for
-    people; ``diskless_only``: why it cannot be installed on a disk, where that is known.
+    people; ``diskless_only``: why it cannot be installed on a disk, where that is known; ``efi``:
+    its kernel as an EFI program.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Image:
     maintenance: Kernel | None = None
     origin: Mapping[str, str] = field(default_factory=dict)
     diskless_only: str = ""
+    efi: Path | None = None
 
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
@@ -98,6 +100,7 @@ def load(directory: Path) -> Image:
         released, _sums(manifest, data.get("files", {})),
         kernel_of(manifest, data, "maintenance"),
         _origin(manifest, data.get("origin", {})), _line(manifest, data, "diskless_only"),
+        efi_of(manifest, data),
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ from pxed.errors import HostError, UsageError
 from pxed.images import HISTORY, STABLE, Image
 
 RESERVED = (STABLE, "canary")
-KEPT = ("kernel", "maintenance", "tree", "origin", "diskless_only")
+KEPT = ("kernel", "maintenance", "tree", "efi", "origin", "diskless_only")
 """Keys of a manifest that an added directory keeps: how else it boots, and where it is from."""
 _STALE = 86400.0  # seconds after which a directory that somebody was making counts as left behind
 

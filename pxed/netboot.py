@@ -35,7 +35,7 @@ from pxed.net.neighbours import Neighbours
 from pxed.net.ra import RouterAdvertiser
 from pxed.net.rival import find_rivals
 from pxed.net.tftp import TftpServer
-from pxed.seat import State
+from pxed.seat import Client, State
 from pxed.strangers import is_stranger
 from pxed.tftp.files import Files
 from pxed.tftp.session import File
@@ -68,6 +68,10 @@ def check(config: Config, chosen: Mapping[str, images.Image]) -> None:
                 f'{where} boot = "kernel": image {image} names no {what} in its manifest: '
                 'build it again, or use boot = "san"'
             )
+
+
+def _is_pi(client: Client) -> bool:
+    return client.class_name == "rpi" and client.firmware not in ("pxe", "ipxe", "uefi-http")
 
 
 class NetBoot:
@@ -122,8 +126,9 @@ class NetBoot:
         self.leases = self._pool()
         self._neighbours = Neighbours(config.interface)
         self._trees = Trees(
-            self._files(), self.mac_of, self._tree_of, self._common_tree, self._is_known
-        )
+            self._files(), self.mac_of, self._tree_of, self._common_tree, self._is_known,
+            self._program_of,
+        )  # fmt: skip
         self._stack.callback(self._trees.close)
         self._stack.callback(self._cancel_timers)
         self.mode = await self._choose_mode()
@@ -364,7 +369,8 @@ class NetBoot:
 
     def _tree_of(self, mac: Mac) -> Path | None:
         client = self._clients.get(mac)
-        pi = client.class_name == "rpi" if client is not None else mac[:8] in RPI_OUIS
+        # A UEFI machine of this class loads iPXE, and its kernel by HTTP.
+        pi = _is_pi(client) if client is not None else mac[:8] in RPI_OUIS
         if not pi or "rpi" not in self.config.classes:
             return None
         return self._image_of(mac, "rpi").tree
@@ -375,6 +381,11 @@ class NetBoot:
 
     def _common_tree(self) -> Path | None:
         return self._image_of(Mac(""), "rpi").tree if "rpi" in self.config.classes else None
+
+    def _program_of(self, spec: str) -> Path | None:
+        with contextlib.suppress(UsageError):
+            return self._image(spec).efi
+        return None
 
     def _image(self, spec: str) -> images.Image:
         return images.find(self.config.images_dir, spec, "")

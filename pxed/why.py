@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pxed.conflicts import Finding, What
 from pxed.dhcp.bootplan import BOOT_FILES, HTTP_FILES
+from pxed.dhcp.classify import arch_name
 from pxed.dhcp.replies import Mode
 from pxed.events import Event, Kind
 from pxed.mac import Mac
@@ -37,6 +38,11 @@ _AOE = (Kind.AOE_FOUND, Kind.AOE_READ, Kind.AOE_WRITE, Kind.AOE_HEARD)
 _DULL = (Kind.AOE_HEARD, Kind.ROUTER_ADVERT)
 _PROGRAMS = {*BOOT_FILES.values(), *HTTP_FILES.values()}
 _DEBIANS = ("undionly.kpxe", "snponly.efi")
+_TARGETS = {
+    "ipxe-i386.efi": "bin-i386-efi/ipxe.efi", "snponly-arm32.efi": "bin-arm32-efi/snponly.efi",
+    "snponly-arm64.efi": "bin-arm64-efi/snponly.efi",
+}  # fmt: skip
+"""iPXE's name for what firmware of other kinds is told to load."""
 _TREE = (
     "a switch port with spanning tree drops everything for 30 s after each link-up: "
     "set the seats' ports to edge (portfast)"
@@ -189,13 +195,16 @@ def _refused(client: Client, trace: Sequence[Event], now: float) -> Reason | Non
         return None
     why = str(ignored.detail.get("why", ""))
     if "nothing is planned" in why:
+        kind = "" if client.firmware == "rpi" else f" ({arch_name(client.arch)})"
         return Reason(
-            f"there is no image for its class, {client.class_name}",
+            f"there is no image for its class, {client.class_name}{kind}",
             f"add [class.{client.class_name}] with an image to the configuration "
             "(docs/operators.md)",
         )
     if why.startswith("relayed from"):
         return Reason(why, "connect it to this server's Ethernet segment; or serve that one too")
+    if "no kernel in its manifest" in why:
+        return Reason(why, "build it again: pxed image build raspios-like")
     if "no boot file" in why:
         return Reason(why, "there is no iPXE for it here: take another boot mode in its firmware")
     if "for the boot service of" in why:
@@ -307,7 +316,7 @@ def _not_asked(
     last = loads[-1]
     name = last.detail.get("file")
     if last.kind in (Kind.TFTP_MISSING, Kind.HTTP_MISSING) and since >= AT_ONCE:
-        if client.class_name == "rpi":
+        if client.firmware == "rpi":
             return Reason(
                 f"it found none of its files; the last it asked for was {name}",
                 "put the Pi's firmware into the boot directory of its image",
@@ -330,12 +339,16 @@ def _not_asked(
     if last.kind is Kind.TFTP_DONE and client.stage is Stage.IPXE:  # a script: its disk is next
         return _no_aoe(after, since, scene)
     if last.kind is Kind.HTTP_DONE and client.stage is Stage.IPXE and since >= NO_KERNEL:
-        return Reason(
-            f"it loaded {name} and its kernel has not found its disks",
-            "see its screen: a missing network driver in the initrd, or a VLAN or switch filter "
-            "for Ethernet type 0x88A2",
-        )
+        return _no_kernel(str(name))
     return None
+
+
+def _no_kernel(name: str) -> Reason:
+    return Reason(
+        f"it loaded {name} and its kernel has not found its disks",
+        "see its screen: a missing network driver in the initrd, or a VLAN or switch filter "
+        "for Ethernet type 0x88A2",
+    )
 
 
 def _file_not_asked(client: Client, file: str, by_http: bool, scene: Scene) -> Reason:
@@ -362,9 +375,11 @@ def _file_not_asked(client: Client, file: str, by_http: bool, scene: Scene) -> R
 def _get(name: str, root: str) -> str:
     if name in _DEBIANS:
         return f"install Debian's package ipxe, or put it into {root}"
+    target = _TARGETS.get(name)
+    how = f" (make {target})" if target else ""
     return (
-        f"Debian has none of that kind: build it from iPXE's source and put it into {root} under "
-        "that name, or set its firmware to another boot mode"
+        f"Debian has none of that kind: build it from iPXE's source{how} and put it into {root} "
+        "under that name, or set its firmware to another boot mode"
     )
 
 
@@ -372,8 +387,10 @@ def _never_came_back(client: Client, loaded: Event, now: float) -> Reason | None
     """iPXE is there, and no DISCOVER of its."""
     if now - loaded.time < NO_IPXE:
         return None
-    name = loaded.detail.get("file")
-    if client.class_name == "rpi":
+    name = str(loaded.detail.get("file"))
+    if "@" in name:  # a kernel in an EFI program: its disks come next
+        return None if now - loaded.time < NO_KERNEL else _no_kernel(name)
+    if client.firmware == "rpi":
         return None  # its kernel comes next, not iPXE
     if client.arch in (None, 0):
         return Reason(f"it loaded {name} and was not heard again", _TREE)

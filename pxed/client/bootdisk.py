@@ -91,7 +91,7 @@ def unified_image(destination: Path, *, vmlinuz: Path, initrd: Path, cmdline: st
             argv += ["--add-section", f"{section}={path}"]
             argv += ["--change-section-vma", f"{section}={address:#x}"]
             address = _align(address + path.stat().st_size, 1 << 16)
-        _tool([*argv, str(_STUB), str(destination)], package="binutils")
+        tool([*argv, str(_STUB), str(destination)], package="binutils")
 
 
 def _image_end(program: bytes) -> int:
@@ -123,14 +123,14 @@ def _partition(disk: Path, content: int, parts: Sequence[tuple[str, Path]]) -> N
             table += f"uuid={_PART_ID[:-1]}{number}\n"
             end += size
         out.truncate(end + _TAIL)
-    _tool(
+    tool(
         ["sfdisk", "-q", "--no-reread", "--no-tell-kernel", str(disk)],
         package="fdisk",
         stdin=f"label: gpt\nlabel-id: {_DISK_ID}\n"
         f"start={_START // 512}, size={room // 512}, type=uefi, name=boot, uuid={_PART_ID}, "
         f'attrs="LegacyBIOSBootable"\n{table}',
     )
-    _tool(
+    tool(
         [
             "mkfs.fat", "--invariant", "-F", "16", "-s", str(_CLUSTER // 512), "-n", "PXED",
             "-i", "70786564", "-h", str(_START // 512), "--offset", str(_START // 512),
@@ -149,23 +149,24 @@ def _fill(disk: Path, files: dict[str, Path], epoch: int | None) -> None:
         parts = name.split("/")[:-1]
         folders.update(dict.fromkeys("/".join(parts[: n + 1]) for n in range(len(parts))))
     if folders:
-        _tool(
+        tool(
             ["mmd", "-i", target, *(f"::/{folder}" for folder in folders)],
             package="mtools",
             epoch=epoch,
         )
     for name, path in files.items():
         argv = ["mcopy", "-i", target, "-m", str(path), f"::/{name}"]
-        _tool(argv, package="mtools", epoch=epoch)
+        tool(argv, package="mtools", epoch=epoch)
     install = ["syslinux", "--install", "--offset", str(_START), str(disk)]
-    _tool(install, package="syslinux", epoch=epoch)
+    tool(install, package="syslinux", epoch=epoch)
 
 
 def _align(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def _tool(argv: Sequence[str], *, package: str, stdin: str = "", epoch: int | None = None) -> None:
+def tool(argv: Sequence[str], *, package: str, stdin: str = "", epoch: int | None = None) -> None:
+    """Run a program of ``package``; HostError with its last words. ``epoch``: its time."""
     try:
         subprocess.run(
             argv,

@@ -81,7 +81,7 @@ def build_debian(
     if shutil.which("mmdebstrap") is None:
         raise HostError("mmdebstrap is missing: apt install mmdebstrap")
     words = f"{CMDLINE.format(shelf=shelf)} {cmdline}".strip()
-    epoch = _epoch()
+    epoch = epoch_now()
     released = datetime.fromtimestamp(epoch, UTC).date().isoformat()
     manifest = Manifest(
         name, version, "x86", words, released=released,
@@ -176,7 +176,8 @@ def _check(
         raise UsageError(f"{mirror!r} is no mirror: write a URL like {MIRROR}")
 
 
-def _epoch() -> int:
+def epoch_now() -> int:
+    """$SOURCE_DATE_EPOCH, else today at 0:00 UTC; UsageError if it is no number."""
     said = os.environ.get("SOURCE_DATE_EPOCH")
     if said is None:
         return int(time.time()) // 86400 * 86400

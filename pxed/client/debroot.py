@@ -117,9 +117,9 @@ def unpack(archive: Path, root: Path, log: Path) -> None:
     put_files(root)
 
 
-def put_files(root: Path) -> None:
-    """Our own files, where they belong in ``root``."""
-    for name, place, mode in FILES:
+def put_files(root: Path, files: Sequence[tuple[str, str, int]] = FILES) -> None:
+    """Our own files, where they belong in ``root``: file of this package, place, mode."""
+    for name, place, mode in files:
         target = root / place
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(script(name))

@@ -28,7 +28,9 @@ _NEW = ".new-"
 class Manifest:
     """What manifest.json says: the image's name, version, class, device files and kernel.
 
-    ``maintenance``: the kernel command line of maintenance mode, for an image that has it.
+    ``maintenance``: the kernel command line of maintenance mode, for an image that has it;
+    ``tree``: the directory that a Raspberry Pi boots from; ``kernel`` empty: iPXE cannot load it;
+    ``efi``: one EFI program with all that it takes.
     """
 
     name: str
@@ -40,21 +42,26 @@ class Manifest:
     maintenance: str = ""
     origin: dict[str, str] = field(default_factory=dict)
     diskless_only: str = ""
+    kernel: dict[str, str] = field(default_factory=lambda: dict(_KERNEL))
+    tree: str = ""
+    efi: str = ""
 
     def to_json(self) -> str:
         """The text of manifest.json."""
         said = asdict(self)
         said["class"] = said.pop("machine_class")
-        said["kernel"] = {**_KERNEL, "cmdline": said.pop("cmdline")}
-        order = ["name", "version", "class", "devices", "kernel"]
+        said["kernel"] = {**self.kernel, "cmdline": said.pop("cmdline")}
+        order = ["name", "version", "class", "devices"]
+        if self.released:
+            order.insert(3, "released")
+        if self.kernel:
+            order.append("kernel")
         if self.maintenance:
             said["maintenance"] = {
                 **_KERNEL, "initrd": TFM_INITRD, "cmdline": self.maintenance
             }  # fmt: skip
             order.append("maintenance")
-        if self.released:
-            order.insert(3, "released")
-        order += [key for key in ("origin", "diskless_only") if said[key]]
+        order += [key for key in ("tree", "efi", "origin", "diskless_only") if said[key]]
         return json.dumps({key: said[key] for key in order}, indent=1) + "\n"
 
 

@@ -1,8 +1,8 @@
 #!/bin/busybox sh
-# The first program of a diskless client with the minimal image: finds its disks on the Ethernet (or on
-# its own disk, where it was installed), lays the private writable layer over the shared root and starts
-# the system. Runs in Debian's busybox-static, whose shell has every command below built in. What it does and which parameters it
-# takes: functions.sh.
+# The first program of a diskless client with the minimal image, and of a Raspberry Pi: finds its disks
+# on the Ethernet (or on its own disk, where it was installed), lays the private writable layer over the
+# shared root and starts the system. Runs in busybox: Debian's static one has every command below built
+# in, for others there are links. What it does and which parameters it takes: functions.sh.
 
 export PATH=/bin
 # Until /proc is there the shell cannot start itself again as another command.
@@ -18,20 +18,31 @@ mount -t tmpfs -o mode=755 run /run
 [ ! -r /keep.sh ] || . /keep.sh
 parameters
 
-# Drivers: those whose hardware is here, by the names that the buses give them; twice, because a
-# virtio bus is itself found behind PCI.
+# Drivers: those whose hardware is here, by the names that its buses give it; twice, because a virtio
+# bus is itself found behind another.
 drivers() {
     aliases=
-    for file in /sys/bus/$1/devices/*/modalias; do
-        [ -r "$file" ] && read -r name < "$file" && aliases="$aliases $name"
+    for bus; do
+        for file in "/sys/bus/$bus/devices"/*/modalias; do
+            [ -r "$file" ] && read -r name < "$file" && aliases="$aliases $name"
+        done
     done
     # shellcheck disable=SC2086 # a list of words, none with a blank
     [ -z "$aliases" ] || modprobe -a -q $aliases 2> /dev/null
 }
 coldplug() {
-    drivers pci
-    drivers virtio
-    drivers scsi
+    drivers pci platform usb
+    drivers virtio scsi
+}
+# Cards on USB turn up late: what is there is asked for its drivers until one is a wired card.
+late_cards() {
+    while :; do
+        for path in /sys/class/net/*/device; do
+            [ ! -e "$path" ] || [ -e "${path%/device}/phy80211" ] || return 0
+        done
+        usleep 250000
+        coldplug
+    done
 }
 coldplug
 modprobe -a -q aoe overlay squashfs 2> /dev/null &
@@ -39,6 +50,7 @@ modprobe -a -q aoe overlay squashfs 2> /dev/null &
 if [ -n "$local_id" ]; then
     find_local
 else
+    late_cards &
     link_up
     find_root
 fi
@@ -56,6 +68,6 @@ fi
 
 # proc goes last: without it the shell cannot start commands.
 for path in run dev sys proc; do
-    mount -o move "/$path" "$path"
+    mount -o move "/$path" "/new/$path"
 done
 exec /bin/busybox switch_root /new /sbin/init

@@ -1,13 +1,14 @@
 """The initramfs of a diskless client: busybox, the drivers that a client may need, and init.sh."""
 
+import gzip
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
 from pxed.client.archive import Cpio
-from pxed.client.kernel import Kernel
+from pxed.client.kernel import Kernel, unpacked
 from pxed.errors import HostError
 
 # What init.sh loads by name, and the network cards of virtual and common real machines. A kernel
@@ -21,21 +22,55 @@ DRIVERS = (
 )  # fmt: skip
 
 
+# What the scripts call. A static busybox of Debian's runs all of it without a link; others do not.
+COMMANDS = (
+    "cat", "cp", "cttyhack", "dd", "grep", "head", "ln", "ls", "md5sum", "mkdir", "modprobe",
+    "mount", "mv", "readlink", "reboot", "rm", "rmdir", "sed", "setsid", "sh", "sleep",
+    "switch_root", "sync", "tr", "umount", "usleep",
+)  # fmt: skip
+
+
 def build_initramfs(
-    kernel: Kernel, destination: Path, *, drivers: tuple[str, ...] = DRIVERS, level: int = 12
+    kernel: Kernel,
+    destination: Path,
+    *,
+    drivers: tuple[str, ...] = DRIVERS,
+    level: int = 12,
+    programs: Mapping[str, bytes] | None = None,
+    full: bool = False,
+    packer: str = "zstd",
 ) -> None:
-    """Write the compressed initramfs for ``kernel``; HostError if a needed program is missing."""
-    archive = start_archive(kernel, drivers)
-    destination.write_bytes(compressed(bytes(archive), level))
+    """Write the compressed initramfs for ``kernel``; HostError if a needed program is missing.
+
+    ``programs``: as for ``start_archive``; ``full``: for a root with systemd in place of the
+    minimal image's. ``packer``: zstd or gzip. Nothing of what is packed is run.
+    """
+    archive = start_archive(kernel, drivers, programs)
+    if full:
+        archive.file("keep.sh", script("keep.sh"))
+    if packer == "gzip":
+        destination.write_bytes(gzip.compress(bytes(archive), 9, mtime=0))
+    else:
+        destination.write_bytes(compressed(bytes(archive), level))
 
 
-def start_archive(kernel: Kernel, drivers: Sequence[str]) -> Cpio:
-    """What starts any root over the network or from a disk: busybox, init.sh, drivers."""
+def start_archive(
+    kernel: Kernel, drivers: Sequence[str], programs: Mapping[str, bytes] | None = None
+) -> Cpio:
+    """What starts any root over the network or from a disk: busybox, init.sh, drivers.
+
+    ``programs``: bin/busybox and its libraries, by their place, for another processor than this
+    machine's.
+    """
     archive = Cpio()
     for name in ("dev", "proc", "sys", "run"):
         archive.directory(name)
-    archive.file("bin/busybox", busybox().read_bytes(), 0o755)
-    archive.symlink("bin/sh", "busybox")
+    if programs is None:
+        programs = {"bin/busybox": busybox().read_bytes()}
+    for name, data in programs.items():
+        archive.file(name, data, 0o755)
+    for name in COMMANDS:
+        archive.symlink(f"bin/{name}", "busybox")
     # The kernel itself calls this when a file system type is missing.
     archive.symlink("sbin/modprobe", "../bin/busybox")
     archive.file("init", script("init.sh"), 0o755)
@@ -73,7 +108,10 @@ def add_modules(archive: Cpio, kernel: Kernel, files: list[Path], below: str = "
     with tempfile.TemporaryDirectory(prefix="pxed-modules-") as name:
         staged = Path(name) / inside
         for file in files:
-            data = (kernel.modules / file).read_bytes()
+            data = unpacked(kernel.modules / file)
+            # The whole archive is packed, and not every busybox or kernel unpacks a single module.
+            if file.suffix != ".ko":
+                file = file.with_suffix("")
             archive.file(f"{below}{inside}/{file}", data)
             (staged / file).parent.mkdir(parents=True, exist_ok=True)
             (staged / file).write_bytes(data)

@@ -1,6 +1,8 @@
 """A Debian kernel for clients: fetched as a package into a cache, never installed on the host."""
 
 import atexit
+import gzip
+import lzma
 import os
 import shutil
 import subprocess
@@ -48,6 +50,31 @@ class Kernel:
                 # modules.dep lists the nearest dependency first.
                 ordered.update(dict.fromkeys([*reversed(below), file_path]))
         return list(ordered)
+
+    def has_built_in(self, name: str) -> bool:
+        """Whether this module's code is in the kernel itself."""
+        try:
+            lines = (self.modules / "modules.builtin").read_text().splitlines()
+        except OSError:
+            return False
+        return name.replace("-", "_") in {_name(line) for line in lines}
+
+
+def unpacked(module: Path) -> bytes:
+    """A module file's content; it may be packed by xz, gzip or zstd. HostError without zstd."""
+    data = module.read_bytes()
+    if module.suffix == ".xz":
+        return lzma.decompress(data)
+    if module.suffix == ".gz":
+        return gzip.decompress(data)
+    if module.suffix != ".zst":
+        return data
+    try:
+        return subprocess.run(
+            ["zstd", "-qdc"], input=data, check=True, capture_output=True, timeout=60
+        ).stdout
+    except FileNotFoundError:
+        raise HostError("zstd is missing: apt install zstd") from None
 
 
 def cache_dir() -> Path:

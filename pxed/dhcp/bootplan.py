@@ -36,7 +36,8 @@ class BootPlan:
     ``boot_file``: name of our iPXE for this architecture, by TFTP. ``root_path``: AoE address that
     iPXE boots from, such as ``aoe:e16.0``. ``script``: URL or TFTP name of an iPXE script; used
     where there is no root path, and always in proxy mode. ``http_url``: for UEFI HTTP boot.
-    ``own_ipxe``: load ours even where the card's own iPXE could go on.
+    ``own_ipxe``: load ours even where the card's own iPXE could go on. ``why``: there is nothing
+    for this machine, for this reason.
     """
 
     boot_file: str | None = None
@@ -44,6 +45,7 @@ class BootPlan:
     script: str | None = None
     http_url: str | None = None
     own_ipxe: bool = False
+    why: str = ""
 
 
 class Step(StrEnum):
@@ -81,6 +83,8 @@ def choose(
     An iPXE that can do what the plan needs goes straight on. One that cannot loads ours once; if it
     then still cannot, it is refused, because a second time would be a loop.
     """
+    if plan.why:
+        return _refuse(plan.why)
     if firmware is Firmware.RPI:
         return Choice(Step.RPI)  # it ignores a file name, and asks TFTP for its own
     if firmware is Firmware.UEFI_HTTP:

@@ -37,6 +37,7 @@ RPI_OUIS = frozenset(
 _RPI3_OUI = "b8:27:eb"
 _RPI_CLASS = b"PXEClient:Arch:00000:UNDI:002001"
 _RPI_NAMES = (b"RPi4", b"RPi5", b"4iPR", b"5iPR")
+_ARM = frozenset((10, 11, 18, 19, 21, 22, 23, 24))
 _RPI_ARCH = 41  # "arm rpiboot"
 _CLASS_ARCH = re.compile(rb"(?:PXE|HTTP)Client:Arch:(\d{5})")
 
@@ -60,6 +61,14 @@ class Identity:
     def boots(self) -> bool:
         """Whether this is firmware that looks for something to boot."""
         return self.firmware is not Firmware.OTHER
+
+
+def class_of(firmware: str, arch: int | None) -> str:
+    """The class of images that a machine boots: by its processor's family.
+
+    UEFI and U-Boot on ARM boot what a Raspberry Pi does; a Pi's own loader says that it is a PC.
+    """
+    return "rpi" if firmware == Firmware.RPI or arch in _ARM else "x86"
 
 
 def identify(message: Message) -> Identity:

@@ -3,6 +3,7 @@
     /ipxe/snponly.efi             our iPXE, for UEFI HTTP boot
     /boot/lab@2026.11.ipxe        the script that loads this image's kernel
     /image/lab@2026.11/vmlinuz    and what it loads
+    /image/pi@2026.11/pxed.efi    all of it in one program, for UEFI on ARM
     /tfm/lab@2026.11.ipxe         the same of maintenance mode
     /tfm/lab@2026.11/vmlinuz
 
@@ -22,6 +23,7 @@ from pxed.images import Image
 _SCRIPT = re.compile(r"/(boot|tfm)/([^/]+)\.ipxe")
 _FILE = re.compile(r"/(image|tfm)/([^/]+)/([^/]+)")
 _IPXE = "/ipxe/"
+_EFI = "pxed.efi"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,12 @@ class Site:
         if (asked := _SCRIPT.fullmatch(path)) is not None:
             return self._script(asked[2], base, tfm=asked[1] == "tfm")
         if (asked := _FILE.fullmatch(path)) is not None:
-            kernel = _kernel(self._image(asked[2]), tfm=asked[1] == "tfm")
+            image, tfm = self._image(asked[2]), asked[1] == "tfm"
+            kernel = _kernel(image, tfm=tfm)
             if kernel is not None and asked[3] in kernel.files:
                 return Found(kernel.files[asked[3]])
+            if image is not None and image.efi is not None and asked[3] == _EFI and not tfm:
+                return Found(image.efi)
         return None
 
     def _script(self, spec: str, base: str, *, tfm: bool) -> Found | None:
@@ -85,6 +90,11 @@ def program_url(base: str, name: str) -> str:
 def script_url(base: str, image: Image, *, tfm: bool = False) -> str:
     """Where iPXE gets the script that loads an image's kernel, or maintenance mode's (``tfm``)."""
     return f"{base}/{'tfm' if tfm else 'boot'}/{image}.ipxe"
+
+
+def efi_url(base: str, image: Image) -> str:
+    """Where UEFI HTTP boot gets an image's kernel as one program."""
+    return f"{base}/image/{image}/{_EFI}"
 
 
 def _kernel(image: Image | None, *, tfm: bool) -> Kernel | None:

@@ -75,9 +75,10 @@ class Lab:
         firmware: Firmware = "bios",
         name: str | None = None,
         mac: str | None = None,
+        kind: type[Client] = Client,
         **options: Any,
     ) -> Client:
-        """A diskless machine on the switch, still off; ``options`` are those of ``Client``."""
+        """A diskless machine on the switch, still off; ``options`` are those of ``kind``."""
         number = len(self.clients) + 1
         name = name or f"seat-{number:02d}"
         mac = (mac or f"52:54:00:00:{number >> 8 & 0xFF:02x}:{number & 0xFF:02x}").lower()
@@ -88,7 +89,7 @@ class Lab:
             f"tuntap add dev {tap} mode tap",
             f"link set {tap} mtu {self.mtu} master br0 up",
         )
-        client = Client(
+        client = kind(
             self.switch, self.directory / name, name=name, mac=mac, tap=tap,
             firmware=firmware, mtu=self.mtu, **options,
         )  # fmt: skip

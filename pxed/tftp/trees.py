@@ -17,6 +17,7 @@ from pxed.tftp.serials import Serials
 from pxed.tftp.session import File
 
 _SERIAL = re.compile(r"[0-9a-f]{8}", re.ASCII)
+_PROGRAM = re.compile(r"([^/]+@[^/]+)\.efi")
 _MAC = re.compile(r"[0-9a-f]{2}(-[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
 
 
@@ -25,7 +26,8 @@ class Trees:
 
     ``mac_of`` gives the machine behind an address; ``tree_of`` a Pi's boot directory, None for any
     other machine; ``common`` that of a Pi that nothing is known of, None without a class for them.
-    ``known``: whether a machine is more than an address that somebody sent once.
+    ``known``: whether a machine is more than an address that somebody sent once. ``program_of``:
+    the EFI program of an image, NAME@VERSION, under whose name UEFI on ARM asks for it.
     """
 
     def __init__(
@@ -35,12 +37,14 @@ class Trees:
         tree_of: Callable[[Mac], Path | None],
         common: Callable[[], Path | None],
         known: Callable[[Mac], bool] = lambda _: False,
+        program_of: Callable[[str], Path | None] = lambda _: None,
     ) -> None:
         self._files = files
         self._mac_of = mac_of
         self._tree_of = tree_of
         self._common = common
         self._serials = Serials(known)
+        self._program_of = program_of
         self._open: dict[Path, Files] = {}
 
     def learn(self, serial: str, mac: Mac) -> None:
@@ -53,16 +57,23 @@ class Trees:
         first, slash, rest = path.partition("/")
         tree = self._tree(first if slash else "", client)
         if tree is None:
+            program = _PROGRAM.fullmatch(path)
+            if program is not None and (its := self._program_of(program[1])) is not None:
+                return self._below(its.parent).open(its.name)
             return self._files.open(name, client)
-        below = self._open.get(tree)
-        if below is None:
-            below = self._open[tree] = Files(tree)
+        below = self._below(tree)
         try:
             return below.open(path)
         except TftpError as error:
             if error.code != Code.NOT_FOUND or not slash:
                 raise
         return below.open(rest)
+
+    def _below(self, directory: Path) -> Files:
+        found = self._open.get(directory)
+        if found is None:
+            found = self._open[directory] = Files(directory)
+        return found
 
     def _tree(self, prefix: str, client: str) -> Path | None:
         mac = self._mac_of(client) if client else None

@@ -10,6 +10,7 @@ import pytest
 
 from pxed import doctor
 from pxed.config import Config
+from tests import piroot
 from tests.conftest import requires
 from tests.netns.site import vblade
 from tests.netns.test_manage import Room, room
@@ -36,11 +37,10 @@ def of(found: list[dict[str, Any]], about: str) -> dict[str, Any]:
 
 def pi_image(state: Path) -> Path:
     directory = state / "images/pi/1"
-    (directory / "firmware").mkdir(parents=True)
+    piroot.put_boot(directory / "firmware", b"kernel")
     for name in ("boot.img", "root.img"):
         (directory / name).write_bytes(bytes(8192))
-    for name in ("start4.elf", "config.txt", "cmdline.txt"):
-        (directory / "firmware" / name).write_bytes(name.encode())
+    (directory / "firmware/cmdline.txt").write_text("pxed.shelf=17\n")
     said = {"name": "pi", "version": "1", "class": "rpi", "tree": "firmware",
             "devices": {"boot": "boot.img", "root": "root.img"}}  # fmt: skip
     (directory / "manifest.json").write_text(json.dumps(said))

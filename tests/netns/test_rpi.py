@@ -130,7 +130,7 @@ def fetch(host: Namespace, name: str, blksize: int, *, only_size: bool = False) 
         if only_size:
             udp.sendto(b"\0\5\0\0\0", server)  # error 0: it has seen enough
             return bytes(size)
-        body = b""
+        body = bytearray()
         udp.sendto(struct.pack("!HH", 4, 0), server)
         while True:
             data = udp.recv(2048)
@@ -139,7 +139,7 @@ def fetch(host: Namespace, name: str, blksize: int, *, only_size: bool = False) 
             udp.sendto(struct.pack("!HH", 4, number), server)
             if len(data) - 4 < blksize:
                 assert len(body) == size
-                return body
+                return bytes(body)
 
 
 @pytest.mark.parametrize(

@@ -88,3 +88,8 @@ def test_every_architecture_has_its_file() -> None:
         15: "ipxe-i386.efi", 16: "snponly.efi", 18: "snponly-arm32.efi",
         19: "snponly-arm64.efi", 20: "undionly.kpxe",
     }  # fmt: skip
+
+
+def test_a_plan_with_nothing_for_a_machine_says_why() -> None:
+    refused = choose(BootPlan(why="it has no kernel"), Firmware.PXE, 11, NONE)
+    assert (refused.step, refused.why) == (Step.REFUSE, "it has no kernel")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pxed.dhcp.classify import Feature, Firmware, Identity, arch_name, identify
+from pxed.dhcp.classify import Feature, Firmware, Identity, arch_name, class_of, identify
 from pxed.dhcp.codec import Message, Op, Opt
 from pxed.mac import Mac
 
@@ -130,3 +130,15 @@ def test_architectures_have_names() -> None:
     assert arch_name(39) == "architecture 39 (64-bit LoongArch UEFI)"
     assert arch_name(4711) == "architecture 4711"
     assert arch_name(None) == "an unnamed architecture"
+
+
+@pytest.mark.parametrize(
+    ("firmware", "arch", "wanted"),
+    [
+        ("rpi", 0, "rpi"), ("rpi", None, "rpi"), ("pxe", 11, "rpi"), ("ipxe", 11, "rpi"),
+        ("uefi-http", 19, "rpi"), ("pxe", 10, "rpi"), ("pxe", 22, "rpi"), ("pxe", 0, "x86"),
+        ("pxe", None, "x86"), ("pxe", 7, "x86"), ("uefi-http", 16, "x86"), ("pxe", 27, "x86"),
+    ],
+)  # fmt: skip
+def test_the_class_is_the_processors(firmware: str, arch: int | None, wanted: str) -> None:
+    assert class_of(firmware, arch) == wanted

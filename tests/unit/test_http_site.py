@@ -7,7 +7,7 @@ import pytest
 
 from pxed import images
 from pxed.errors import UsageError
-from pxed.http.site import Site, program_url, script_url
+from pxed.http.site import Site, efi_url, program_url, script_url
 
 BASE = "http://10.77.0.1"
 
@@ -22,8 +22,14 @@ def images_dir(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def manifest(directory: Path, kernel: object) -> None:
-    data = {"name": "lab", "version": "1", "class": "x86", "kernel": kernel}
+def manifest(directory: Path, kernel: object, **more: str) -> None:
+    data: dict[str, object] = {
+        **more,
+        "name": "lab",
+        "version": "1",
+        "class": "x86",
+        "kernel": kernel,
+    }
     data["devices"] = {"boot": "boot.img", "root": "root.img"}
     (directory / "manifest.json").write_text(json.dumps(data))
 
@@ -54,6 +60,20 @@ def test_the_script_loads_this_version_from_this_server(site: Site) -> None:
     assert lines[1].startswith(f"kernel {BASE}/image/lab@1/vmlinuz initrd=initrd quiet ")
     assert "pxed.shelf=21" in lines[1]
     assert lines[2].startswith(f"initrd {BASE}/image/lab@1/initrd")
+
+
+def test_an_efi_program_is_there_only_where_the_manifest_names_one(
+    site: Site, images_dir: Path
+) -> None:
+    image = images.find(images_dir, "lab", "x86")
+    path = efi_url(BASE, image).removeprefix(BASE)
+    assert site.find(path, BASE) is None
+    manifest(images_dir / "lab/1", None, efi="secret")
+    found = site.find(path, BASE)
+    assert found is not None
+    assert found.path == images_dir / "lab/1/secret"
+    assert site.find("/image/lab@1/secret", BASE) is None
+    assert site.find("/tfm/lab@1/pxed.efi", BASE) is None
 
 
 def test_the_urls_of_a_plan_are_found(site: Site, images_dir: Path) -> None:

@@ -25,11 +25,14 @@ def trees(tmp_path: Path) -> Iterator[Trees]:
         (tree / name).write_bytes(name.encode())
     (tree / "12345678/config.txt").write_bytes(b"its own")
     (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "image").mkdir()
+    (tmp_path / "image/pxed.efi").write_bytes(b"kernel and all")
     made = Trees(
         Files(root),
         {"10.0.0.1": PI, "10.0.0.2": PC}.get,
         lambda mac: tree if mac == PI else None,
         lambda: tree,
+        program_of={"pi@1": tmp_path / "image/pxed.efi"}.get,
     )
     made.learn("deadbeef", PI)
     made.learn("0badcafe", PC)
@@ -60,6 +63,8 @@ def read(trees: Trees, name: str, client: str) -> bytes:
         ("12345678/config.txt", "10.0.0.1", b"its own"),
         ("undionly.kpxe", "10.0.0.2", b"ipxe"),
         ("undionly.kpxe", "10.9.9.9", b"ipxe"),
+        ("pi@1.efi", "10.0.0.2", b"kernel and all"),
+        ("/pi@1.efi", "10.9.9.9", b"kernel and all"),
     ],
 )
 def test_what_is_found(trees: Trees, name: str, client: str, body: bytes) -> None:
@@ -70,6 +75,11 @@ def test_what_is_found(trees: Trees, name: str, client: str, body: bytes) -> Non
     ("name", "client"),
     [
         ("start4.elf", "10.0.0.2"),
+        ("pi@1.efi", "10.0.0.1"),
+        ("pi@2.efi", "10.0.0.2"),
+        ("pi.efi", "10.0.0.2"),
+        ("x/pi@1.efi", "10.0.0.2"),
+        ("../pi@1.efi", "10.0.0.2"),
         ("start4.elf", "10.9.9.9"),
         ("0badcafe/start4.elf", "10.9.9.9"),
         ("undionly.kpxe", "10.0.0.1"),

@@ -71,6 +71,34 @@ def test_no_image_for_the_class() -> None:
     assert "no image for its class, rpi; add [class.rpi]" in boot.why(0)
 
 
+def test_a_machine_with_an_arm_processor_is_of_the_pis_class() -> None:
+    boot = Boot(arch=11).discover()
+    boot(Kind.IGNORED, why="nothing is planned for this machine")
+    text = "no image for its class, rpi (architecture 11 (64-bit ARM UEFI)); add [class.rpi]"
+    assert text in boot.why(0)
+    boot = Boot(arch=19).discover("uefi-http")
+    boot(Kind.IGNORED, why="image pi@1 has no kernel in its manifest, which ... needs")
+    assert boot.why(0).endswith("build it again: pxed image build raspios-like")
+
+
+def test_a_boot_file_that_debian_has_not_is_named_with_its_target() -> None:
+    boot = Boot(arch=11).discover().offered(boot_file="snponly-arm64.efi")
+    boot(Kind.REQUEST)(Kind.ACK, boot_file="snponly-arm64.efi", root_path="")
+    boot(Kind.TFTP_MISSING, file="snponly-arm64.efi")
+    text = boot.why(5)
+    assert "it asked for snponly-arm64.efi, which is not here" in text
+    assert "make bin-arm64-efi/snponly.efi" in text
+    assert "/usr/lib/ipxe" in text
+
+
+def test_a_kernel_in_one_program_is_waited_for_as_a_kernel() -> None:
+    boot = Boot(arch=11).discover().offered(boot_file="pi@1.efi")
+    boot(Kind.REQUEST)(Kind.ACK, boot_file="pi@1.efi", root_path="")
+    boot(Kind.TFTP_READ, file="pi@1.efi")(Kind.TFTP_DONE, file="pi@1.efi")
+    assert boot.why(60) == ""
+    assert "it loaded pi@1.efi and its kernel has not found its disks" in boot.why(80)
+
+
 def test_an_architecture_without_a_boot_file() -> None:
     boot = Boot(arch=12).discover()
     boot(Kind.IGNORED, why="no boot file for architecture 12")

@@ -1,0 +1,68 @@
+"""What a machine's DHCP answer names, by its processor and by what its image has."""
+
+from pathlib import Path
+
+import pytest
+
+from pxed import config
+from pxed.bootable import Kernel
+from pxed.bootplans import BootPlans
+from pxed.choice import Choice
+from pxed.dhcp.bootplan import BootPlan
+from pxed.dhcp.classify import Firmware
+from pxed.dhcp.replies import Mode
+from pxed.images import Image
+from pxed.mac import Mac
+
+MAC = Mac("52:54:00:00:00:01")
+KERNEL = Kernel(Path("/vmlinuz"), Path("/initrd"), "quiet")
+
+
+def plan(
+    firmware: Firmware, arch: int, classes: str = "[class.x86]\n[class.rpi]", *, kernel: bool = True
+) -> BootPlan | None:
+    choice = Choice(config.parse(f'interface = "eth0"\n{classes}'))
+    choice.images = {
+        name: Image(name, "1", name, Path("/"), {}, KERNEL if kernel else None, Path("/"))
+        for name in ("x86", "rpi")
+    }
+    plans = BootPlans(choice, lambda: "http://10.0.0.1", lambda: Mode.PXE_ONLY)
+    return plans.plan(MAC, firmware, arch, frozenset())
+
+
+def test_a_pc_boots_its_disk() -> None:
+    got = plan(Firmware.PXE, 7)
+    assert got == BootPlan("snponly.efi", "aoe:e16.0")
+
+
+@pytest.mark.parametrize("firmware", [Firmware.PXE, Firmware.IPXE])
+def test_uefi_on_arm64_loads_the_kernel_of_the_pis_image_by_http(firmware: Firmware) -> None:
+    got = plan(firmware, 11)
+    assert got is not None
+    assert (got.boot_file, got.root_path) == ("snponly-arm64.efi", None)
+    assert got.script == "http://10.0.0.1/boot/rpi@1.ipxe"
+
+
+def test_uefi_http_boot_on_arm64() -> None:
+    got = plan(Firmware.UEFI_HTTP, 19)
+    assert got is not None
+    assert got.http_url == "http://10.0.0.1/ipxe/snponly-arm64.efi"
+
+
+@pytest.mark.parametrize(
+    ("firmware", "arch"), [(Firmware.PXE, 11), (Firmware.UEFI_HTTP, 19), (Firmware.RPI, 0)]
+)
+def test_without_a_class_for_them_arm_machines_get_nothing(firmware: Firmware, arch: int) -> None:
+    assert plan(firmware, arch, "[class.x86]") is None
+    assert plan(Firmware.PXE, 0, "[class.rpi]") is None
+
+
+def test_an_image_without_a_kernel_for_ipxe_is_refused_by_name() -> None:
+    got = plan(Firmware.PXE, 11, kernel=False)
+    assert got is not None
+    assert got.why == (
+        "image rpi@1 has no kernel in its manifest, which architecture 11 (64-bit ARM UEFI) needs"
+    )
+    pi = plan(Firmware.RPI, 0, kernel=False)
+    assert pi is not None
+    assert not pi.why
