@@ -92,9 +92,8 @@ def build_debian(
     more = [kernel, *INITRAMFS[initramfs]]
     more += ["sudo"] if user else []
     more += ["locales"] if locale not in ("C", "C.UTF-8", "POSIX") else []
-    recipe = Recipe(
-        release, tuple(dict.fromkeys([*more, *packages])), sources(release, mirror), epoch
-    )
+    # In one order, so that the same set is fetched once, however it was asked for.
+    recipe = Recipe(release, tuple(sorted({*more, *packages})), sources(release, mirror), epoch)
     with image_directory(destination, manifest) as work:
         log = new_log("debian", f"{name}@{version}")
         progress(f"the log is {log}")
