@@ -17,9 +17,11 @@ def san(root_path: str) -> bytes:
 
 
 def local() -> bytes:
-    """Go on to the machine's own disk: the firmware's next boot entry."""
-    # UEFI looks no further after a loader that ended well, so this one says that it failed.
-    return b"#!ipxe\nexit 1\n"
+    """Go on to the machine's own disk."""
+    # A disk that we installed has a loader that iPXE can start on UEFI. Otherwise the firmware's
+    # next entry is wanted, which may be one more of the network, a minute each; UEFI looks no
+    # further after a loader that ended well, so this one says that it failed.
+    return b"#!ipxe\niseq ${platform} efi && chain file://PXED/EFI/PXED/NET.EFI ||\nexit 1\n"
 
 
 def kernel(base: str, kernel: Kernel, shelf: int) -> bytes:

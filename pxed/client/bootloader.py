@@ -20,10 +20,13 @@ from pxed.errors import HostError, UsageError
 BIOS_START = 2048
 """First sector of the BIOS boot partition, on every disk (installer/install.sh)."""
 ESP_MIB = 8
+NET_PROGRAM = "EFI/PXED/NET.EFI"
+"""GRUB in the EFI system partition for an iPXE that was told to go on to the disk: it looks for its
+partition itself, for it was not the firmware that loaded it from there."""
 _LIBRARY = Path("/usr/lib/grub")
 _MODULES = (
     "part_gpt", "fat", "tar", "loadenv", "regexp", "linux", "normal", "test", "echo", "sleep",
-    "reboot", "configfile",
+    "reboot", "configfile", "search_fs_file",
 )  # fmt: skip
 _STATE_BYTES = 1024  # GRUB's own size of an environment block
 _KERNEL_SECTOR = 0x5C  # in boot.img: where core.img begins
@@ -82,25 +85,32 @@ def _bios(directory: Path) -> tuple[bytes, bytes]:
 
 
 def _esp(directory: Path, epoch: int | None) -> bytes:
-    program, config, disk = (directory / name for name in ("grub.efi", "grub.cfg", "esp.img"))
+    program, net, config, disk = (
+        directory / name for name in ("grub.efi", "net.efi", "grub.cfg", "esp.img")
+    )
     # Without a driver for the screen a kernel starts with a dark one.
     _grub("x86_64-efi", program, "efi_gop", "efi_uga")
+    early = directory / "early.cfg"
+    early.write_text(f"search.file /{NET_PROGRAM} root\nset prefix=($root)/\n")
+    _grub("x86_64-efi", net, "-c", str(early), "efi_gop", "efi_uga")
     config.write_bytes(script("installer/grub.cfg"))
     if epoch is not None:
-        for path in (program, config):
+        for path in (program, net, config):
             os.utime(path, (epoch, epoch))
     with disk.open("wb") as out:
         out.truncate(ESP_MIB << 20)
     # FAT16, which every firmware reads: small clusters, so that there are enough of them.
     make = ["mkfs.fat", "--invariant", "-F", "16", "-s", "1", "-n", "PXED", str(disk)]
     _tool(make, "dosfstools", epoch)
-    _tool(["mmd", "-i", str(disk), "::/EFI", "::/EFI/BOOT"], "mtools", epoch)
-    for path, name in ((program, "EFI/BOOT/BOOTX64.EFI"), (config, "grub.cfg")):
+    _tool(["mmd", "-i", str(disk), "::/EFI", "::/EFI/BOOT", "::/EFI/PXED"], "mtools", epoch)
+    files = {"EFI/BOOT/BOOTX64.EFI": program, NET_PROGRAM: net, "grub.cfg": config}
+    for name, path in files.items():
         _tool(["mcopy", "-i", str(disk), "-m", str(path), f"::/{name}"], "mtools", epoch)
     return disk.read_bytes()
 
 
 def _grub(platform: str, target: Path, *more: str) -> None:
+    """``more``: options of grub-mkimage, then modules beside those of both platforms."""
     if not (_LIBRARY / platform).is_dir():
         package = "grub-pc-bin" if platform == "i386-pc" else "grub-efi-amd64-bin"
         raise HostError(f"{_LIBRARY / platform} is missing: apt install {package}")

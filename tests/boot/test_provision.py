@@ -109,7 +109,6 @@ def test_a_rolling_upgrade_keeps_its_settings(room: Room, seat: Client) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
 def test_a_uefi_machine_is_installed_over_a_restart_of_the_server(room: Room) -> None:
     client = with_disk(room, "uefi")
     order(room, client)
@@ -117,9 +116,12 @@ def test_a_uefi_machine_is_installed_over_a_restart_of_the_server(room: Room) ->
     client.wait_for("maintenance mode", 100)
     room.server.stop()
     room.server.start()
-    # Firmware may try the network in its other ways before it goes on to the disk.
-    comes_from_its_disk(client, r"lab@1\.[01]", 450)
+    comes_from_its_disk(client, r"lab@1\.[01]", 200)
     assert eventually(lambda: room.server.client(client.mac)["state"] == "local")
+    # iPXE started the disk's loader: the firmware did not get to its other ways to the network.
+    events = [e for e in room.server.control.follow("/v1/events") if e["mac"] == client.mac]
+    assert {"solicit6", "discover"} & {e["kind"] for e in events} == {"discover"}
+    assert {e["firmware"] for e in events if e["kind"] == "discover"} == {"pxe", "ipxe"}
     client.power_off()
 
 
