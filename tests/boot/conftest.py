@@ -24,6 +24,22 @@ def lab_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def debian_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Debian with an initramfs of initramfs-tools, diskless and installable; for tests to read."""
+    from tests.boot.debian import build  # which needs this module
+
+    return build(tmp_path_factory.mktemp("debian") / "1")
+
+
+@pytest.fixture(scope="session")
+def dracut_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with dracut."""
+    from tests.boot.debian import build
+
+    return build(tmp_path_factory.mktemp("dracut") / "1", initramfs="dracut")
+
+
 class Room:
     """A lab with our server, its state directory and its clients."""
 

@@ -16,12 +16,12 @@ from pxed.lab.lab import Lab
 from pxed.lab.qemu import Client
 from pxed.lab.server import LabServer
 from tests.boot.conftest import PROGRAMS
-from tests.boot.test_debian import eventually, power_on
+from tests.boot.debian import eventually, power_on
 from tests.conftest import requires
 
 pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.timeout(1200)]
 
-PACKAGES = ("linux-image-cloud-amd64", "sudo", "ifupdown")  # those of test_debian: fetched once
+PACKAGES = ("linux-image-cloud-amd64", "sudo", "ifupdown")  # fetched once a day
 ROOT_ID, ESP_ID = "0b0b0b0b-0000-4000-8000-000000000000", "0b0b0b0b"
 FSTAB = f"UUID={ROOT_ID} / ext4 errors=remount-ro 0 1\nUUID=0B0B-0B0B /boot/efi vfat umask=77 0 1\n"
 ESP, ROOT = 2048, 34816  # first sectors of the partitions

@@ -19,7 +19,7 @@ from pxed.lab.lab import Lab
 from pxed.lab.qemu import Client, Firmware
 from pxed.lab.server import LabServer
 from tests.boot.conftest import PROGRAMS
-from tests.boot.test_debian import power_on
+from tests.boot.debian import power_on
 from tests.conftest import requires
 
 pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.timeout(1500)]

@@ -14,7 +14,7 @@ from pxed.client.debroot import Recipe, fetch_packages, run_alone
 from pxed.lab.lab import Lab
 from pxed.lab.qemu import Client
 from tests.boot.conftest import PROGRAMS, Room
-from tests.boot.test_debian import eventually, power_on
+from tests.boot.debian import eventually, power_on
 from tests.conftest import requires
 
 pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.timeout(1200)]
