@@ -16,7 +16,7 @@ from pxed.client.raspios import build_raspios
 from pxed.errors import HostError
 from pxed.lab.lab import Lab
 from tests import foreign, piroot
-from tests.boot.test_debian import eventually
+from tests.boot.debian import eventually
 from tests.boot.test_pi import Room, make_room
 from tests.conftest import requires
 from tests.netns.test_rpi import MAC_4
