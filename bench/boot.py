@@ -99,7 +99,8 @@ class Bench:
     def serving(self, name: str) -> Iterator[None]:
         """One server, until the end of the block."""
         with (self.folder / f"{name}.log").open("wb") as log:
-            process = self.srv.popen(self._argv(name), stdout=log, stderr=log)
+            # In a session of its own, as a service manager starts it: Linux shares CPUs by session.
+            process = self.srv.popen(["setsid", *self._argv(name)], stdout=log, stderr=log)
             try:
                 self._wait(name, process)
                 pin = ["taskset", "-a", "-p", "-c", SERVER_CPU, str(process.pid)]

@@ -75,6 +75,42 @@ def test_root_keeps_two_capabilities_in_every_thread(serve: Serve) -> None:
     assert {each["NoNewPrivs"] for each in status(process.pid)} == {"1"}
 
 
+def nices(pid: int) -> set[int]:
+    """The nice values of its threads."""
+    found = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found.add(int((task / "stat").read_text().rpartition(")")[2].split()[16]))
+    return found
+
+
+def test_it_comes_before_what_else_this_machine_does(served: Serve) -> None:
+    """Every thread, also as a user who could not ask for that any more."""
+    assert nices(served.start(AS_USER).pid) == {-10}
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_so_does_its_session_where_it_is_its_own(serve: Serve, own: bool) -> None:
+    """Linux shares CPUs among sessions; a shell's session is not the server's to change."""
+    session = Path("/proc/self/autogroup")
+    if not session.exists():
+        pytest.skip("this kernel has no sched_autogroup")
+    before = session.read_text()
+    command = ["setsid"] * own + serve.command(GOOD)
+    process = serve.cable.srv.popen(command, stderr=subprocess.DEVNULL)
+    assert eventually((serve.state / "control.sock").exists)
+    shown = Path(f"/proc/{process.pid}/autogroup").read_text()
+    assert shown.endswith("nice -10\n") == own
+    assert session.read_text() == before
+
+
+def test_a_nice_value_that_somebody_chose_stays(serve: Serve) -> None:
+    command = ["nice", "-n", "5", *serve.command(GOOD)]
+    process = serve.cable.srv.popen(command, stderr=subprocess.DEVNULL)
+    assert eventually((serve.state / "control.sock").exists)
+    assert nices(process.pid) == {5}
+
+
 def test_as_its_own_user(served: Serve) -> None:
     process = served.start(AS_USER)
     user = pwd.getpwnam(USER)
