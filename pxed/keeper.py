@@ -95,7 +95,10 @@ class Keeper:
                 self._begin()
             if self._writing is None:
                 return
-            await asyncio.shield(self._writing)
+            writing = self._writing
+            # A write that has just ended: to await it would not let its callback, and nobody, run.
+            await asyncio.wait((writing,))
+            writing.result()
             if not (self._dirty or self._gone or self._refused):
                 return
 

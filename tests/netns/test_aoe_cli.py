@@ -274,8 +274,9 @@ def test_a_killed_servers_socket_is_taken_over(serve: Serve, cable: Cable, tmp_p
     assert client(cable, "stat", "--control", str(tmp_path / "ctl")).returncode == 1
     second = serve("--export", export)
     assert client(cable, "stat", "--control", str(tmp_path / "ctl")).returncode == 0
+    other = export.replace("16.0", "16.1")
     third = cable.srv.run(
-        [*AOE_FAST, "serve", "-i", "eth0", "--export", export, "--control", str(tmp_path / "ctl")],
+        [*AOE_FAST, "serve", "-i", "eth0", "--export", other, "--control", str(tmp_path / "ctl")],
         check=False,
     )
     assert third.returncode == 2

@@ -372,7 +372,8 @@ HOT = {
     "parking": ["park", "parking_loop", "apply"],
     "syncer": ["defer", "mark_dirty", "sync_loop", "commit"],
     "transfer": ["machine_receive", "machine_expire", "lay_out"],
-    "mover": ["hall_loop", "serve", "send_blocks", "send_many"],
+    "mover": ["hall_loop", "serve"],
+    "outlet": ["send_blocks", "send_many"],
     "store": ["backing_write", "backing_sync", "backing_release"],
 }
 

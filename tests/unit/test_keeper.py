@@ -102,6 +102,20 @@ def test_who_is_forgotten_while_a_write_is_on_its_way_does_not_come_back(
     assert saved(tmp_path / "pxed.db") == [M2]
 
 
+@pytest.mark.timeout(20)
+def test_who_asks_as_a_write_ends_does_not_hold_up_the_loop(bench: Bench, tmp_path: Path) -> None:
+    async def work() -> None:
+        first = asyncio.create_task(bench.keeper.saved([bench.clients.add(M1)]))
+        await asyncio.sleep(0)
+        bench.keeper._thread.submit(int).result()  # the write before it has ended
+        await asyncio.sleep(0)  # and the loop knows, but the keeper does not yet
+        await bench.keeper.saved([bench.clients.add(M2)])
+        await first
+
+    bench.run(work)
+    assert saved(tmp_path / "pxed.db") == [M1, M2]
+
+
 def test_who_is_forgotten_and_seen_again_is_there(bench: Bench, tmp_path: Path) -> None:
     async def work() -> None:
         client = bench.clients.add(M1)
