@@ -87,6 +87,7 @@ class TftpServer:
         self._lines: dict[_Client, _Line] = {}
         self._running: dict[Transfer, tuple[_Client, Session]] = {}
         self._silent: dict[Transfer, None] = {}  # of clients that have said nothing, oldest first
+        self._leaving: set[Transfer] = set()  # told to end; the mover has not let go of them yet
         self._per_client: dict[str, dict[_Client, None]] = {}  # oldest first
 
     @property
@@ -171,7 +172,9 @@ class TftpServer:
 
     def _full(self, client: _Client) -> bool:
         """No room for another client: silence, it asks again."""
-        if client in self._lines or len(self._lines) < self._max_sessions:
+        if client in self._lines:
+            return False
+        if len(self._lines) < self._max_sessions and len(self._leaving) < self._max_silent:
             return False
         self.counters["refused"] += 1
         return True
@@ -236,6 +239,7 @@ class TftpServer:
     def _stop(self, session: Session, why: str) -> None:
         session.stopping(why)
         self._silent.pop(session.transfer, None)
+        self._leaving.add(session.transfer)
         self.mover.end(session.transfer)
 
     def _own_socket(self, local: str, client: _Client) -> socket.socket:
@@ -282,6 +286,7 @@ class TftpServer:
     def _ended(self, transfer: Transfer, client: _Client, session: Session) -> None:
         del self._running[transfer]
         self._silent.pop(transfer, None)
+        self._leaving.discard(transfer)
         line = self._lines[client]
         if line.session is not session:
             return  # the client started over

@@ -272,6 +272,35 @@ def test_a_flood_of_requests_is_bounded(cable: Cable, root: Path) -> None:
             assert server.counters["displaced"] >= 5 * len(addresses) - 100
 
 
+class SlowMover:
+    """One that has no time to let go of what it is told to end."""
+
+    def __init__(self, mover: Mover) -> None:
+        self._mover = mover
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._mover, name)
+
+    def end(self, _transfer: object) -> None:
+        pass
+
+
+def test_a_flood_that_the_mover_cannot_follow_is_bounded_too(cable: Cable, root: Path) -> None:
+    addresses = [f"10.77.0.{n}" for n in range(10, 74)]
+    with serving(cable, root, max_silent=100) as (server, _):
+        server.mover = SlowMover(server.mover)  # type: ignore[assignment]
+        cable.cli.ip(*(f"addr add {ip}/24 dev eth0" for ip in addresses))
+        with cable.cli.inside(), ExitStack() as stack:
+            for _ in range(5):
+                for ip in addresses:
+                    udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                    udp.bind((ip, 0))
+                    udp.sendto(encode(Request("big.bin")), ("10.77.0.1", 69))
+            assert eventually(lambda: server.counters["received"] == 5 * len(addresses))
+        assert server.counters["started"] == 200
+        assert server.counters["refused"] == 5 * len(addresses) - 200
+
+
 def test_every_session_taken_is_silence(cable: Cable, root: Path) -> None:
     with (
         serving(cable, root, max_sessions=1) as (server, _),
