@@ -70,9 +70,14 @@ def discover(interface: str, as_json: bool, wait: float) -> None:
     for row in rows:
         size = "?" if row["bytes"] is None else human(row["bytes"])
         click.echo(
-            f"{row['address']:<9} {row['mac']} {size:>10}  {row['model'] or '?'}"
-            f" {row['config']}".rstrip()
+            f"{row['address']:<9} {row['mac']} {size:>10}  {_shown(row['model'] or '?')}"
+            f" {_shown(row['config'])}".rstrip()
         )
+
+
+def _shown(text: str) -> str:
+    """What another machine says, on a terminal: no control character of it counts."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _sectors(option: str, size: int) -> int:

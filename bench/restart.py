@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass, field
 
 from bench.overload import SEAT, Room, filter_for
+from pxed.lab.netns import Namespace
 from pxed.mac import mac_bytes
 
 _REPEAT = 0.05
@@ -33,8 +34,9 @@ class Seat:
     gaps: list[float] = field(default_factory=list)
     stop: bool = False
 
-    def run(self, room: Room) -> None:
-        with room.cli.inside(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+    def run(self, cli: Namespace) -> None:
+        """Read and write from ``cli`` until ``stop``."""
+        with cli.inside(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
             filter_for(wire, mac_bytes(SEAT))
             wire.bind(("eth0", 0x88A2))
             wire.settimeout(_REPEAT)
@@ -100,7 +102,7 @@ def run(room: Room, times: int, pause: float = 1.5) -> tuple[Seat, list[tuple[in
     restart(room)  # its log goes to a file from now on
     time.sleep(pause)
     seat = Seat()
-    thread = threading.Thread(target=seat.run, args=(room,))
+    thread = threading.Thread(target=seat.run, args=(room.cli,))
     thread.start()
     stops = []
     try:

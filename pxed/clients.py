@@ -192,6 +192,8 @@ def _nothing(_client: Client, _event: Event) -> Iterator[Change]:
 def _discover(client: Client, event: Event) -> Iterator[Change]:
     if not _boots(event):
         return  # the OS's own DHCP, after the boot (M3)
+    if event.detail.get("relayed") and client.state not in (State.SEEN, State.FAILED):
+        return  # from beyond a router, where anybody can say so: nothing here changes by it
     firmware = str(event.detail["firmware"])
     if firmware == "uefi-http" and _still_leaves(client, event.time):
         return
@@ -276,6 +278,8 @@ def _ack(client: Client, event: Event) -> Iterator[Change]:
 def _boot_file(client: Client, event: Event) -> Iterator[Change]:
     file = str(event.detail.get("file", ""))
     if file == LOCAL_SCRIPT:
+        if client.state in (State.RUNNING, State.LOST):
+            return  # no boot of its own: somebody uses its IP address
         _obeyed(client)
         client.state = State.LOCAL
         yield Change(What.STATE, client, event.time)

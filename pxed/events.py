@@ -14,7 +14,7 @@ class Kind(StrEnum):
     """What happened. The comment names the keys of ``Event.detail``."""
 
     # DHCP, from pxed.dhcp.policy
-    DISCOVER = "discover"  # firmware, arch; serial (of a Raspberry Pi), secs (it asks)
+    DISCOVER = "discover"  # firmware, arch; serial (of a Raspberry Pi), secs (it asks), relayed
     OFFER = "offer"  # ip, boot_file, root_path
     REQUEST = "request"  # firmware, arch, ip; server: in proxy mode, whose address it takes
     ACK = "ack"  # ip, boot_file, root_path

@@ -3,6 +3,8 @@
 HostError in one line when a program is missing or fails.
 """
 
+import contextlib
+import resource
 import struct
 import subprocess
 from dataclasses import dataclass
@@ -15,6 +17,10 @@ _SUPER = struct.Struct("<4xI16xI28xHH36xI")  # blocks, log block size, magic, st
 _MAGIC = 0xEF53
 _VALID, _ERRORS = 0x1, 0x2
 _RECOVER = 0x4
+
+# What a client wrote is checked by a program that was never meant for it: so much and no more.
+PATIENCE = 60.0  # seconds; a clean one of 512 MiB takes 0.1
+_MEMORY = 1 << 30
 
 # fsck(8)
 _MENDED, _UNMENDED = 3, 4
@@ -61,10 +67,10 @@ def make(fd: int, label: str) -> None:
 def mend(path: Path, *, thorough: bool = False) -> str:
     """Replay the journal and mend what can be mended safely (e2fsck -p); what it did, in a word.
 
-    HostError if errors are left: a person must decide.
+    HostError if errors are left, or if it takes more than a client may cost: a person must decide.
     """
     command = ["e2fsck", "-p", *(["-f"] if thorough else []), str(path)]
-    status = _run(*command, good=_MENDED)
+    status = _run(*command, good=_MENDED, patience=None if thorough else PATIENCE)
     return "mended" if status else "journal replayed"
 
 
@@ -79,18 +85,39 @@ def resize(path: Path, size: int) -> None:
         file.truncate(size)
 
 
-def _run(*command: str, good: int = 0, keep: int | None = None) -> int:
-    """``keep``: a descriptor that the program inherits (our own /proc is closed to it)."""
+def _run(
+    *command: str, good: int = 0, keep: int | None = None, patience: float | None = None
+) -> int:
+    """``keep``: a descriptor that the program inherits (our own /proc is closed to it).
+
+    ``patience``: seconds; with it the program's memory is bounded too.
+    """
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
-            pass_fds=() if keep is None else (keep,),
-        )  # fmt: skip
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            text=True, errors="replace", pass_fds=() if keep is None else (keep,),
+        ) as process:  # fmt: skip
+            try:
+                if patience is not None:
+                    with contextlib.suppress(OSError):  # it has ended already
+                        resource.prlimit(process.pid, resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+                output, _ = process.communicate(timeout=patience)
+            except BaseException:
+                process.kill()
+                raise
     except FileNotFoundError:
         raise HostError(f"{command[0]}: not found: is e2fsprogs installed?") from None
+    except subprocess.TimeoutExpired:
+        raise HostError(f"{command[0]} had not ended after {patience:g} s") from None
     except OSError as error:
         raise HostError(f"{command[0]}: {error.strerror}") from error
-    if done.returncode > good or done.returncode < 0:
-        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        raise HostError(f"{command[0]} failed: {said[-1].strip() if said else done.returncode}")
-    return done.returncode
+    status = process.returncode
+    if status > good or status < 0:
+        # Labels and names in it are a client's.
+        said = [_printable(line).strip() for line in output.splitlines() if line.strip()]
+        raise HostError(f"{command[0]} failed: {said[-1] if said else status}")
+    return status
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)[:300]

@@ -91,6 +91,14 @@ class Midlayers:
     def exists(self, mac: Mac) -> bool:
         return self.path(mac).exists() and self.report_path(mac).exists()
 
+    def is_unclean(self, mac: Mac) -> bool:
+        """Whether this client's midlayer is there and was not closed cleanly: one read."""
+        path = self.path(mac)
+        try:
+            return path.exists() and not ext4.look(path).clean
+        except (UsageError, HostError):
+            return True
+
     def present(self) -> set[Mac]:
         """Everybody whose midlayer and report files are there; one look at the directory."""
         names = {entry.name for entry in os.scandir(self.directory)}

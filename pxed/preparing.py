@@ -20,6 +20,7 @@ from pxed.watch import Watch, erase_report
 log = logging.getLogger("pxed")
 
 THREADS = 4  # that clone midlayers: they wait for the disk, not for the processor
+MENDERS = 2  # that mend them: what is in one is its client's, and so is how long that takes
 REFRESH_SOON = 0.02
 QUIET = 1.0  # seconds of silence after which a machine that asks to boot is no longer running
 
@@ -44,6 +45,9 @@ class Preparing:
         self._alarm = alarm
         self._keep = keep
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="midlayer")
+        self._menders = ThreadPoolExecutor(MENDERS, thread_name_prefix="mend")
+        self._busy: dict[Mac, asyncio.Event] = {}
+        self._next: set[Mac] = set()
         self._refreshing: asyncio.TimerHandle | None = None
         self._waiting: dict[Mac, images.Image] = {}
         self._bound: set[Mac] = set()
@@ -54,13 +58,34 @@ class Preparing:
         if self._refreshing is not None:
             self._refreshing.cancel()
         self._threads.shutdown()
+        self._menders.shutdown()
 
     # A boot
 
     async def prepare(self, client: Client, since: float) -> None:
-        """Midlayer and view of a client that has begun to boot (M9)."""
+        """Midlayer and view of a client that has begun to boot (M9).
+
+        One at a time for each client, and one that waits: however often it begins, it costs the
+        others no more.
+        """
         mac = client.mac
         self._begin(client)
+        while (busy := self._busy.get(mac)) is not None:
+            if mac in self._next:
+                return  # the one that waits will find what we would
+            self._next.add(mac)
+            try:
+                await busy.wait()
+            finally:
+                self._next.discard(mac)
+        self._busy[mac] = asyncio.Event()
+        try:
+            await self._prepare(client, since)
+        finally:
+            self._busy.pop(mac).set()
+
+    async def _prepare(self, client: Client, since: float) -> None:
+        mac = client.mac
         try:
             image = self._choice.image_for(client)
             client.mode = self._choice.mode_of(mac, client.class_name)
@@ -145,8 +170,12 @@ class Preparing:
             self._exports.open_private(mac, self._midlayers.path(mac), report)
             return made
 
+        loop = asyncio.get_running_loop()
+        pool = self._threads
+        if quiet and await loop.run_in_executor(pool, self._midlayers.is_unclean, mac):
+            pool = self._menders
         try:
-            made = await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            made = await loop.run_in_executor(pool, work)
         except NoRoom:
             raise
         except PxedError as error:

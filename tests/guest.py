@@ -53,7 +53,7 @@ mount -t squashfs -o ro /dev/vda /ro
 mount -t tmpfs rw /rw; mkdir /rw/up /rw/work
 mount -t overlay -o lowerdir=/ro,upperdir=/rw/up,workdir=/rw/work root /new
 for d in proc sys dev; do mkdir -p /new/$d; mount -o move /$d /new/$d; done
-exec switch_root /new /bin/start
+exec switch_root /new START
 """
 _START = """#!/bin/busybox sh
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin PYTHONPATH=/app HOME=/ PYTHONDONTWRITEBYTECODE=1
@@ -79,18 +79,24 @@ class System:
 def build_system(folder: Path, *programs: str) -> System:
     """Pack the guest's system into ``folder``, with ``programs`` of this host; some seconds."""
     kernel = fetch_kernel()
+    build_initrd(kernel, folder / "initrd", "/bin/start")
+    _pack(kernel, folder / "system.squashfs", folder / "root", [*PROGRAMS, *programs])
+    return System(kernel.vmlinuz, folder / "initrd", folder / "system.squashfs")
+
+
+def build_initrd(kernel: Kernel, destination: Path, start: str, *modules: str) -> None:
+    """An initramfs that runs ``start`` from the first disk, a squashfs that may be written on."""
     archive = Cpio()
     for name in ("dev", "proc", "sys", "bin", "sbin", "usr/bin"):
         archive.directory(name)
     archive.file("bin/busybox", busybox().read_bytes(), 0o755)
-    files = kernel.closure(_BOOT_MODULES)
+    files = kernel.closure([*_BOOT_MODULES, *modules])
     for file in files:
         archive.file(file.name, (kernel.modules / file).read_bytes())
     names = " ".join(file.name for file in files)
-    archive.file("init", _INIT.replace("MODULES", names).encode(), 0o755)
-    (folder / "initrd").write_bytes(bytes(archive))
-    _pack(kernel, folder / "system.squashfs", folder / "root", [*PROGRAMS, *programs])
-    return System(kernel.vmlinuz, folder / "initrd", folder / "system.squashfs")
+    init = _INIT.replace("MODULES", names).replace("START", start)
+    archive.file("init", init.encode(), 0o755)
+    destination.write_bytes(bytes(archive))
 
 
 def _pack(kernel: Kernel, destination: Path, root: Path, names: list[str]) -> None:
@@ -161,16 +167,19 @@ def _is_elf(path: Path) -> bool:
 def add_guest(lab: Lab, system: System, *disks: Path, **options: Any) -> Client:
     """A guest in ``lab``, still off: eth0 on its switch; ``disks`` are /dev/vdb, /dev/vdc, ...
 
-    ``more``: further options of QEMU; the others are those of ``Lab.add_client``.
+    ``more``: further options of QEMU; ``words``: of the kernel; the others are those of
+    ``Lab.add_client``.
     """
+    words = options.pop("words", "")
     extra = [
-        "-kernel", str(system.kernel), "-initrd", str(system.initrd), "-append", _CMDLINE,
+        "-kernel", str(system.kernel), "-initrd", str(system.initrd),
+        "-append", f"{_CMDLINE} {words}",
         "-drive", f"file={system.disk},if=virtio,format=raw,readonly=on",
     ]  # fmt: skip
     for disk in disks:
         extra += ["-drive", f"file={disk},if=virtio,format=raw"]
     extra += options.pop("more", ())
-    return lab.add_client(extra=tuple(extra), memory=640, **options)
+    return lab.add_client(extra=tuple(extra), **{"memory": 640, **options})
 
 
 def start_guest(lab: Lab, system: System, *disks: Path, **options: Any) -> Client:

@@ -123,16 +123,23 @@ class Policy:
         mac = self.leases.owner(ip, now)
         return mac is not None and self.leases.decline(mac, ip, now)
 
-    def handle(self, data: bytes, now: float) -> Outcome:
-        """Answer a datagram that came to port 67. DhcpError if it is no DHCP message."""
+    def handle(self, data: bytes, now: float, source: IPv4Address = NOWHERE) -> Outcome:
+        """Answer a datagram that came to port 67 from ``source``. DhcpError if it is no message.
+
+        A router may bring one from anywhere, in any machine's name: it is no word of that machine.
+        """
         message = decode(data)
         case = _Case(message, now)
         if message.op != Op.REQUEST:
             return Outcome()  # another server's reply to a relay on this host
+        network = self.settings.network
+        near = source == NOWHERE or source in network
+        if not near and (message.giaddr == NOWHERE or message.giaddr in network):
+            return Outcome()
         if self._strange_relay(message.giaddr):
             who = identify(message)
             if message.type == Type.DISCOVER and who.boots:
-                case.event(Kind.DISCOVER, firmware=str(who.firmware), arch=who.arch)
+                case.event(Kind.DISCOVER, firmware=str(who.firmware), arch=who.arch, relayed=True)
             return case.ignored(
                 f"relayed from {message.giaddr}, another subnet: AoE does not pass routers"
             )
@@ -199,6 +206,8 @@ class Policy:
         if not who.boots and settings.mode is not Mode.ALL:
             return self._left_to_the_site(case)
         more: dict[str, object] = {"serial": who.serial} if who.serial else {}
+        if message.giaddr != NOWHERE and message.giaddr not in settings.network:
+            more["relayed"] = True
         if who.boots and message.secs:
             more["secs"] = message.secs
         case.event(Kind.DISCOVER, firmware=str(who.firmware), arch=who.arch, **more)

@@ -149,7 +149,7 @@ class DhcpServer:
             if boot:
                 outcome = self.policy.handle_boot(data, now, (IPv4Address(source[0]), source[1]))
             else:
-                outcome = self.policy.handle(data, now)
+                outcome = self.policy.handle(data, now, IPv4Address(source[0]))
         except DhcpError as error:
             self.counters["malformed"] += 1
             _log.debug("malformed message from %s: %s", source[0], error)

@@ -1,4 +1,4 @@
-"""``aoe-fast`` copies and compares, says what is slow, and finds a server beside it."""
+"""``aoe-fast`` copies and compares, and says what is slow; what it shows is safe to look at."""
 
 import os
 import re
@@ -56,6 +56,17 @@ def test_a_disk_that_forgets_is_found_out(start: Start, cable: Cable, tmp_path: 
     said = copy.stderr.read()
     assert copy.returncode == 1
     assert re.fullmatch(r"aoe-fast: 16\.0: sector 16383 reads back wrong: .*\n", said), said
+
+
+def test_a_targets_words_do_nothing_to_a_terminal(
+    start: Start, cable: Cable, tmp_path: Path
+) -> None:
+    start(cable.srv, "--export", f"16.0={image(tmp_path / 'a.img')}")
+    assert export(tmp_path, "set", "16.0", "--config", "\x1b[2Jgone\n\u202e").returncode == 0
+    said = client(cable, "discover", "-i", "eth0").stdout
+    assert said.rstrip("\n").isprintable()
+    assert r"\x1b[2Jgone\n\u202e" in said
+    assert export(tmp_path, "list").stdout.rstrip("\n").isprintable()
 
 
 def test_linux_pace_is_chosen(start: Start, cable: Cable, tmp_path: Path) -> None:

@@ -251,3 +251,30 @@ def test_a_tick_looks_only_at_those_that_time_can_change() -> None:
     feed(clients, 1.0, Kind.DISCOVER, firmware="pxe", arch=0)
     feed(clients, 1.1, Kind.OFFER, ip="10.77.0.50")
     assert clients.booting == 1
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_running_machine_is_not_sent_away_by_whoever_has_its_ip_address(lost: bool) -> None:
+    """Files are told apart by IP address, which anybody can take: only a boot of its own counts."""
+    clients = Clients()
+    boot(clients, 100.0)
+    if lost:
+        clients.tick(106.0 + SILENT_RUN)
+    before = only(clients).state
+    only(clients).once = only(clients).doing
+    assert feed(clients, 300.0, Kind.HTTP_DONE, file="local.ipxe") == []
+    assert feed(clients, 301.0, Kind.TFTP_DONE, file="local.ipxe") == []
+    assert only(clients).state is before
+
+
+def test_a_running_machine_does_not_boot_because_a_relay_elsewhere_says_so() -> None:
+    clients = Clients()
+    boot(clients, 100.0)
+    assert feed(clients, 300.0, Kind.DISCOVER, firmware="pxe", arch=7, relayed=True) == []
+    assert only(clients).state is State.RUNNING
+    assert feed(clients, 301.0, Kind.DISCOVER, firmware="pxe", arch=7) != []
+
+
+def test_a_machine_that_is_new_behind_a_relay_is_told_of() -> None:
+    clients = Clients()
+    assert feed(clients, 1.0, Kind.DISCOVER, firmware="pxe", arch=7, relayed=True) != []

@@ -252,6 +252,27 @@ def test_relay_of_another_subnet() -> None:
     assert "10.88.0.1" in why(policy().handle(encode(request), 0))
 
 
+@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("relay", ["0.0.0.0", "10.77.0.250"])
+def test_what_a_router_brings_is_no_word_of_a_machine(mode: Mode, relay: str) -> None:
+    """Anybody anywhere can send it, with any machine's address inside: nothing comes of it."""
+    request = ask(Type.DISCOVER, BIOS)
+    request.giaddr = IPv4Address(relay)
+    outcome = policy(mode).handle(encode(request), 0, IPv4Address("192.0.2.9"))
+    assert (outcome.replies, outcome.events) == ((), ())
+    near = policy(mode).handle(encode(request), 0, IPv4Address("10.77.0.250"))
+    assert near.events
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_what_was_relayed_from_elsewhere_says_so(mode: Mode) -> None:
+    request = ask(Type.DISCOVER, BIOS)
+    request.giaddr = IPv4Address("10.88.0.1")
+    outcome = policy(mode).handle(encode(request), 0, request.giaddr)
+    assert outcome.events[0].detail["relayed"] is True
+    assert "relayed" not in discover(policy(mode), BIOS).events[0].detail
+
+
 # Proxy
 
 

@@ -1,0 +1,57 @@
+"""e2fsprogs on what a client wrote: bounded in time and memory, and its words are safe to show."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from pxed import ext4
+from pxed.errors import HostError
+
+
+@pytest.fixture
+def e2fsck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A script in its place."""
+    path = tmp_path / "bin" / "e2fsck"
+    path.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
+    return path
+
+
+def becomes(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_one_that_does_not_end_is_ended(
+    e2fsck: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ext4, "PATIENCE", 0.2)
+    becomes(e2fsck, f"echo $$ > {tmp_path}/pid; exec sleep 1000")
+    with pytest.raises(HostError, match=r"e2fsck had not ended after 0\.2 s"):
+        ext4.mend(tmp_path / "disk")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_its_memory_is_bounded(e2fsck: Path, tmp_path: Path) -> None:
+    becomes(e2fsck, f"sleep 0.3; ulimit -v > {tmp_path}/limit")
+    ext4.mend(tmp_path / "disk")
+    assert int((tmp_path / "limit").read_text()) == (1 << 30) // 1024
+
+
+def test_what_a_label_says_does_nothing_to_a_terminal(e2fsck: Path, tmp_path: Path) -> None:
+    becomes(e2fsck, r"printf 'first\n\033[2J\377evil\a: UNEXPECTED INCONSISTENCY\n'; exit 4")
+    with pytest.raises(HostError, match="UNEXPECTED") as caught:
+        ext4.mend(tmp_path / "disk")
+    assert str(caught.value).isprintable()
+    assert "evil" in str(caught.value)
+
+
+def test_what_a_person_asks_for_may_take_its_time(e2fsck: Path, tmp_path: Path) -> None:
+    becomes(e2fsck, f"sleep 0.3; ulimit -v > {tmp_path}/limit")
+    began = time.monotonic()
+    ext4.mend(tmp_path / "disk", thorough=True)
+    assert time.monotonic() - began >= 0.3
+    assert (tmp_path / "limit").read_text() == "unlimited\n"
