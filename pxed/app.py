@@ -26,7 +26,6 @@ from pxed.bootplans import BootPlans
 from pxed.choice import Choice
 from pxed.clients import Clients
 from pxed.config import Class, Config
-from pxed.control import Control
 from pxed.dhcp.policy import Policy
 from pxed.errors import HostError, PxedError, UsageError
 from pxed.eventlog import EventLog
@@ -39,17 +38,13 @@ from pxed.keeper import Keeper
 from pxed.library import Library
 from pxed.lives import Lives
 from pxed.mac import Mac
-from pxed.manage.config import reload_configuration
-from pxed.manage.routes import routes
 from pxed.midlayers import Midlayers, NoRoom
 from pxed.net.link import Link, look_up
 from pxed.net.link import Watch as LinkWatch
 from pxed.net.wireless import refuse_wireless
-from pxed.netboot import NetBoot, check
 from pxed.preparing import BINDING, Preparing
 from pxed.probe import Probe
 from pxed.seat import Client
-from pxed.status import Status
 from pxed.store import Store
 from pxed.watch import Watch
 
@@ -104,7 +99,8 @@ class App:
         raise_file_limit()
         self.link: Link = look_up(config.interface)
         warning = refuse_wireless(self.link)
-        check(config, self.choice.use())
+        self.choice.use()
+        self.choice.check()
         if not privileges.ready():
             raise HostError("serving a network needs root: run it with sudo")
         self._stack.callback(os.close, claim(config.state_dir))
@@ -149,7 +145,11 @@ class App:
         self._spawn(self._tick())
         if self.notifier.watchdog:
             self._spawn(self._be_watched())
-        # Last: who is answered can rely on the rest.
+        # Last: who is answered can rely on the rest. Imported now: see _start_boot_protocols.
+        from pxed.control import Control
+        from pxed.manage.routes import routes
+        from pxed.status import Status
+
         control = Control(Status(self), config.control_socket, routes(self), config.control.group)
         await control.start()
         self._stack.push_async_callback(control.close)
@@ -200,6 +200,10 @@ class App:
             self.alarm("rival", str(error))
 
     async def _start_boot_protocols(self) -> None:
+        # Clients of a restart wait for their disks, and those are served: the HTTP library, a
+        # third of all that is imported, is loaded now.
+        from pxed.netboot import NetBoot
+
         plans = BootPlans(self.choice, lambda: self.netboot.base, lambda: self.netboot.mode)
         self.netboot = self.lives.netboot = NetBoot(
             self.config, self.link, self.clients, self.keeper.known_leases(),
@@ -214,6 +218,8 @@ class App:
 
     def hang_up(self) -> None:
         """SIGHUP: take over the configuration as it is now, or say why not."""
+        from pxed.manage.config import reload_configuration
+
         self.notifier.reloading()
         try:
             found = reload_configuration(self)
@@ -299,7 +305,7 @@ class App:
         found = self.choice.use(classes)
         try:
             if classes is None:
-                check(self.config, found)
+                self.choice.check()
             if found != before:
                 self.exports.show_to_all(found)
         except PxedError:

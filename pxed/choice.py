@@ -37,6 +37,27 @@ class Choice:
         self.images = found
         return found
 
+    def check(self) -> None:
+        """UsageError for a class whose image has not what its settings need."""
+        for name, each in self.config.classes.items():
+            where, image = f"[class.{name}]", self.images[name]
+            if each.mode == "provision" and "tfm" not in image.devices:
+                raise UsageError(f'{where} mode = "provision": image {image} has no tfm device')
+            if name == "rpi" and image.tree is None:
+                raise UsageError(
+                    f"{where} image {image} has no boot directory: name one in its manifest, "
+                    '"tree": "DIRECTORY"'
+                )
+            if each.boot == "kernel" and name != "x86":
+                raise UsageError(f'{where} boot = "kernel": is for class x86 only')
+            kernel = image.maintenance if each.mode == "provision" else image.kernel
+            if each.boot == "kernel" and kernel is None:
+                what = "maintenance kernel" if each.mode == "provision" else "kernel"
+                raise UsageError(
+                    f'{where} boot = "kernel": image {image} names no {what} in its manifest: '
+                    'build it again, or use boot = "san"'
+                )
+
     def admits(self, mac: Mac, client: Client | None) -> bool:
         """Whether this machine may boot here; a simulated one of the doctor's always may."""
         if mac == DOCTOR or client is None:

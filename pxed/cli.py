@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -80,6 +82,11 @@ def serve(
     logging.getLogger("pyroute2").setLevel(logging.WARNING)  # it would log whole netlink messages
     privileges.settle(config, images.served_in_place(config.images_dir))
     app.run(config, read)
+    # Everything is synced and closed. Python's own end takes a tenth of a second for what the
+    # kernel does anyway, and at a restart clients wait for it.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 @main.command()

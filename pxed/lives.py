@@ -6,7 +6,7 @@ What protocols saw goes through the clients' state machine; nothing else acts on
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pxed import provision
 from pxed.choice import Choice
@@ -14,12 +14,14 @@ from pxed.eventlog import EventLog, line_of
 from pxed.events import Event, Kind
 from pxed.keeper import Keeper
 from pxed.mac import Mac
-from pxed.netboot import NetBoot
 from pxed.seat import Change, Client, State, What
 from pxed.strangers import Strangers, is_stranger, proves
 from pxed.twins import TOO_OLD, Twins
 from pxed.watch import Watch
 from pxed.why import Traces, explain, hint
+
+if TYPE_CHECKING:
+    from pxed.netboot import NetBoot
 
 log = logging.getLogger("pxed")
 
@@ -41,7 +43,7 @@ class Lives:
     event.
     """
 
-    netboot: NetBoot
+    netboot: "NetBoot"
 
     def __init__(
         self, choice: Choice, events: EventLog, keeper: Keeper, watch: Watch,

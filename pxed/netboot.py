@@ -48,28 +48,6 @@ GRACE = 10.0  # seconds that a machine runs before its temporary lease is taken 
 LOOK = 1.5  # seconds that a start in mode auto or all waits for another DHCP server's answer
 
 
-def check(config: Config, chosen: Mapping[str, images.Image]) -> None:
-    """UsageError for a class whose image has not what its settings need."""
-    for name, each in config.classes.items():
-        where, image = f"[class.{name}]", chosen[name]
-        if each.mode == "provision" and "tfm" not in image.devices:
-            raise UsageError(f'{where} mode = "provision": image {image} has no tfm device')
-        if name == "rpi" and image.tree is None:
-            raise UsageError(
-                f"{where} image {image} has no boot directory: name one in its manifest, "
-                '"tree": "DIRECTORY"'
-            )
-        if each.boot == "kernel" and name != "x86":
-            raise UsageError(f'{where} boot = "kernel": is for class x86 only')
-        kernel = image.maintenance if each.mode == "provision" else image.kernel
-        if each.boot == "kernel" and kernel is None:
-            what = "maintenance kernel" if each.mode == "provision" else "kernel"
-            raise UsageError(
-                f'{where} boot = "kernel": image {image} names no {what} in its manifest: '
-                'build it again, or use boot = "san"'
-            )
-
-
 def _is_pi(client: Client) -> bool:
     return client.class_name == "rpi" and client.firmware not in ("pxe", "ipxe", "uefi-http")
 

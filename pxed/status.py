@@ -3,7 +3,7 @@
 import os
 import time
 from collections import Counter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aoe_fast import Server, Target
 from pxed.choice import Choice
@@ -18,8 +18,10 @@ from pxed.lives import Lives
 from pxed.mac import Mac
 from pxed.narrative import tell
 from pxed.net.link import Link
-from pxed.netboot import NetBoot
 from pxed.seat import Client
+
+if TYPE_CHECKING:
+    from pxed.netboot import NetBoot
 
 
 class Core(Protocol):
@@ -30,7 +32,7 @@ class Core(Protocol):
     choice: Choice
     exports: Exports
     lives: Lives
-    netboot: NetBoot
+    netboot: "NetBoot"
     target: Target
     aoe: Server
 
