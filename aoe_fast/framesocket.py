@@ -1,5 +1,6 @@
 """AoE frames on one interface: a packet socket that hears replies to one MAC (plain Python)."""
 
+import ctypes
 import errno
 import fcntl
 import select
@@ -15,6 +16,12 @@ _SOL_PACKET = 263
 _PACKET_ADD_MEMBERSHIP = 1
 _PACKET_MR_PROMISC = 1
 _SO_RCVBUFFORCE = 33
+_SO_ATTACH_FILTER = 26
+# ldb [14]; jset FLAG_RESPONSE: what is asked of a server on this interface is not for us, and where
+# there is much of it, it is not worth a copy of each frame either.
+_RESPONSES = struct.pack(
+    "HBBI" * 4, 0x30, 0, 0, 14, 0x45, 0, 1, 0x08, 0x06, 0, 0, 0x40000, 0x06, 0, 0, 0
+)
 _RECEIVE_BUFFER = 8 << 20
 
 
@@ -30,11 +37,8 @@ class FrameSocket:
             raise ValueError("source_mac: 6 bytes of a single machine's address")
         self.interface = interface
         try:
-            self._socket = socket.socket(
-                socket.AF_PACKET,
-                socket.SOCK_RAW | socket.SOCK_CLOEXEC,
-                socket.htons(ETHERTYPE),
-            )
+            # Protocol 0 until the filter is there: nothing comes before.
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
         except PermissionError:
             raise InterfaceError("raw sockets need CAP_NET_RAW: run as root") from None
         try:
@@ -49,6 +53,9 @@ class FrameSocket:
         self._poll.register(self._socket, select.POLLIN)
 
     def _open(self, source_mac: bytes | None) -> None:
+        code = ctypes.create_string_buffer(_RESPONSES, len(_RESPONSES))
+        program = struct.pack("HP", len(_RESPONSES) // 8, ctypes.addressof(code))
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
         self._socket.bind((self.interface, ETHERTYPE))
         self.mac: bytes = source_mac or self._socket.getsockname()[4]
         self.mtu = _mtu(self._socket, self.interface)

@@ -185,6 +185,15 @@ def test_lost_frames_are_sent_again(vblade: Peer) -> None:
         assert initiator.repeated > 20
 
 
+def test_what_others_ask_is_not_listened_to(vblade: Peer) -> None:
+    """A server looks for others once a minute: its own clients' requests must not pile up there."""
+    cable = vblade.cable
+    with cable.srv.inside(), Initiator("eth0") as looks:
+        with cable.cli.inside(), Initiator("eth0") as asks:
+            asks.read(10, 2, 0, 64)
+        assert looks._link._poll.poll(0) == []
+
+
 def test_a_stopped_target_catches_up(vblade: Peer) -> None:
     """Answers to the repetitions of a request come late and twice: no piece is taken twice."""
     with vblade.cable.cli.inside(), Initiator("eth0", timeout=0.05) as initiator:
