@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from aoe_fast.linkwatch import EVERY, LinkWatch
 from aoe_fast.residency import scan
-from aoe_fast.throttle import Throttle, announcements
+from aoe_fast.throttle import Throttle, announcements, count_clients
 from aoe_fast.wire import AoeError
 
 if TYPE_CHECKING:
@@ -179,7 +179,8 @@ class Caretaker:
             rows = rows[rows["last_ns"] > max(0, now - _ACTIVE_NS)]
             writers = int((rows["last_write_ns"] > max(0, now - _ACTIVE_NS)).sum())
             lost = int(server.counters["drops"][number])
-            fell = throttle.update(now / 1e9, len(rows), writers, lost - self._lost[number])
+            clients = count_clients(rows["requests"])
+            fell = throttle.update(now / 1e9, clients, writers, lost - self._lost[number])
             self._lost[number] = lost
             port.advertise(number % server.workers, throttle.value)
             if fell:

@@ -7,12 +7,18 @@ number can be lowered while clients run (AoE section 3.2; drivers/block/aoe, aoe
 import struct
 from collections.abc import Mapping
 
+import numpy as np
+import numpy.typing as npt
+
 from aoe_fast.admin import read_settings
 from aoe_fast.store import Export
 from aoe_fast.wire import sectors_per_frame
 
 LEAST = 2
 """A window of bufcnt / 2 must not be 0."""
+
+_FEW = 8
+_STRANGERS = 512
 
 _HOLD_S = 30.0
 _HEADER = struct.Struct("!6s6sHBBHBBI")
@@ -48,6 +54,16 @@ class Throttle:
             fits = 1 << max(1, fits.bit_length() - 1)
         self.value = max(LEAST, min(fits, self._ceiling, self.bufcnt))
         return self.value < before
+
+
+def count_clients(requests: npt.NDArray[np.uint64]) -> int:
+    """How many clients a worker has, from how often each address has asked.
+
+    Those that asked seldom may be made up: they count as 512 at most, so that a flood of them does
+    not take the queue depth away from the machines that work.
+    """
+    few = int(np.count_nonzero(requests <= _FEW))
+    return len(requests) - few + min(few, _STRANGERS)
 
 
 def announcements(

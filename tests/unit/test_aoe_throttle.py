@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from aoe_fast import Export
 from aoe_fast.admin import write_settings
-from aoe_fast.throttle import LEAST, Throttle, announcements
+from aoe_fast.throttle import LEAST, Throttle, announcements, count_clients
 from tests.aoe_frames import CLIENT, SERVER, STRANGER, Reply
 
 
@@ -71,3 +72,13 @@ def test_announcements_are_config_replies(tmp_path: Path) -> None:
     assert reply.body[4] == 16
     assert reply.text == b"hello"
     assert len(raw) == 60
+
+
+@pytest.mark.parametrize(
+    ("working", "strangers", "count"), [(0, 0, 0), (30, 100, 130), (30, 4000, 542), (4000, 0, 4000)]
+)
+def test_a_flood_of_made_up_addresses_takes_nobodys_queue_depth(
+    working: int, strangers: int, count: int
+) -> None:
+    requests = np.array([100] * working + [1] * strangers, dtype=np.uint64)
+    assert count_clients(requests) == count
