@@ -27,6 +27,7 @@ _log = logging.getLogger("aoe_fast")
 _NETWORK = Path("/proc/thread-self/net")
 _ETHERTYPE = 0x88A2
 _PATIENCE = 2.0
+_STARTING = 10.0  # for one that may be starting itself, and answers when it has
 _MOST = 16 << 20
 LOOK_S = 60.0
 
@@ -157,14 +158,14 @@ def neighbours(interface: str, before: int | None = None) -> Iterator[Neighbour]
             continue
         if before is not None and int(since) >= before:
             continue  # it looks for us
-        answer = _ask(f"\0{name[1:]}", index)
+        answer = _ask(f"\0{name[1:]}", index, _PATIENCE if before is None else _STARTING)
         if answer is not None:
             yield answer
 
 
-def _ask(name: str, index: int) -> Neighbour | None:
+def _ask(name: str, index: int, patience: float) -> Neighbour | None:
     """What the server that listens there says; None: nothing sensible, or nobody to believe."""
-    end = time.monotonic() + _PATIENCE
+    end = time.monotonic() + patience
     with contextlib.suppress(OSError, ValueError, TypeError, LookupError, AttributeError):
         with contextlib.ExitStack() as stack:
             # Whoever is asked answers those only that hear this interface: so hear it.
@@ -174,7 +175,7 @@ def _ask(name: str, index: int) -> Neighbour | None:
             peer = stack.enter_context(
                 socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
             )
-            peer.settimeout(_PATIENCE)
+            peer.settimeout(patience)
             peer.connect(name)
             if not _believed(peer, index):
                 return None
