@@ -59,8 +59,11 @@ class Choice:
                 )
 
     def admits(self, mac: Mac, client: Client | None) -> bool:
-        """Whether this machine may boot here; a simulated one of the doctor's always may."""
-        if mac == DOCTOR or client is None:
+        """Whether this machine may boot here; a simulated one of the doctor's always may.
+
+        The doctor's is no client: a machine on the wire that borrows its address is one.
+        """
+        if client is None:
             open_to_all = self.config.admission.admit == "all"
             return mac == DOCTOR or open_to_all or mac in self.config.clients
         if client.admission:
