@@ -176,6 +176,29 @@ def test_one_that_hangs_is_started_again(machine: Client, cli: Namespace) -> Non
         assert len(initiator.read(16, 3, 0, 2)) == 1024
 
 
+_OTHER = "aoe-fast serve -i eth0 --control /run/c --export 16.0=/var/lib/pxed/images/lab/1/boot.img"
+
+
+def test_it_and_another_server_of_the_machine_find_each_other(machine: Client) -> None:
+    """Out of the sandbox and into it: what /proc shows there is enough."""
+    assert "16.0 is served on eth0 by another pxed" in machine.shell(_OTHER, 60, check=False)
+    machine.shell("systemctl stop pxed && rm /var/lib/pxed/stopped", 120)
+    machine.shell(
+        f"{_OTHER} > /run/said 2>&1 & until grep -q ready /run/said; do sleep 1; done", 60
+    )
+    try:
+        machine.shell("! systemctl start pxed", 120)
+        said = machine.shell("journalctl -u pxed -o cat --no-pager | tail -40", 60)
+        assert "16.0 is served on eth0 by another aoe-fast" in said
+    finally:
+        machine.shell(
+            "pkill -x aoe-fast; kill %1; wait; systemctl reset-failed pxed", 60, check=False
+        )
+        machine.shell(
+            "until systemctl start pxed; do systemctl reset-failed pxed; sleep 1; done", 120
+        )
+
+
 def test_it_stops_in_order(machine: Client) -> None:
     machine.shell("systemctl stop pxed", 120)
     assert shown(machine, "ActiveState", "Result") == {"ActiveState": "inactive",
