@@ -183,17 +183,14 @@ def test_it_and_another_server_of_the_machine_find_each_other(machine: Client) -
     """Out of the sandbox and into it: what /proc shows there is enough."""
     assert "16.0 is served on eth0 by another pxed" in machine.shell(_OTHER, 60, check=False)
     machine.shell("systemctl stop pxed && rm /var/lib/pxed/stopped", 120)
-    machine.shell(
-        f"{_OTHER} > /run/said 2>&1 & until grep -q ready /run/said; do sleep 1; done", 60
-    )
+    machine.shell(f"{_OTHER} > /run/said 2>&1 & echo $! > /run/other", 60)
+    machine.shell("until grep -q ready /run/said; do sleep 1; done", 60)
     try:
         machine.shell("! systemctl start pxed", 120)
         said = machine.shell("journalctl -u pxed -o cat --no-pager | tail -40", 60)
         assert "16.0 is served on eth0 by another aoe-fast" in said
     finally:
-        machine.shell(
-            "pkill -x aoe-fast; kill %1; wait; systemctl reset-failed pxed", 60, check=False
-        )
+        machine.shell("kill $(cat /run/other); wait", 60, check=False)
         machine.shell(
             "until systemctl start pxed; do systemctl reset-failed pxed; sleep 1; done", 120
         )
