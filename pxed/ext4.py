@@ -19,8 +19,8 @@ _VALID, _ERRORS = 0x1, 0x2
 _RECOVER = 0x4
 
 # What a client wrote is checked by a program that was never meant for it: so much and no more.
-PATIENCE = 60.0  # seconds; a clean one of 512 MiB takes 0.1
-_MEMORY = 1 << 30
+PATIENCE = 60.0  # seconds, and two for each GiB; a usual one of 512 MiB takes 0.1
+_MEMORY = 1 << 30  # and a part in 256 of its size
 
 # fsck(8)
 _MENDED, _UNMENDED = 3, 4
@@ -70,7 +70,12 @@ def mend(path: Path, *, thorough: bool = False) -> str:
     HostError if errors are left, or if it takes more than a client may cost: a person must decide.
     """
     command = ["e2fsck", "-p", *(["-f"] if thorough else []), str(path)]
-    status = _run(*command, good=_MENDED, patience=None if thorough else PATIENCE)
+    if thorough:
+        status = _run(*command, good=_MENDED)
+    else:
+        size = path.stat().st_size if path.exists() else 0
+        limits = PATIENCE + 2 * (size >> 30), _MEMORY + (size >> 8)
+        status = _run(*command, good=_MENDED, limits=limits)
     return "mended" if status else "journal replayed"
 
 
@@ -86,21 +91,22 @@ def resize(path: Path, size: int) -> None:
 
 
 def _run(
-    *command: str, good: int = 0, keep: int | None = None, patience: float | None = None
+    *command: str, good: int = 0, keep: int | None = None, limits: tuple[float, int] | None = None
 ) -> int:
     """``keep``: a descriptor that the program inherits (our own /proc is closed to it).
 
-    ``patience``: seconds; with it the program's memory is bounded too.
+    ``limits``: seconds, and bytes of memory.
     """
+    patience = limits[0] if limits else None
     try:
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             text=True, errors="replace", pass_fds=() if keep is None else (keep,),
         ) as process:  # fmt: skip
             try:
-                if patience is not None:
+                if limits is not None:
                     with contextlib.suppress(OSError):  # it has ended already
-                        resource.prlimit(process.pid, resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+                        resource.prlimit(process.pid, resource.RLIMIT_AS, (limits[1], limits[1]))
                 output, _ = process.communicate(timeout=patience)
             except BaseException:
                 process.kill()
