@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.timeout(590)]
 GUIDE = Path(__file__).parents[2] / "docs" / "operators.md"
 RESTARTS = 3
 _CONFIG = (
-    'interface = "eth0"\\n[midlayer]\\nsize = "64M"\\nkeep_free = "0"\\n'
+    'interface = "eth0"\\n[midlayer]\\nsize = "256M"\\nkeep_free = "0"\\n'
     f'[client."{SEAT}"]\\nname = "seat"\\n'
 )
 
@@ -156,7 +156,9 @@ def test_alarms_are_warnings_in_the_journal(machine: Client) -> None:
         )  # fmt: skip
     finally:
         machine.shell("ip addr add 10.77.0.1/24 dev eth0", 60)
-    rows = machine.shell("journalctl -u pxed -o json --output-fields=PRIORITY,MESSAGE -n 50", 60)
+    rows = machine.shell(
+        "journalctl -u pxed -o json --output-fields=PRIORITY,MESSAGE -n 50 | cat", 60
+    )
     found = [json.loads(line) for line in rows.splitlines() if line.startswith("{")]
     assert {row["PRIORITY"] for row in found if "serving eth0" in row["MESSAGE"]} == {"6"}
 
