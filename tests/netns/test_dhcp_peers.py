@@ -24,7 +24,10 @@ def address(host: Namespace) -> str:
 
 
 def dhclient(host: Namespace, folder: Path, *more: str, config: str = "") -> None:
-    """ISC's client in the foreground, until it has an address; what it leaves is its lease file."""
+    """ISC's client in the foreground, until it has an address; what it leaves is its lease file.
+
+    That is written after the address was set: it is waited for as well.
+    """
     requires("dhclient")
     (folder / "dhclient.conf").write_text("timeout 4;\nretry 1;\n" + config)
     argv = [
@@ -32,8 +35,10 @@ def dhclient(host: Namespace, folder: Path, *more: str, config: str = "") -> Non
         "-lf", str(folder / "isc.leases"), "-sf", str(script(folder)), *more, "eth0",
     ]  # fmt: skip
     client = host.popen(argv)
-    until = time.monotonic() + 10
-    while time.monotonic() < until and client.poll() is None and not address(host):
+    leases, until = folder / "isc.leases", time.monotonic() + 10
+    while time.monotonic() < until and client.poll() is None:
+        if address(host) and leases.exists() and "expire" in leases.read_text():
+            break
         time.sleep(0.05)
     client.kill()
     client.wait()
