@@ -24,7 +24,7 @@ from pxed.table import table
 from pxed.tftp.session import shown
 from pxed.watch import parse_report
 from tests.fuzz.test_fuzz import CORPUS, DAMAGE, damaged, seeds
-from tests.unit.test_dhcp_policy import plan
+from tests.dhcp_asks import plan
 
 EVIL = st.lists(
     st.sampled_from(["\x1b", "[2J", "\n", "\r", "\0", "\x7f", "\x9b", "\u202e", "\ud800", "a", '"',

@@ -16,7 +16,6 @@ from pxed.errors import UsageError
 from pxed.events import Event, Kind
 from pxed.images import Image
 from pxed.mac import Mac
-from pxed.netboot import check
 from pxed.provision import ORDERS_BYTES, orders, policy, stays
 from pxed.reload import differences
 from pxed.seat import Client, State
@@ -219,11 +218,13 @@ def test_the_installer_comes_by_http_where_that_is_wanted_and_possible(
 
 
 def test_a_class_that_provisions_by_http_needs_a_kernel_for_it() -> None:
-    said = config('[class.x86]\nmode = "provision"\nboot = "kernel"\n')
+    choice = Choice(config('[class.x86]\nmode = "provision"\nboot = "kernel"\n'))
     image = Image("lab", "1", "x86", Path("/"), {"tfm": Path("/tfm")}, KERNEL)
+    choice.images = {"x86": image}
     with pytest.raises(UsageError, match="no maintenance kernel"):
-        check(said, {"x86": image})
-    check(said, {"x86": dataclasses.replace(image, maintenance=KERNEL)})
+        choice.check()
+    choice.images = {"x86": dataclasses.replace(image, maintenance=KERNEL)}
+    choice.check()
 
 
 def test_another_image_is_provisioned(choice: Choice) -> None:
