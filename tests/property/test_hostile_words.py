@@ -23,8 +23,8 @@ from pxed.net.icmpv6 import solicitation
 from pxed.table import table
 from pxed.tftp.session import shown
 from pxed.watch import parse_report
-from tests.fuzz.test_fuzz import CORPUS, DAMAGE, damaged, seeds
 from tests.dhcp_asks import plan
+from tests.fuzz.test_fuzz import CORPUS, DAMAGE, damaged, seeds
 
 EVIL = st.lists(
     st.sampled_from(["\x1b", "[2J", "\n", "\r", "\0", "\x7f", "\x9b", "\u202e", "\ud800", "a", '"',
