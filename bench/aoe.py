@@ -70,7 +70,7 @@ class Bench:
                 pattern.make(path, size, number, *([4096] if self._row.writes else []))
             self._images[count] = paths
         found = list(self._images[count])
-        if case.beside is not None:
+        if case.beside:
             cold = self._directory / "cold.img"
             if not cold.exists():
                 pattern.make(cold, self._row.size, count)
@@ -110,16 +110,11 @@ class Bench:
             warm = _finish(self._load(case.load, images, min(0.3, self._seconds / 2), []))
             pids = [*server.pids(), *ksoftirqd()]
             before = server.counters()
-            beside = None
-            if case.beside is not None:
-                second = {**case.beside, "first": len(images) - 1, "mac": 0x8000}
-                beside = self._load(second, images[-1:], self._seconds + 0.2, [])
-                time.sleep(0.1)
-            found = _finish(self._load(case.load, images, self._seconds, pids))
+            load = dict(case.load)
+            if case.beside:
+                load |= {"beside": len(images) - 1, "beside_rate": case.beside}
+            found = _finish(self._load(load, images, self._seconds, pids))
             after = server.counters()
-            if beside is not None:
-                other = _finish(beside)
-                found["beside_iops"], found["beside_p50_us"] = other["iops"], other["p50_us"]
         finally:
             server.stop()
         self._check(case, images, [warm, found])

@@ -1,5 +1,13 @@
-"""What a storm's figures mean: percentiles, costs, ratios; tables and plots."""
+"""What a storm's figures mean: percentiles, costs, ratios; tables and plots.
 
+    python -m bench stormreport STORM.json [MORE.json ...] --plot DIR
+
+draws what ``bench storm --json`` wrote: times and latencies of the first file, CPU by number of
+clients of all of them.
+"""
+
+import argparse
+import json
 import shutil
 import statistics
 import subprocess
@@ -233,8 +241,11 @@ def versions() -> dict[str, str]:
 # Plots
 
 
-def plot(results: Figures, directory: Path) -> None:
-    """Clients that run over time, latencies, CPU by number of clients: PNG files."""
+def plot(results: Figures, directory: Path, also: Sequence[Figures] = ()) -> None:
+    """Clients that run over time, latencies, CPU by number of clients: PNG files.
+
+    ``also``: other runs, of which CPU by number of clients is drawn too.
+    """
     try:
         import matplotlib
 
@@ -249,8 +260,9 @@ def plot(results: Figures, directory: Path) -> None:
     figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for found in biggest:
         times = sorted(found["run_s"])
-        axis.step([0, *times], range(len(times) + 1), where="post", label=found["label"])
-    axis.set(xlabel="seconds after power-on", ylabel="clients that run", xscale="symlog")
+        axis.step([0.1, *times], range(len(times) + 1), where="post", label=found["label"])
+    axis.set(xlabel="seconds after power-on", ylabel=f"clients of {most} that run", xscale="log")
+    axis.grid(alpha=0.3)
     axis.legend()
     figure.savefig(directory / "time-to-run.png", dpi=120)
 
@@ -260,24 +272,47 @@ def plot(results: Figures, directory: Path) -> None:
         for kind in ("ipxe", "read", "write"):
             for value, count in found["latency"][kind]["buckets"]:
                 buckets[value] = buckets.get(value, 0) + count
-        total, seen = sum(buckets.values()), 0
+        total, seen = max(1, sum(buckets.values())), 0
         points = []
         for value, count in sorted(buckets.items()):
             seen += count
-            points.append((max(value, 0.5), 1 - (seen - count) / total))
+            points.append((max(value, 1.0), 1 - (seen - count) / total))
         axis.plot([p[0] for p in points], [p[1] for p in points], label=found["label"])
     axis.set(xlabel="latency of an AoE request, us", ylabel="share that took longer",
              xscale="log", yscale="log")  # fmt: skip
+    axis.grid(alpha=0.3)
     axis.legend()
     figure.savefig(directory / "latency.png", dpi=120)
 
     figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    for label in dict.fromkeys(s["label"] for s in results["storms"]):
-        rows = sorted((s["clients"], s["cpu_request_ns"]) for s in results["storms"]
-                      if s["label"] == label)  # fmt: skip
+    storms = [storm for run in (results, *also) for storm in run["storms"]]
+    for label in dict.fromkeys(s["label"] for s in storms):
+        rows = sorted((s["clients"], s["cpu_request_ns"]) for s in storms if s["label"] == label)
         axis.plot([r[0] for r in rows], [r[1] for r in rows], "o-", label=label)
     axis.set(xlabel="clients", ylabel="server CPU, ns for each AoE request", xscale="log")
     axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
     axis.legend()
     figure.savefig(directory / "cpu.png", dpi=120)
     pyplot.close("all")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Draw; exit status 1 if a file holds no storms."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench stormreport", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="STORM.json")
+    parser.add_argument("--plot", type=Path, required=True, metavar="DIR")
+    asked = parser.parse_args(argv)
+    runs = []
+    for path in asked.files:
+        try:
+            runs.append(json.loads(path.read_text()))
+            if not runs[-1]["storms"]:
+                raise ValueError("no storms in it")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            print(f"bench stormreport: {path}: {error}", file=sys.stderr)
+            return 1
+    plot(runs[0], asked.plot, runs[1:])
+    return 0

@@ -2,12 +2,14 @@
 
    generator interface=eth0 target=MAC clients=8 window=64 op=read|write sectors=2 exports=1
              span=SECTORS seconds=2 [wait=spin|sleep] [rate=0] [seed=1] [discover=0] [pids=1,2,3]
-             [version=1] [first=0] [mac=0]
+             [version=1] [first=0] [mac=0] [beside=0] [beside_rate=500]
 
    Export e is at shelf 16 + e / 240, slot e % 240. Client c asks exports e with e % clients == c,
    or c % exports if there are fewer exports than clients. A 512-byte sector holds 64 words that
    follow from export, LBA and version (0: as made; what is written: as told): see `word`.
-   first, mac: numbers that exports and clients' MACs start from. rate: requests a
+   first, mac: numbers that exports and clients' MACs start from. beside: one client more, that reads
+   export `beside` with 4 requests on their way, beside_rate a second; its latency is told apart. It
+   is played here, as a process of its own would take this one's CPU again and again. rate: requests a
    second at most, 0: as fast as replies come. discover: first every client broadcasts a config query,
    all at once. pids: processes whose CPU time is taken just before the first request and just
    after the last reply. Says one line of JSON. */
@@ -35,6 +37,8 @@ static struct request *requests;
 static uint32_t *waiting, waiting_head, waiting_count;
 static uint64_t histogram[BUCKETS];
 static uint8_t target[6], payload[BATCH][MOST_SECTORS * SECTOR];
+static uint32_t beside, beside_slots, resting[4], resting_count; /* of the client beside */
+static uint64_t beside_histogram[BUCKETS], beside_replies;
 static uint64_t replies, wrong, failed, stray, lost, discovered;
 
 /* The first word of a sector; word i is this plus i times STEP. */
@@ -88,21 +92,27 @@ static uint32_t client_of(const uint8_t *mac)
     return (((uint32_t)mac[4] << 8) | mac[5]) - first_mac;
 }
 
+/* The last one is the client beside. */
+static uint32_t owner(uint32_t slot)
+{
+    return slot < total ? slot % clients : clients;
+}
+
 /* 64 buckets for each power of two: within 1.6 %. */
-static void note_latency(int64_t ns)
+static void note_latency(uint64_t *counts, int64_t ns)
 {
     uint64_t value = ns > 0 ? (uint64_t)ns : 0;
     uint32_t shift = 0;
     while ((value >> shift) >= 2 * OCTAVE)
         shift++;
-    histogram[shift * OCTAVE + (value >> shift)]++;
+    counts[shift * OCTAVE + (value >> shift)]++;
 }
 
-static double percentile(double share)
+static double percentile(const uint64_t *counts, uint64_t all, double share)
 {
-    uint64_t below = (uint64_t)((double)replies * share), seen = 0;
+    uint64_t below = (uint64_t)((double)all * share), seen = 0;
     for (uint32_t i = 0; i < BUCKETS; i++) {
-        seen += histogram[i];
+        seen += counts[i];
         if (seen > below) {
             uint32_t shift = i < 2 * OCTAVE ? 0 : i / OCTAVE - 1;
             return (double)((uint64_t)(i - shift * OCTAVE) << shift) / 1e3;
@@ -115,13 +125,15 @@ static void put_request(struct message *message, uint32_t slot)
 {
     struct request *request = &requests[slot];
     struct ata *head = &message->head;
-    uint32_t client = slot % clients;
-    if (exports > clients)
+    uint32_t client = owner(slot);
+    if (slot >= total)
+        request->export = beside;
+    else if (exports > clients)
         request->export = client + clients * (uint32_t)(random_number() %
             ((exports - client + clients - 1) / clients));
     else
         request->export = client % exports;
-    request->export += first_export;
+    request->export += slot < total ? first_export : 0;
     request->turn++;
     request->lba = random_number() % (span / sectors) * sectors;
     memcpy(head->dst, target, 6);
@@ -149,7 +161,7 @@ static void take_reply(const uint8_t *frame, uint32_t size, int64_t now)
         discovered++;
         return;
     }
-    if (slot >= total || client_of(head->dst) != slot % clients) {
+    if (slot >= total + beside_slots || client_of(head->dst) != owner(slot)) {
         stray++;
         return;
     }
@@ -163,10 +175,17 @@ static void take_reply(const uint8_t *frame, uint32_t size, int64_t now)
     else if (size < need || memcmp(head->src, target, 6) ||
              (!writes && !is_right(frame + HEAD, request->export, request->lba, sectors)))
         wrong++;
-    note_latency(now - request->sent);
+    int64_t took = now - request->sent;
     request->sent = 0;
-    replies++;
-    waiting[(waiting_head + waiting_count++) % total] = slot;
+    if (slot < total) {
+        note_latency(histogram, took);
+        replies++;
+        waiting[(waiting_head + waiting_count++) % total] = slot;
+    } else {
+        note_latency(beside_histogram, took);
+        beside_replies++;
+        resting[resting_count++] = slot;
+    }
 }
 
 static int64_t cpu_of(const char *pids)
@@ -217,6 +236,7 @@ int main(int argc, char **argv)
     const char *pids = text_arg(argc, argv, "pids", "");
     double seconds = number_arg(argc, argv, "seconds", 2);
     double rate = number_arg(argc, argv, "rate", 0), found_ms = 0;
+    double beside_rate = number_arg(argc, argv, "beside_rate", 500);
     int discovers = number_arg(argc, argv, "discover", 0) != 0;
     int sleeps = !strcmp(text_arg(argc, argv, "wait", "spin"), "sleep");
     uint32_t frame_bytes, size;
@@ -232,7 +252,9 @@ int main(int argc, char **argv)
     seed = (uint64_t)number_arg(argc, argv, "seed", 1) * STEP + 1;
     writes = !strcmp(text_arg(argc, argv, "op", "read"), "write");
     total = clients * window;
-    if (!clients || !window || !exports || total > 1 << 17 || clients + first_mac > 1 << 16 || !sectors ||
+    beside = (uint32_t)number_arg(argc, argv, "beside", 0);
+    beside_slots = beside ? sizeof resting / sizeof *resting : 0;
+    if (!clients || !window || !exports || total + beside_slots > 1 << 17 || clients + first_mac > 1 << 16 || !sectors ||
         sectors > MOST_SECTORS || span < sectors ||
         sscanf(mac, "%2hhx:%2hhx:%2hhx:%2hhx:%2hhx:%2hhx", target, target + 1, target + 2,
                target + 3, target + 4, target + 5) != 6) {
@@ -241,12 +263,13 @@ int main(int argc, char **argv)
     }
     /* The least that holds a reply: the server's CPU fills this ring, so it is kept small. */
     frame_bytes = ((writes ? 64 : HEAD + sectors * SECTOR) + 80 + 127) / 128 * 128;
-    requests = calloc(total, sizeof *requests);
+    requests = calloc(total + beside_slots, sizeof *requests);
     waiting = calloc(total, sizeof *waiting);
     if (!requests || !waiting)
         die("memory");
     struct ring ring = open_ring(text_arg(argc, argv, "interface", "eth0"),
-                                 total + (discovers ? clients : 0) + 64, frame_bytes, first_mac, clients);
+                                 total + (discovers ? clients : 0) + 64, frame_bytes, first_mac,
+                                 clients + (beside ? 1 : 0));
     for (uint32_t i = 0; i < BATCH; i++) {
         parts[i][0] = (struct iovec){&heads[i], writes ? HEAD : 60};
         parts[i][1] = (struct iovec){payload[i], sectors * SECTOR};
@@ -255,15 +278,19 @@ int main(int argc, char **argv)
     }
     for (uint32_t i = 0; i < total; i++)
         waiting[waiting_count++] = i;
+    while (resting_count < beside_slots) {
+        resting[resting_count] = total + resting_count;
+        resting_count++;
+    }
     if (discovers)
         found_ms = discover(&ring, exports > clients ? exports : clients);
 
     int64_t server = cpu_of(pids), own = cpu_ns(), idle = 0, idle_since = 0;
     int64_t start = now_ns(), end = start + (int64_t)(seconds * 1e9), now = start, looked = start;
-    uint64_t sent_total = 0;
+    uint64_t sent_total = 0, beside_sent = 0;
     uint32_t slots[BATCH];
     for (;;) {
-        uint32_t count = 0, sending = 0;
+        uint32_t count = 0, sending = 0, others = 0;
         uint8_t *frame;
         now = now_ns();
         while (count < BATCH && (frame = ring_frame(&ring, 0, &size))) {
@@ -282,7 +309,15 @@ int main(int argc, char **argv)
                     fill(payload[sending], requests[slot].export, requests[slot].lba, sectors);
                 sending++;
             }
-        } else if (waiting_count == total) {
+            while (sending < BATCH && resting_count &&
+                   (double)beside_sent < (double)(now - start) * beside_rate / 1e9) {
+                slots[sending] = resting[--resting_count];
+                put_request(&heads[sending], slots[sending]);
+                sending++;
+                beside_sent++;
+                others++;
+            }
+        } else if (waiting_count == total && resting_count == beside_slots) {
             break;
         }
         if (sending) {
@@ -295,15 +330,18 @@ int main(int argc, char **argv)
                     die("sendmmsg");
                 out += code > 0 ? (uint32_t)code : 0;
             }
-            sent_total += sending;
+            sent_total += sending - others;
         }
         if (now - looked > 100000000) { /* give up what has waited for a second */
             looked = now;
-            for (uint32_t i = 0; i < total; i++)
+            for (uint32_t i = 0; i < total + beside_slots; i++)
                 if (requests[i].sent && now - requests[i].sent > 1000000000) {
                     requests[i].sent = 0;
                     lost++;
-                    waiting[(waiting_head + waiting_count++) % total] = i;
+                    if (i < total)
+                        waiting[(waiting_head + waiting_count++) % total] = i;
+                    else
+                        resting[resting_count++] = i;
                 }
         }
         if (count || sending) {
@@ -312,7 +350,7 @@ int main(int argc, char **argv)
         }
         if (sleeps) {
             struct pollfd ready = {ring.fd, POLLIN, 0};
-            poll(&ready, 1, rate > 0 ? 1 : 100);
+            poll(&ready, 1, rate > 0 || beside ? 1 : 100);
             continue;
         }
         if (idle_since) /* a longer look than this was none: another process had the CPU */
@@ -325,8 +363,10 @@ int main(int argc, char **argv)
     seconds = (double)(now - start) / 1e9;
     printf("{\"replies\": %lu, \"seconds\": %.6f, \"iops\": %.1f, \"mb_s\": %.2f, ", replies, seconds,
            (double)replies / seconds, (double)replies * sectors * SECTOR / seconds / 1e6);
-    printf("\"p50_us\": %.3f, \"p99_us\": %.3f, \"p999_us\": %.3f, ", percentile(0.5),
-           percentile(0.99), percentile(0.999));
+    printf("\"p50_us\": %.3f, \"p99_us\": %.3f, \"p999_us\": %.3f, ", percentile(histogram, replies, 0.5),
+           percentile(histogram, replies, 0.99), percentile(histogram, replies, 0.999));
+    printf("\"beside_iops\": %.1f, \"beside_p50_us\": %.3f, ", (double)beside_replies / seconds,
+           percentile(beside_histogram, beside_replies, 0.5));
     printf("\"server_cpu_ns\": %ld, \"own_ns\": %.1f, ", server,
            replies ? (double)own / (double)replies : 0);
     printf("\"wrong\": %lu, \"failed\": %lu, \"lost\": %lu, \"stray\": %lu, \"drops\": %u, ", wrong,

@@ -1,6 +1,7 @@
 """What a storm's figures mean: percentiles, ratios, faults, plots; the options."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,25 @@ def test_tables_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "pxed / other, 2 clients, time until all run: 0.121" in said
     pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'pxed[bench]'")
     report.plot(results, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "time-to-run.png", "latency.png", "cpu.png",
-    }  # fmt: skip
+    names = {"time-to-run.png", "latency.png", "cpu.png"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    saved = tmp_path / "storm.json"
+    saved.write_text(json.dumps(results))
+    again = tmp_path / "again"
+    assert report.main([str(saved), str(saved), "--plot", str(again)]) == 0
+    assert {path.name for path in again.iterdir()} == names
+    for path in again.iterdir():
+        assert 1000 < path.stat().st_size < 60_000
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"storms": []}'])
+def test_a_file_without_storms_is_said(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "storm.json"
+    path.write_text(text)
+    assert report.main([str(path), "--plot", str(tmp_path)]) == 1
+    assert str(path) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "rate"), [("none", 0), ("1G", 10**9), ("100M", 10**8)])
