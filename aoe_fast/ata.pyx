@@ -15,6 +15,10 @@ from .view cimport Row
 from .wire cimport *
 
 
+cdef extern from "atomics.h" nogil:
+    uint32_t aoe_acquire32(const uint32_t *p)
+
+
 cdef void answer_ata(
     Batch *batch, Reply *reply, const View *view, const Binding *binding,
     const uint8_t *frame, uint32_t size
@@ -53,6 +57,7 @@ cdef void answer_ata(
         elif sector >= backing.sectors or count > backing.sectors - sector:
             fail_ata(reply, ATA_IDNF)
         elif writes:
+            reply.failures = aoe_acquire32(&backing.failures)
             if batch.may_park and must_park(backing, sector, count):
                 reply.late = count * SECTOR
                 reply.sector = sector
@@ -84,6 +89,7 @@ cdef void answer_ata(
         note_first(&row.first_query_ns, batch.now_ns)
     elif opcode == ATA_FLUSH or opcode == ATA_FLUSH_EXT:
         if backing.writable:
+            reply.failures = aoe_acquire32(&backing.failures)
             reply.sync = backing
     elif opcode == ATA_CHECK_POWER:
         ata.count = 0xFF  # active or idle

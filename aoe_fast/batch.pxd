@@ -58,6 +58,7 @@ cdef struct Reply:
     uint32_t head_size
     uint32_t size
     uint32_t late               # bytes that are still to be written, by a side thread; else 0
+    uint32_t failures           # of `sync` before this was written
     uint8_t broadcast           # may be put off a little
     Row *row
     Client *client              # NULL: not to be counted when it leaves

@@ -164,6 +164,7 @@ cdef void apply(
     """Write, then answer or have it synced first; then bring the 64 KiB in for the next ones."""
     cdef Reply *reply
     cdef uint64_t chunk = node.sector >> CHUNK_SECTORS_LOG2
+    cdef uint32_t failures = aoe_acquire32(&backing.failures)
     cdef int code
     if delay_us:
         usleep(delay_us)
@@ -181,6 +182,7 @@ cdef void apply(
         fail_medium(batch, reply)
     elif backing.durable:
         reply.sync = backing
+        reply.failures = failures
         defer(queue, batch, outbox, node.late.fd)
     else:
         mark_dirty(queue, backing)

@@ -48,6 +48,7 @@ cdef struct Backing:
     uint64_t offset             # bytes of the file before sector 0
     int sync_fd                 # durable: the file's second description, for a second sync; else -1
     uint32_t dirty              # on the sync threads' list
+    uint32_t failures           # syncs that failed: what was written before one fails with it
     uint32_t parked             # writes that wait for a disk; later ones line up behind them
     int64_t references
     void *map

@@ -12,7 +12,7 @@ from .store cimport Backing
 cdef struct Waiting:
     Late late
     Waiting *next
-    uint32_t failures           # its group's, as it was written
+    uint32_t failures           # its export's before it was written
 
 
 # The acknowledgements of one export that wait for its next sync; holds the backing.
@@ -22,7 +22,6 @@ cdef struct Group:
     Backing *backing
     Waiting *first
     Waiting **last
-    uint32_t failures           # syncs of this export that failed
     uint32_t running            # bit i: a thread syncs it by descriptor i
     bint in_line
 

@@ -16,13 +16,14 @@ from .memory cimport give, take
 from .observe cimport note_sent
 from .ring cimport outbox_add, outbox_send
 from .store cimport (
-    backing_hold, backing_release, backing_sync, backing_sync_by, pthread_mutex_lock,
-    pthread_mutex_unlock,
+    aoe_count32, backing_hold, backing_release, backing_sync, backing_sync_by,
+    pthread_mutex_lock, pthread_mutex_unlock,
 )
 from .wire cimport ATA_UNC
 
 
 cdef extern from "atomics.h" nogil:
+    uint32_t aoe_acquire32(const uint32_t *p)
     void aoe_release32(uint32_t *p, uint32_t value)
     uint32_t aoe_swap32(uint32_t *p, uint32_t value)
     uint64_t aoe_add64(uint64_t *p, uint64_t n)
@@ -131,7 +132,7 @@ cdef void defer(Queue *queue, Batch *batch, Outbox *outbox, int fd) noexcept nog
             continue
         keep_late(&node.late, reply, fd)
         node.next = NULL
-        node.failures = group.failures
+        node.failures = reply.failures
         reply.client = NULL  # its time is taken when it leaves
         group.last[0] = node
         group.last = &node.next
@@ -178,12 +179,15 @@ cdef void sync_loop(
             group.last = &group.first
             pthread_mutex_unlock(&queue.line.lock)
             many = 0
-            code = commit(group, number, waiting, batch, outbox, counters, &many)
+            code = backing_sync_by(group.backing, number)
+            if code:
+                tell_both(queue, group, number)
+            # Seen at the latest when the acknowledgement is.
+            aoe_add64(&counters.syncs, 1)
+            commit(group, code, waiting, batch, outbox, &many)
             pthread_mutex_lock(&queue.line.lock)
             queue.line.done += many
             group.running &= ~(<uint32_t>1 << number)
-            if code:
-                group.failures += 1
             line_up(queue, group)
             if group.first == NULL and not group.running:
                 drop_group(queue, group)
@@ -200,28 +204,47 @@ cdef void sync_loop(
     pthread_mutex_unlock(&queue.line.lock)
 
 
-cdef int commit(
-    Group *group, uint32_t number, Waiting *waiting, Batch *batch, Outbox *outbox,
-    Counters *counters, uint64_t *many
-) noexcept nogil:
-    """One sync, then every acknowledgement, counted in ``many``; frees the list. 0 or the errno.
+cdef void tell_both(Queue *queue, Group *group, uint32_t number) noexcept nogil:
+    """A sync by descriptor ``number`` failed: whatever was written before that fails.
 
-    fdatasync tells an error once to each descriptor: a sync that fails may have met a block of a
-    later group. So what was written before a failure was known fails with it.
+    fdatasync tells an error once to each descriptor. So the other one is told now, or it would tell
+    it some time later, to writes that have nothing to do with it. Where that one is at work, it is
+    told by its own sync. What it may have met beyond that fails as well.
     """
+    cdef Backing *backing = group.backing
+    cdef uint32_t bit = <uint32_t>1 << (1 - number)
+    cdef bint idle
+    aoe_count32(&backing.failures, 1)
+    if backing.sync_fd < 0:
+        return
+    pthread_mutex_lock(&queue.line.lock)
+    idle = not group.running & bit
+    group.running |= bit
+    pthread_mutex_unlock(&queue.line.lock)
+    if not idle:
+        return
+    backing_sync_by(backing, 1 - number)
+    aoe_count32(&backing.failures, 1)
+    pthread_mutex_lock(&queue.line.lock)
+    group.running &= ~bit
+    pthread_mutex_unlock(&queue.line.lock)
+
+
+cdef void commit(
+    Group *group, int code, Waiting *waiting, Batch *batch, Outbox *outbox, uint64_t *many
+) noexcept nogil:
+    """Send every acknowledgement, counted in ``many``; frees the list. ``code``: their sync's."""
+    cdef uint32_t failures = aoe_acquire32(&group.backing.failures)
     cdef Waiting *node = waiting
     cdef Waiting *next
     cdef Reply *reply
-    cdef int code = backing_sync_by(group.backing, number)
-    # Seen at the latest when the acknowledgement is.
-    aoe_add64(&counters.syncs, 1)
     while waiting != NULL:
         # As many as share a socket and fit go out together.
         batch.count = 0
         node = waiting
         while node != NULL and node.late.fd == waiting.late.fd and batch.count < BATCH_REPLIES:
             reply = put_late(batch, &node.late)
-            if code or node.failures != group.failures:
+            if code or node.failures != failures:
                 fail_medium(batch, reply)
             outbox_add(outbox, batch, batch.count - 1)
             node = node.next
@@ -232,7 +255,6 @@ cdef int commit(
             give(waiting)
             waiting = next
             many[0] += 1
-    return code
 
 
 cdef void write_back(Dirty *dirty, Counters *counters) noexcept nogil:

@@ -90,6 +90,8 @@ def test_a_sync_that_fails_is_said_to_each_write_that_waits(
     guest.shell(DM.format(table=GOOD))
     initiator.write(16, 0, 0, b"3" * 4096)
     initiator.write(16, 0, 64, b"4" * 1024)
+    # So many at once that two syncs run: the error was told to one descriptor, and by none again.
+    initiator.write(16, 0, 1024, b"5" * (1 << 19))
     initiator.flush(16, 0)
     guest.shell("echo 3 > /proc/sys/vm/drop_caches")
     assert initiator.read(16, 0, 0, 8) == b"3" * 4096
