@@ -235,6 +235,7 @@ def test_a_black_hole_for_long_frames_is_said(room: Room) -> None:
     disk = room.image("a.img", 8 << 20)
     room.serve("--export", f"16.0={disk}")
     guest = room.boot()
+    guest.shell(FOUND)  # a dd without its disk would end at once
     room.lab.switch.ip(f"link set {guest.tap} mtu 1500")
     guest.send(f"\x15dd if={DISK} of=/dev/null bs=64k count=4 skip=8 &\n")
     until = time.monotonic() + 150
