@@ -120,6 +120,12 @@ cdef int backing_sync_by(Backing *backing, uint32_t number) noexcept nogil:
     return sync_by(backing, backing.sync_fd if number else backing.fd)
 
 
+cdef void backing_hear(Backing *backing, uint32_t number) noexcept nogil:
+    """Have descriptor ``number`` told of what the other one was told: then both are over it."""
+    while fdatasync(backing.sync_fd if number else backing.fd) != 0 and errno == EINTR:
+        pass
+
+
 cdef int sync_by(Backing *backing, int fd) noexcept nogil:
     cdef int fault = aoe_fault(AOE_FAULT_SYNC, 0, 0)
     if fault:
@@ -266,6 +272,9 @@ cdef class Export:
         backing_hold(backing)
         with nogil:
             code = backing_sync(backing)
+            if code:
+                # Whoever waits for a sync thread is told as well: the kernel tells it no more.
+                aoe_count32(&backing.failures, 1)
             backing_release(backing)
         if code:
             raise AoeError(f"{self.path}: cannot be synced ({os.strerror(code)}): check the disk")

@@ -16,7 +16,7 @@ from .memory cimport give, take
 from .observe cimport note_sent
 from .ring cimport outbox_add, outbox_send
 from .store cimport (
-    aoe_count32, backing_hold, backing_release, backing_sync, backing_sync_by,
+    aoe_count32, backing_hear, backing_hold, backing_release, backing_sync, backing_sync_by,
     pthread_mutex_lock, pthread_mutex_unlock,
 )
 from .wire cimport ATA_UNC
@@ -223,7 +223,7 @@ cdef void tell_both(Queue *queue, Group *group, uint32_t number) noexcept nogil:
     pthread_mutex_unlock(&queue.line.lock)
     if not idle:
         return
-    backing_sync_by(backing, 1 - number)
+    backing_hear(backing, 1 - number)
     aoe_count32(&backing.failures, 1)
     pthread_mutex_lock(&queue.line.lock)
     group.running &= ~bit

@@ -9,19 +9,22 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# Measured by `python -m bench aoe` (rows read-1k and read-8k, "ours"): CPU of the server for one
-# read, its softirq work included. A straight line between 2 and 16 sectors.
+# Every figure below is of runs alone on the machine; docs/performance.md ("Sizing") has them.
+
+# Measured by `python -m bench aoe` (rows read-1k and read-8k, "ours": 1,816 and 3,229): CPU of the
+# server for one read, its softirq work included. A straight line between 2 and 16 sectors.
 _READ_1K_NS = 1_800
 _READ_8K_NS = 3_300
 READ_SECTOR_NS = (_READ_8K_NS - _READ_1K_NS) / 14
 READ_NS = _READ_1K_NS - 2 * READ_SECTOR_NS
 
-# Measured by `python -m bench storm` with 200 clients: CPU for each client less its reads, so two
-# DHCP exchanges, iPXE by TFTP in 1,432-byte blocks, the midlayer, the client's record and events.
-CLIENT_S = 0.005
+# Measured by `python -m bench storm` with 10, 200 and 1,000 clients (6.3, 5.7 and 4.7 ms): CPU for
+# each client less its reads, so two DHCP exchanges, iPXE by TFTP in 1,432-byte blocks, the
+# midlayer, the client's record and events.
+CLIENT_S = 0.006
 
-# Measured by `python -m bench storm --clients 10,100,1000`: anonymous memory after the storm, less
-# the rings, at no client and for each.
+# Measured by `python -m bench storm --clients 10,1000`: anonymous memory after the storm, less the
+# rings, at 10 clients (50.8 MiB) and for each of the 990 more (33 KiB).
 MEMORY_BASE = 52 << 20
 MEMORY_CLIENT = 36 << 10
 
