@@ -42,7 +42,10 @@ class Choice:
         for name, each in self.config.classes.items():
             where, image = f"[class.{name}]", self.images[name]
             if each.mode == "provision" and "tfm" not in image.devices:
-                raise UsageError(f'{where} mode = "provision": image {image} has no tfm device')
+                raise UsageError(
+                    f'{where} mode = "provision": image {image} has no tfm device: '
+                    f"{image.why_diskless}"
+                )
             if name == "rpi" and image.tree is None:
                 raise UsageError(
                     f"{where} image {image} has no boot directory: name one in its manifest, "

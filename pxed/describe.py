@@ -29,13 +29,10 @@ def describe(library: Library, image: Image, used: str = "") -> Json:
 
 def detail(image: Image) -> Json:
     """What ``show`` adds: its origin, whether it can be installed, what a Pi lacks, digests."""
-    why = ""
-    if "tfm" not in image.devices:
-        why = image.diskless_only or "it was made without a maintenance disk"
     lacks = pi.lacks(image.tree) if image.tree is not None else []
     return {
         "origin": dict(image.origin),
-        "diskless_only": why,
+        "diskless_only": image.why_diskless,
         "lacks": [f"{lack}: {lack.todo}" for lack in lacks],
         "files": {n: {"size": s.size, "sha256": s.sha256} for n, s in image.files.items()},
     }

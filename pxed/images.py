@@ -69,6 +69,13 @@ class Image:
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
 
+    @property
+    def why_diskless(self) -> str:
+        """Why it cannot be installed on local disks; empty if it can."""
+        if "tfm" in self.devices:
+            return ""
+        return self.diskless_only or "it was made without a maintenance disk"
+
 
 def load(directory: Path) -> Image:
     """The image in ``directory``; UsageError if its manifest is missing, damaged or untrue."""

@@ -93,7 +93,9 @@ class Preparing:
                 client.image = ""
                 return
             if client.mode == "provision" and "tfm" not in image.devices:
-                raise UsageError(f"image {image} has no tfm device to provision from")
+                raise UsageError(
+                    f"image {image} has no tfm device to provision from: {image.why_diskless}"
+                )
             made = Prepared(False)
             if client.mode == "diskless":
                 made = await self._make_private(client)

@@ -131,6 +131,7 @@ def build_live(found: FoundLive, wish: Wish, new: Path, log: Path, progress: Pro
     shutil.copyfile(log, new / "build.log")
     manifest = Manifest(
         wish.name, wish.version, "x86", words, {"boot": "boot.img", "root": root.name},
-        wish.released, origin=found.origin | {"kernel": found.release}, diskless_only=DISKLESS,
+        wish.released, origin=found.origin | {"system": found.title, "kernel": found.release},
+        diskless_only=DISKLESS,
     )  # fmt: skip
     (new / "manifest.json").write_text(manifest.to_json())

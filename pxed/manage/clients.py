@@ -220,7 +220,9 @@ class ManageClients:
         elif order.mode == "provision":
             image = core.images[client.class_name]
             if "tfm" not in image.devices:
-                raise UsageError(f"image {image} has no tfm device to provision from")
+                raise UsageError(
+                    f"image {image} has no tfm device to provision from: {image.why_diskless}"
+                )
 
 
 def _answer(done: list[tuple[Client, str]]) -> Json:

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ import pytest
 from pxed.client.archive import Cpio
 from pxed.client.kernel import fetch_kernel
 from tests.conftest import requires
+from tests.netns.test_manage import M1, Room, room
+
+__all__ = ["room"]
 
 pytestmark = pytest.mark.netns
 
@@ -240,12 +244,50 @@ def test_the_kernel_on_a_boot_partition_of_fat(
     assert importer(source, "--no-maintenance")["origin"]["kernel"] == RELEASE
 
 
+SUBVOLUMES = """set -e
+mkdir "$3" && mount -o loop "$2" "$3"
+btrfs -q subvolume create "$3/@" && btrfs -q subvolume create "$3/@home"
+cp -a "$1/." "$3/@/" && mv "$3/@/home/anna" "$3/@home/"
+"""
+
+
+def test_a_btrfs_with_subvolumes_is_packed_as_its_fstab_says(
+    importer: Importer, machine: Path, tmp_path: Path
+) -> None:
+    requires("mkfs.btrfs", "btrfs")
+    if "\tbtrfs\n" not in Path("/proc/filesystems").read_text():
+        pytest.skip("needs a kernel that knows btrfs: modprobe btrfs")
+    name = "0b0b0b0b-0000-4000-8000-00000000000b"
+    (machine / "etc/fstab").write_text(
+        f"UUID={name} / btrfs subvol=@ 0 0\nUUID={name} /home btrfs subvol=/@home 0 0\n"
+    )
+    source = tmp_path / "btrfs"
+    with source.open("wb") as out:
+        out.truncate(128 * MIB)
+    subprocess.run(["mkfs.btrfs", "-q", "-U", name, source], check=True, capture_output=True)
+    places = [str(machine), str(source), str(tmp_path / "m")]
+    subprocess.run(["unshare", "--mount", "sh", "-c", SUBVOLUMES, "sh", *places], check=True)
+    shown = importer(source, "--no-maintenance")
+    assert shown["origin"]["root"] == "the disk, btrfs, as squashfs"
+    assert (importer.root(shown) / "home/anna/mine").read_text() == "hers\n"
+
+
 def luks(path: Path) -> Path:
     """What cryptsetup writes first, as far as anybody looks."""
     head = b"LUKS\xba\xbe" + struct.pack(">H", 1) + b"aes".ljust(32, b"\0")
     head += b"xts-plain64".ljust(32, b"\0") + b"sha256".ljust(32, b"\0")
     head = head.ljust(168, b"\0") + b"0b0b0b0b-0000-4000-8000-000000000000"
     path.write_bytes(head.ljust(2 * MIB, b"\0"))
+    return path
+
+
+def lvm(path: Path) -> Path:
+    """What pvcreate writes first: a label with a checksum of LVM's own."""
+    body = struct.pack("<I", 32) + b"LVM2 001" + b"0b0b0b" * 5 + b"0b"
+    body = body.ljust(512 - 20, b"\0")
+    crc = zlib.crc32(body, 0xF597A6CF ^ 0xFFFFFFFF) ^ 0xFFFFFFFF
+    label = b"LABELONE" + struct.pack("<QI", 1, crc) + body
+    path.write_bytes(bytes(512) + label + bytes(2 * MIB))
     return path
 
 
@@ -294,6 +336,9 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "an encrypted disk": (lambda _m, p: luks(p / "x"), r"encrypted \(LUKS\)"),
     "an encrypted partition": (
         lambda _m, p: disk(p / "x", [("linux", luks(p / "l"))]), r"partition 1 is encrypted"
+    ),
+    "a part of LVM": (
+        lambda _m, p: disk(p / "x", [("linux", lvm(p / "l"))]), "partition 1 is part of LVM"
     ),
     "an empty partition": (
         lambda _m, p: disk(p / "x", [("linux", zeros(p / "z"))]), "no file system that is known"
@@ -555,3 +600,18 @@ def test_a_live_system_without_an_aoe_driver_is_refused(
     tree, _ = live(machine, tmp_path, "sbin/dmsquash-live-root")
     assert "has no AoE driver" in importer.refused(tree)
     assert "has no AoE driver" in importer.refused(tree, "--initramfs", "ours")
+
+
+def test_beside_a_running_server_a_new_version_waits(room: Room, machine: Path) -> None:
+    room.start()
+    said = room.pxed("image", "import", str(machine), "--name", "lab", "--version", "2")
+    assert "let clients boot it: pxed image use lab@2" in said
+    room.boot(M1)
+    assert room.client(M1)["image"] == "lab@1"
+    room.pxed("image", "use", "lab@2")
+    room.boot(M1)
+    assert room.client(M1)["image"] == "lab@2"
+    assert room.read(M1, 1)[:4] == b"hsqs"
+    shown = json.loads(room.pxed("image", "show", "lab@2", "--json"))
+    assert shown["origin"]["system"] == "Small 1"
+    assert shown["diskless_only"] == ""
