@@ -110,15 +110,14 @@ def kiwi(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def dmsquash(root: Path) -> Path:
-    """A directory as of a Fedora-like medium, whose initramfs knows neither network nor AoE."""
+    """A directory as of a Fedora-like medium, whose initramfs knows nothing of AoE."""
     tree = root.parent / "dmsquash"
     for folder in (tree / "LiveOS", tree / "images/pxeboot"):
         folder.mkdir(parents=True)
     squash(root, tree / "LiveOS/squashfs.img")
     kernel(root, tree / "images/pxeboot/vmlinuz")
     initramfs(root, tree / "images/pxeboot/initrd.img", "dracut", "--quiet", "--force",
-              "--no-hostonly", "--kver", release(root), "--add", "dmsquash-live",
-              "--omit", "network kiwi-live")  # fmt: skip
+              "--no-hostonly", "--kver", release(root), "--add", "dmsquash-live")  # fmt: skip
     return tree
 
 
