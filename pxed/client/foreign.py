@@ -41,8 +41,9 @@ class Initramfs:
     has_network: bool
 
     @property
-    def is_able(self) -> bool:
-        return self.has_aoe and self.has_network
+    def loads_aoe(self) -> bool:
+        """Whether it does AoE by itself. A dracut may have driver and network, and uses neither."""
+        return self.kind == "kiwi" and self.has_aoe and self.has_network
 
 
 def look(data: bytes, what: str) -> Initramfs:

@@ -138,7 +138,7 @@ def _live(source: Path, wish: Wish, work: Path) -> Iterator[Found | FoundLive]:
     private_mounts()
     live = find_live(Medium(source.absolute()), work)
     kind = live.initramfs.kind
-    if wish.initramfs == "its" and not (kind and live.initramfs.is_able):
+    if wish.initramfs == "its" and not live.initramfs.loads_aoe:
         why = "cannot do AoE by itself" if kind else "is of no kind that is known"
         raise UsageError(f"{source}: its initramfs {why}: leave --initramfs its out")
     if wish.initramfs != "ours" and kind:

@@ -46,7 +46,7 @@ class FoundLive:
     @property
     def lines(self) -> list[str]:
         """For people."""
-        how = "which knows AoE" if self.initramfs.is_able else "with AoE added"
+        how = "which knows AoE" if self.initramfs.loads_aoe else "with AoE added"
         what = f"a live system ({self.initramfs.kind}), kernel {self.release}"
         return [f"{what}, its own initramfs {how}"]
 
@@ -97,10 +97,9 @@ def build_live(found: FoundLive, wish: Wish, new: Path, log: Path, progress: Pro
     words = f"{words} {wish.cmdline}".strip()
     for name in ("vmlinuz", "initrd"):
         shutil.copyfile(found.work / name, new / name)
-    if wish.initramfs == "its":
-        pass
-    elif found.initramfs.is_able:
-        append_question(new / "initrd")
+    if found.initramfs.loads_aoe:
+        if wish.initramfs != "its":
+            append_question(new / "initrd")
     else:
         progress(f"drivers of kernel {found.release} for its initramfs")
         with root_in(found) as (_, _, tree):

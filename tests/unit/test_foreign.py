@@ -42,7 +42,7 @@ LIVE = archive("bin/live-boot", "usr/lib/modules/6/net/aoe.kox")
 def test_a_kiwi_initramfs_is_known_however_it_is_packed(packed: bytes) -> None:
     found = look(packed, "it")
     assert found.kind == "kiwi"
-    assert found.is_able
+    assert found.loads_aoe
 
 
 @pytest.mark.parametrize("program", ["zstd", "lz4"])
@@ -56,7 +56,7 @@ def test_what_is_not_able_or_not_known() -> None:
     found = look(LIVE, "it")
     assert found.kind == "live-boot"
     assert not found.has_aoe
-    assert not found.is_able
+    assert not found.loads_aoe
     assert look(archive("init"), "it").kind == ""
     assert look(archive("sbin/dmsquash-live-root"), "it").kind == "dracut"
 
