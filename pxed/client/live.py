@@ -24,7 +24,7 @@ from pxed.errors import UsageError
 
 WORDS = {
     "kiwi": "root=live:AOEINTERFACE=e{shelf}.1 rd.neednet=1 ip=link6",
-    "dracut": "root=live:/dev/etherd/e{shelf}.1 rd.live.image rd.neednet=1 ip=link6",
+    "dracut": "root=live:/dev/etherd/e{shelf}.1 rd.live.image rd.live.overlay.overlayfs=1",
     "live-boot": "boot=live components live-media=/dev/etherd/e{shelf}.1 boot=pxed-live",
 }
 """What each kind of initramfs is told, for the AoE disk with the medium."""
