@@ -63,6 +63,9 @@ class _Quiet:
     def settled(self, _mac: Mac) -> None:
         pass
 
+    def loads(self, _mac: Mac) -> bool:
+        return False
+
     def scene(self) -> Scene:
         return Scene(DhcpMode.PXE_ONLY, None, True, 80, "/usr/lib/ipxe")
 

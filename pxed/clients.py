@@ -5,7 +5,7 @@ or failed. A **boot** begins with a firmware's DISCOVER and ends at running or f
 keeps the first time of each stage.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from pxed.dhcp.classify import class_of
 from pxed.events import Event, Kind
@@ -123,8 +123,12 @@ class Clients:
         self._sort(client)
         return changes
 
-    def tick(self, now: float) -> list[Change]:
-        """What has changed by the mere passing of time."""
+    def tick(self, now: float, loads: Callable[[Mac], bool] = lambda _: False) -> list[Change]:
+        """What has changed by the mere passing of time.
+
+        ``loads``: whether a machine is taking a file, which in a room on one slow link takes
+        minutes without an event.
+        """
         changes: list[Change] = []
         for client in list(self._booting.values()):
             silent = now - client.last_seen
@@ -132,7 +136,7 @@ class Clients:
                 changes += _reach(client, Stage.RUNNING, now, "it reads its root; no report")
                 client.state = State.RUNNING
                 changes.append(Change(What.STATE, client, now))
-            elif silent > SILENT_BOOT:
+            elif silent > SILENT_BOOT and not any(loads(mac) for mac in client.all_macs):
                 stage = client.stage
                 after = stage.label if stage is not None else "nothing"
                 changes += _fail(client, now, f"silent for {silent:.0f} s after {after}")

@@ -189,7 +189,7 @@ class Lives:
         """What the time alone shows: why a boot came to its end, and who fell silent."""
         for client in [client for client in self._choice.clients if client.in_boot]:
             self.explain(client, now)
-        for change in self._choice.clients.tick(now):
+        for change in self._choice.clients.tick(now, self.netboot.loads):
             self.act(change)
         for mac in self.strangers.too_many(now):
             if (gone := self._choice.clients.get(mac)) is not None:

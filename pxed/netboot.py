@@ -273,6 +273,10 @@ class NetBoot:
         path = url.removeprefix(self.base)
         return path != url and self._site.find(path, self.base) is not None
 
+    def loads(self, mac: Mac) -> bool:
+        """Whether this machine is taking a file by TFTP."""
+        return self.tftp.loads(mac)
+
     def scene(self) -> Scene:
         """What explains a boot that stopped, beside the machine itself."""
         return Scene(

@@ -95,6 +95,16 @@ class TftpServer:
         """How many transfers run, without those that are being stopped."""
         return sum(map(len, self._per_client.values()))
 
+    def loads(self, mac: Mac) -> bool:
+        """Whether this machine is taking a file: it has acknowledged part of one that is not done.
+
+        One that stopped doing so has none any more after its last repetition.
+        """
+        return any(
+            session.peer.mac == mac and transfer not in self._silent
+            for transfer, (_, session) in self._running.items()
+        )
+
     def follow(self, link: Link) -> None:
         """The interface changed: new transfers fit its MTU."""
         self._link = link

@@ -16,6 +16,7 @@ from aoe_fast.mover import Mover
 from aoe_fast.transfer import Transfer
 from pxed.errors import HostError
 from pxed.events import Event, Kind
+from pxed.mac import Mac
 from pxed.net.link import look_up
 from pxed.net.tftp import TftpServer
 from pxed.net.thread import LoopThread
@@ -299,6 +300,27 @@ def test_a_flood_that_the_mover_cannot_follow_is_bounded_too(cable: Cable, root:
             assert eventually(lambda: server.counters["received"] == 5 * len(addresses))
         assert server.counters["started"] == 200
         assert server.counters["refused"] == 5 * len(addresses) - 200
+
+
+def test_who_is_taking_a_file(cable: Cable, root: Path) -> None:
+    """Not who has only asked, and nobody any more once it has all."""
+    mac, other = Mac("52:54:00:00:00:01"), Mac("52:54:00:00:00:02")
+    with (
+        serving(cable, root, mac_of=lambda ip: mac) as (server, events),
+        cable.cli.inside(),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+    ):
+        packet, source = ask(udp, "even.bin")
+        assert isinstance(packet, Data)
+        assert not server.loads(mac)
+        udp.sendto(encode(Ack(1)), source)
+        assert eventually(lambda: server.loads(mac))
+        assert not server.loads(other)
+        for number in range(2, 12):
+            udp.recv(2048)
+            udp.sendto(encode(Ack(number)), source)
+        assert Kind.TFTP_DONE in kinds(events, Kind.TFTP_DONE)
+        assert eventually(lambda: not server.loads(mac))
 
 
 def test_every_session_taken_is_silence(cable: Cable, root: Path) -> None:

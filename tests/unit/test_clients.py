@@ -131,6 +131,17 @@ def test_a_client_that_says_it_failed_has_its_reason() -> None:
     assert (only(clients).state, only(clients).why) == (State.FAILED, "no carrier on eth0")
 
 
+def test_a_boot_that_loads_a_long_file_is_not_silent() -> None:
+    clients = Clients()
+    feed(clients, 1.0, Kind.DISCOVER, firmware="rpi", arch=0)
+    feed(clients, 1.1, Kind.OFFER, ip="10.77.0.50")
+    feed(clients, 2.0, Kind.TFTP_READ, file="kernel8.img")
+    assert clients.tick(500.0, {MAC}.__contains__) == []
+    assert only(clients).state is not State.FAILED
+    clients.tick(501.0)
+    assert (only(clients).state, only(clients).why[:16]) == (State.FAILED, "silent for 499 s")
+
+
 def test_a_silent_boot_fails_and_says_where() -> None:
     clients = Clients()
     feed(clients, 1.0, Kind.DISCOVER, firmware="pxe", arch=0)
