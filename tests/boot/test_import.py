@@ -142,33 +142,6 @@ def test_a_qcow2_disk_boots_without_a_disk_and_keeps_what_was_written(
     is_a_seat(server, seat)
 
 
-def test_it_installs_itself_on_a_seats_own_disk(lab: Lab, qcow2: Path) -> None:
-    server = serve(lab, qcow2, more="[class.x86.provision]\nunattended = true\n")
-    disk = lab.directory / "disk"
-    with disk.open("wb") as out:
-        out.truncate(4 << 30)
-    seat = lab.add_client(
-        memory=1024,
-        extra=(
-            "-drive", f"file={disk},format=raw,if=none,id=disk0",
-            "-device", "virtio-blk-pci,drive=disk0,bootindex=2",
-        ),
-    )  # fmt: skip
-    body = {"select": [seat.mac], "order": "provision", "once": True}
-    server.control.post("/v1/clients/boot", body)
-    seat.power_on()
-    seat.wait_for(r"(?s)restarting.*from vda, system a.*login: ", 500)
-    seat.send("root\n")
-    seat.wait_for(r"root@[^\n]*# ", 60)
-    assert seat.shell("cat /home/anna/mine") == "from the image\n"
-    assert seat.shell("cat /etc/hostname /etc/pxed-image") == "seat-52-54-00-00-00-01\nlab@1\n"
-    mounts = seat.shell("cat /proc/mounts")
-    assert "upperdir=/config/layers/local/upper" in mounts
-    assert "etherd" not in mounts
-    seat.shell("systemctl is-system-running --wait", 120, check=False)
-    assert seat.shell("systemctl is-active pxed-good") == "active\n"
-
-
 def test_a_directory_boots_on_uefi_with_the_kernel_by_http(lab: Lab, root: Path) -> None:
     more = '[class.x86]\nboot = "kernel"\n[http]\nport = 80\n'
     server = serve(lab, root, "--compression", "lz4", "--no-maintenance", more=more)
