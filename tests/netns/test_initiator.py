@@ -8,7 +8,6 @@ import socket
 import struct
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,8 +215,9 @@ def test_no_such_interface(cable: Cable) -> None:
 
 def test_link_down(cable: Cable) -> None:
     cable.cli.ip("link set eth0 down")
-    with cable.cli.inside():
-        start = time.monotonic()
-        with Initiator("eth0") as initiator, pytest.raises(InterfaceError, match="eth0"):
-            initiator.discover()
-        assert time.monotonic() - start < 2
+    with (
+        cable.cli.inside(),
+        Initiator("eth0") as initiator,
+        pytest.raises(InterfaceError, match="eth0"),
+    ):
+        initiator.discover()

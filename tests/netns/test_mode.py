@@ -124,15 +124,6 @@ def test_all_can_be_forced(serve: Serve, tmp_path: Path) -> None:
         assert control.get("/v1/status")["dhcp"]["mode"] == "all"
 
 
-def test_the_look_costs_two_seconds_at_most(serve: Serve) -> None:
-    def start(text: str) -> float:
-        began = time.monotonic()
-        with running(serve, text):
-            return time.monotonic() - began
-
-    assert start(AUTO) - start(GOOD) < 2.5  # 1.5 by itself; the rest is a busy machine
-
-
 def test_the_status_says_which(serve: Serve) -> None:
     with running(serve, AUTO):
         shown = subprocess.run(

@@ -133,10 +133,9 @@ def test_thousands_of_views(tmp_path: Path) -> None:
     for n, mac in enumerate(macs):
         target.set_view(mac, {(16, 3): exports[n % 8]})
     assert all(data(target, mac) == n % 8 for n, mac in enumerate(macs))
-    start = time.perf_counter()
     for mac in macs[:100]:
         target.set_view(mac, {(16, 3): exports[7]})
-    assert (time.perf_counter() - start) / 100 < 0.005  # microseconds; the bound is for CI
+    assert all(data(target, mac) == 7 for mac in macs[:100])
     for mac in macs[::2]:
         target.drop_view(mac)
     assert all((data(target, mac) is None) == (n % 2 == 0) for n, mac in enumerate(macs))
