@@ -4,13 +4,18 @@
 # ask QUESTION SECONDS: on every console; the first answer, in $answer; timeout if nobody answers.
 ask() {
     answer='' pids=''
-    rm -f /run/pxed/answer
-    mkfifo /run/pxed/answer
-    say "$1"
+    rm -f /run/pxed/answer /run/pxed/open
+    mkfifo /run/pxed/answer /run/pxed/open
     for tty in $consoles; do
-        { read -r line < "/dev/$tty" && echo "$line" > /run/pxed/answer; } &
+        # Open before the question is there: what is typed into a closed one is lost.
+        {
+            { echo > /run/pxed/open; read -r line && echo "$line" > /run/pxed/answer; } < "/dev/$tty" ||
+                echo > /run/pxed/open
+        } &
         pids="$pids $!"
+        read -r _ < /run/pxed/open
     done
+    say "$1"
     { sleep "$2" && echo timeout > /run/pxed/answer; } &
     pids="$pids $!"
     read -r answer < /run/pxed/answer
