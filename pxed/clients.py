@@ -300,8 +300,9 @@ def _boot_file(client: Client, event: Event) -> Iterator[Change]:
 
 
 def _http_file(client: Client, event: Event) -> Iterator[Change]:
-    """UEFI HTTP boot loads our iPXE this way; iPXE then a script, a kernel and an initrd."""
-    if str(event.detail.get("file", "")).startswith("/ipxe/"):
+    """UEFI HTTP boot loads iPXE this way, or all in one; iPXE a script, a kernel and an initrd."""
+    file = str(event.detail.get("file", ""))
+    if file.startswith("/ipxe/") or file.endswith(".efi"):
         yield from _boot_file(client, event)
     elif client.in_boot:
         client.state = State.BOOTING

@@ -278,6 +278,17 @@ def test_a_running_machine_is_not_sent_away_by_whoever_has_its_ip_address(lost: 
     assert only(clients).state is before
 
 
+@pytest.mark.parametrize("file", ["/ipxe/snponly.efi", "/image/pi@1/pxed.efi"])
+def test_what_uefi_loads_by_http_is_its_boot_file(file: str) -> None:
+    clients = Clients()
+    feed(clients, 100.0, Kind.DISCOVER, firmware="uefi-http", arch=19)
+    feed(clients, 100.1, Kind.OFFER, ip="10.0.0.1")
+    feed(clients, 100.2, Kind.HTTP_DONE, file="/image/lab@1/vmlinuz")
+    assert only(clients).stage is Stage.OFFER
+    feed(clients, 100.3, Kind.HTTP_DONE, file=file)
+    assert only(clients).stage is Stage.BOOT_FILE
+
+
 def test_a_running_machine_does_not_boot_because_a_relay_elsewhere_says_so() -> None:
     clients = Clients()
     boot(clients, 100.0)
