@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import json
 import multiprocessing
+import os
 import random
 import socket
 import struct
@@ -79,6 +80,17 @@ def filter_for(raw: socket.socket, mac: bytes) -> None:
     program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in code))
     attached = struct.pack("HP", len(code), ctypes.addressof(program))
     raw.setsockopt(socket.SOL_SOCKET, 26, attached)  # SO_ATTACH_FILTER
+
+
+@contextlib.contextmanager
+def _before_all_others() -> Iterator[None]:
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    with contextlib.suppress(OSError):  # without CAP_SYS_NICE it waits like all others
+        os.setpriority(os.PRIO_PROCESS, 0, -15)
+    try:
+        yield
+    finally:
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
 
 
 class Room:
@@ -155,9 +167,15 @@ class Room:
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
     def ask_for(self, seconds: float) -> list[float]:
-        """The latency in us of reads of the seat's /config, one at a time; inf for no answer."""
+        """The latency in us of reads of the seat's /config, one at a time; inf for no answer.
+
+        A seat is another machine: it does not wait here for a CPU that flood and server have.
+        """
         took = []
-        with self.cli.inside(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as seat:
+        with (
+            _before_all_others(), self.cli.inside(),
+            socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as seat,
+        ):  # fmt: skip
             filter_for(seat, mac_bytes(SEAT))
             seat.bind(("eth0", 0x88A2))
             seat.settimeout(1.0)
