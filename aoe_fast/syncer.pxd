@@ -23,6 +23,7 @@ cdef struct Group:
     Waiting *first
     Waiting **last
     uint32_t running            # bit i: a thread syncs it by descriptor i
+    uint32_t owed               # bit i: that thread has to hear of the other one's failure
     bint in_line
 
 

@@ -187,6 +187,11 @@ cdef void sync_loop(
             commit(group, code, waiting, batch, outbox, &many)
             pthread_mutex_lock(&queue.line.lock)
             queue.line.done += many
+            while group.owed >> number & 1:
+                group.owed &= ~(<uint32_t>1 << number)
+                pthread_mutex_unlock(&queue.line.lock)
+                hear(group, number)
+                pthread_mutex_lock(&queue.line.lock)
             group.running &= ~(<uint32_t>1 << number)
             line_up(queue, group)
             if group.first == NULL and not group.running:
@@ -208,8 +213,8 @@ cdef void tell_both(Queue *queue, Group *group, uint32_t number) noexcept nogil:
     """A sync by descriptor ``number`` failed: whatever was written before that fails.
 
     fdatasync tells an error once to each descriptor. So the other one is told now, or it would tell
-    it some time later, to writes that have nothing to do with it. Where that one is at work, it is
-    told by its own sync. What it may have met beyond that fails as well.
+    it some time later, to writes that have nothing to do with it. Where that one is at work, its
+    thread does so when it is done: its sync may have looked for errors just before.
     """
     cdef Backing *backing = group.backing
     cdef uint32_t bit = <uint32_t>1 << (1 - number)
@@ -219,15 +224,23 @@ cdef void tell_both(Queue *queue, Group *group, uint32_t number) noexcept nogil:
         return
     pthread_mutex_lock(&queue.line.lock)
     idle = not group.running & bit
-    group.running |= bit
+    if idle:
+        group.running |= bit
+    else:
+        group.owed |= bit
     pthread_mutex_unlock(&queue.line.lock)
     if not idle:
         return
-    backing_hear(backing, 1 - number)
-    aoe_count32(&backing.failures, 1)
+    hear(group, 1 - number)
     pthread_mutex_lock(&queue.line.lock)
     group.running &= ~bit
     pthread_mutex_unlock(&queue.line.lock)
+
+
+cdef void hear(Group *group, uint32_t number) noexcept nogil:
+    """Have this descriptor told; what it meets beyond what is known fails as well."""
+    backing_hear(group.backing, number)
+    aoe_count32(&group.backing.failures, 1)
 
 
 cdef void commit(
