@@ -404,6 +404,7 @@ async def _serve(config: Config, reread: Callable[[], Config] | None) -> None:
         loop.add_signal_handler(number, stopping.set)
     loop.add_signal_handler(signal.SIGHUP, app.hang_up)
     await app.start()
+    privileges.step_back()
     # What is known now stays: no collection need look at it again and hold up the loop.
     gc.collect()
     gc.freeze()

@@ -27,6 +27,9 @@ USER = "pxed"
 NICE = -10
 """What the server takes for itself where it may: about nine shares of a CPU for one of others."""
 
+BEHIND = -8
+"""And what its event loop takes once it serves: a flood that keeps it busy holds up no read."""
+
 NEEDED = frozenset({Capability.NET_RAW, Capability.NET_BIND_SERVICE})
 
 
@@ -63,6 +66,12 @@ def _go_first() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
         if os.getsid(0) == os.getpid():
             Path("/proc/self/autogroup").write_text(f"{NICE}")
+
+
+def step_back() -> None:
+    """This thread, and those that it starts from now on, come after the ones that move data."""
+    if os.getpriority(os.PRIO_PROCESS, 0) == NICE:  # on Linux: this thread's
+        os.setpriority(os.PRIO_PROCESS, 0, BEHIND)
 
 
 def describe() -> str:
