@@ -15,7 +15,7 @@ from pxed.events import Event, Kind
 from pxed.keeper import Keeper
 from pxed.mac import Mac
 from pxed.seat import Change, Client, State, What
-from pxed.strangers import Strangers, is_stranger, proves
+from pxed.strangers import CLAIMED, Strangers, is_stranger, proves
 from pxed.twins import TOO_OLD, Twins
 from pxed.watch import Watch
 from pxed.why import Traces, explain, hint
@@ -174,9 +174,10 @@ class Lives:
                 self._failed(client)
 
     def _note(self, kind: str, mac: Mac | None, at: float, detail: Any) -> None:
-        strange = mac is not None and (
-            mac in self.strangers or self._choice.clients.get(mac) is None
-        )
+        strange = (
+            kind in CLAIMED if mac is None
+            else mac in self.strangers or self._choice.clients.get(mac) is None
+        )  # fmt: skip
         if strange and not self.strangers.may_log(at):
             return
         self._events.add({"time": at, "kind": kind, "mac": mac, **detail})

@@ -24,6 +24,9 @@ _PROOF = frozenset((
     Kind.AOE_READ, Kind.AOE_WRITE, Kind.REPORT,
 ))  # fmt: skip
 
+CLAIMED = frozenset(kind.value for kind in _PROOF)
+"""Of no machine, if their address is nobody's: a stranger's, as anybody can make one up."""
+
 
 def is_stranger(client: Client) -> bool:
     """Nothing is known of it but that somebody asked in its name, once."""
