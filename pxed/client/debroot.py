@@ -40,6 +40,7 @@ FILES = (
     ("dracut/module-setup.sh", "usr/lib/dracut/modules.d/90pxed/module-setup.sh", 0o755),
     ("dracut/parse.sh", "usr/lib/dracut/modules.d/90pxed/parse.sh", 0o755),
     ("dracut/mount.sh", "usr/lib/dracut/modules.d/90pxed/mount.sh", 0o755),
+    ("dracut/gpt-auto.sh", "usr/lib/dracut/modules.d/90pxed/gpt-auto.sh", 0o755),
     ("functions.sh", "usr/share/pxed/functions.sh", 0o644),
     ("keep.sh", "usr/share/pxed/keep.sh", 0o644),
     ("installer/state.sh", "usr/share/pxed/state.sh", 0o644),

@@ -9,11 +9,15 @@
 # the root lies on it.
 keep_link() {
     mkdir -p /run/systemd/network /run/NetworkManager/conf.d /run/systemd/system/config.mount.d \
-        /run/systemd/system/networking.service.d
+        /run/systemd/system/networking.service.d /run/udev/rules.d
     printf '[Service]\nExecStop=\n' > /run/systemd/system/networking.service.d/pxed.conf
     printf '[Unit]\nDefaultDependencies=no\n' > /run/systemd/system/config.mount.d/pxed.conf
     for nic in $wired; do
         read -r mac < "/sys/class/net/$nic/address" || continue
+        # A card that is up cannot get another name (before Linux 6.2), and after the attempt udev says for
+        # ever that it is being renamed, for which networkd waits. Before 99-systemd.rules, which reads it.
+        echo "SUBSYSTEM==\"net\", KERNEL==\"$nic\", ATTR{address}==\"$mac\", NAME=\"$nic\"" \
+            > "/run/udev/rules.d/98-pxed-$nic.rules"
         cat > "/run/systemd/network/05-pxed-$nic.network" << END
 [Match]
 MACAddress=$mac

@@ -119,6 +119,9 @@ def is_a_seat(server: LabServer, seat: Client) -> None:
     assert "UUID" not in seat.shell("cat /etc/fstab")
     assert "10.77.0.1/24" not in seat.shell("ip -4 addr; cat /etc/network/interfaces")
     assert "0 loaded units listed" in seat.shell("systemctl --failed --no-pager --plain", 60)
+    # networkd has the card; it waits for ever for one that udev failed to rename.
+    ask = "networkctl --no-pager --no-legend"
+    assert eventually(lambda: "pending" not in seat.shell(ask, 60), 120), seat.shell(ask, 60)
     assert "upperdir=/config/layers/lab@1/upper" in seat.shell("cat /proc/mounts")
     assert "degraded" not in seat.shell("ls /run/pxed")
 

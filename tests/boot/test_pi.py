@@ -142,6 +142,8 @@ def test_it_is_a_seat_and_no_longer_one_card(room: Room) -> None:
     assert "boot.log" not in said
     assert "degraded" not in room.seat.shell("ls /run/pxed")
     assert MAC_4 in room.seat.shell("cat /run/systemd/network/05-pxed-eth0.network")
+    # The root's udev is not to rename a card that is up: it would wait for that for ever.
+    assert 'NAME="eth0"' in room.seat.shell("cat /run/udev/rules.d/98-pxed-eth0.rules")
 
 
 def test_what_it_wrote_is_there_after_its_next_boot(room: Room) -> None:

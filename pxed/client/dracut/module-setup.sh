@@ -33,4 +33,5 @@ install() {
     # shellcheck disable=SC2154
     inst_hook cmdline 20 "$moddir/parse.sh"
     inst_hook mount 10 "$moddir/mount.sh"
+    inst_simple "$moddir/gpt-auto.sh" /etc/systemd/system-generators/systemd-gpt-auto-generator
 }
