@@ -304,8 +304,7 @@ class App:
         before = self.images
         found = self.choice.use(classes)
         try:
-            if classes is None:
-                self.choice.check()
+            self.choice.check(classes)
             if found != before:
                 self.exports.show_to_all(found)
         except PxedError:

@@ -37,15 +37,15 @@ class Choice:
         self.images = found
         return found
 
-    def check(self) -> None:
+    def check(self, classes: Mapping[str, Class] | None = None) -> None:
         """UsageError for a class whose image has not what its settings need."""
-        for name, each in self.config.classes.items():
+        for name, each in (classes or self.config.classes).items():
             where, image = f"[class.{name}]", self.images[name]
-            if each.mode == "provision" and "tfm" not in image.devices:
-                raise UsageError(
-                    f'{where} mode = "provision": image {image} has no tfm device: '
-                    f"{image.why_diskless}"
-                )
+            if each.mode == "provision":
+                try:
+                    image.check_installable()
+                except UsageError as error:
+                    raise UsageError(f'{where} mode = "provision": {error}') from None
             if name == "rpi" and image.tree is None:
                 raise UsageError(
                     f"{where} image {image} has no boot directory: name one in its manifest, "
@@ -91,6 +91,11 @@ class Choice:
         client = self.clients.get(mac)
         if client is not None and (spec := orders.parse(client.doing).image):
             return images.find(self.config.images_dir, spec, class_name)
+        return self.usual_image(mac, class_name)
+
+    def usual_image(self, mac: Mac, class_name: str) -> images.Image:
+        """What it would boot with no order for an image of its own."""
+        client = self.clients.get(mac)
         override = self.config.clients.get(client.mac if client is not None else mac)
         if override is not None and override.image is not None:
             return images.find(self.config.images_dir, override.image, class_name)
@@ -110,6 +115,19 @@ class Choice:
                 if client.provisioned == str(self.image_of(mac, class_name)):
                     return "local"
         return mode
+
+    def stuck(self) -> list[str]:
+        """Who is ordered to install what cannot be installed, and why, a line for each."""
+        found = []
+        for client in self.clients:
+            if "provision" not in (client.once, client.order):
+                continue
+            try:
+                if client.class_name in self.config.classes:
+                    self.usual_image(client.mac, client.class_name).check_installable()
+            except PxedError as error:
+                found.append(f"{client.name or client.mac} will not be provisioned: {error}")
+        return found
 
     def policy_of(self, client: Client) -> Provision | None:
         """How this machine is provisioned; None: the installer asks."""

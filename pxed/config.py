@@ -397,6 +397,8 @@ def _classes(reader: _Reader, table: dict[str, Any]) -> dict[str, Class]:
         if "provision" in value:
             nested = value["provision"]
             value["provision"] = reader.build(Provision, f"{where}.provision", nested)
+        if name == "rpi" and (value.get("mode") == "provision" or "provision" in value):
+            raise reader.fail(f"[{where}] provision", "Raspberry Pis are diskless only")
         classes[name] = reader.build(Class, where, value, shelf=DEFAULT_SHELF[name])
     shelves: dict[int, str] = {}
     for name, each in classes.items():

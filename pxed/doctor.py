@@ -265,9 +265,9 @@ def check_images(config: Config) -> Iterator[Finding]:
             todo = "pxed image list shows what there is"
             yield Finding(f"image {name}", BROKEN, str(error), todo)
             continue
-        if each.mode == "provision" and "tfm" not in image.devices:
-            yield Finding(f"image {name}", BROKEN, f"{image} has no tfm device",
-                          'add one that has, or set mode = "diskless"')  # fmt: skip
+        if each.mode == "provision" and image.why_diskless:
+            yield Finding(f"image {name}", BROKEN, f"{image} cannot be installed",
+                          f'{image.why_diskless}: set mode = "diskless"')  # fmt: skip
             continue
         yield Finding(f"image {name}", OK, f"{image}: {', '.join(image.devices)}")
         if name == "rpi":

@@ -32,6 +32,12 @@ STABLE = "stable"
 HISTORY = 10  # versions that a channel remembers for roll-back
 
 
+PI_CARDS = (
+    "Raspberry Pis are diskless only: write a Pi's own card with Raspberry Pi Imager, "
+    "and have it boot that by the order local"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Sum:
     """What a file of an image must be."""
@@ -72,9 +78,17 @@ class Image:
     @property
     def why_diskless(self) -> str:
         """Why it cannot be installed on local disks; empty if it can."""
+        if self.class_name == "rpi":
+            return PI_CARDS
         if "tfm" in self.devices:
             return ""
         return self.diskless_only or "it was made without a maintenance disk"
+
+    def check_installable(self) -> None:
+        """UsageError, with the reason, if it cannot be installed on local disks."""
+        if why := self.why_diskless:
+            has = "" if "tfm" in self.devices else "has no tfm device to provision from and "
+            raise UsageError(f"image {self} {has}cannot be installed: {why}")
 
 
 def load(directory: Path) -> Image:

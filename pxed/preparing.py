@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pxed import images, provision
 from pxed.choice import Choice, in_use
-from pxed.errors import PxedError, UsageError
+from pxed.errors import PxedError
 from pxed.events import Event, Kind
 from pxed.exports import Exports
 from pxed.mac import Mac
@@ -92,10 +92,8 @@ class Preparing:
             if client.mode == "local":
                 client.image = ""
                 return
-            if client.mode == "provision" and "tfm" not in image.devices:
-                raise UsageError(
-                    f"image {image} has no tfm device to provision from: {image.why_diskless}"
-                )
+            if client.mode == "provision":
+                image.check_installable()
             made = Prepared(False)
             if client.mode == "diskless":
                 made = await self._make_private(client)

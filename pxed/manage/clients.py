@@ -7,6 +7,7 @@ from pxed import images, orders, selector
 from pxed.body import Body
 from pxed.choice import in_use
 from pxed.control import Call, Json
+from pxed.dhcp.classify import RPI_OUIS
 from pxed.errors import UsageError
 from pxed.events import Event, Kind
 from pxed.mac import Mac, parse_mac
@@ -212,17 +213,18 @@ class ManageClients:
                 core.watch.forget(mac)
 
     def _refuse_what_cannot_be_booted(self, client: Client, order: orders.Order) -> None:
-        core = self._core
-        if client.class_name not in core.config.classes:
-            raise UsageError(f"{client.mac}: its class {client.class_name} is not served here")
+        core, class_name = self._core, client.class_name
+        if not client.last_seen and client.mac[:8] in RPI_OUIS and "rpi" in core.config.classes:
+            class_name = "rpi"  # it was never heard, and its address says what it is
+        if class_name not in core.config.classes:
+            raise UsageError(f"{client.mac}: its class {class_name} is not served here")
         if order.image:
-            images.find(core.config.images_dir, order.image, client.class_name)
+            images.find(core.config.images_dir, order.image, class_name)
         elif order.mode == "provision":
-            image = core.images[client.class_name]
-            if "tfm" not in image.devices:
-                raise UsageError(
-                    f"image {image} has no tfm device to provision from: {image.why_diskless}"
-                )
+            try:
+                core.choice.usual_image(client.mac, class_name).check_installable()
+            except UsageError as error:
+                raise UsageError(f"{client.name or client.mac}: {error}") from None
 
 
 def _answer(done: list[tuple[Client, str]]) -> Json:

@@ -131,7 +131,7 @@ class ManageImages:
             for c in core.clients
         )
         return {"image": str(image), "before": before, "channel": channel, "classes": classes,
-                "pinned": still}  # fmt: skip
+                "pinned": still, "stuck": core.choice.stuck()}  # fmt: skip
 
 
 async def _told(
