@@ -80,7 +80,8 @@ def image_show(spec: str, as_json: bool, config_path: Path | None, state_dir: Pa
         ("released", shown["released"]), ("channels", " ".join(shown["channels"])),
         ("needed", shown["used"]), *shown["devices"].items(),
         *(_origin(shown["origin"]) if shown["origin"] else ()),
-        ("installs", f"no: {why}" if (why := shown["diskless_only"]) else "yes"),
+        ("installs", f"no: {why}" if (why := shown["diskless_only"])
+         else f"on disks of about {amount(shown['disk_bytes'])} or more"),
     ]  # fmt: skip
     click.echo(table(["", ""], [list(line) for line in lines if line[1]], header=False))
     for text in shown["lacks"]:
@@ -227,6 +228,8 @@ def _say_switched(got: dict[str, Any], as_json: bool) -> None:
     click.echo(f"{name}@{got['channel']} is now {got['image']}{was}")
     if got.get("pinned"):
         click.echo(f"{got['pinned']} running clients keep their version until they boot again")
+    for text in got.get("stuck", ()):
+        click.echo(f"pxed: {text}", err=True)
     if got["channel"] == STABLE and got.get("classes") == []:
         click.echo("no class boots it by itself: see [class.x86] image in the configuration")
 
@@ -291,6 +294,7 @@ def image_stick(
     if wipe and not unattended:
         raise UsageError("--wipe is for --unattended: the installer asks otherwise")
     found = library_in(state_dir, config_path).find(spec)
+    found.check_installable()
     said = {"unattended": unattended, "wipe": wipe, "disk": disk}
     if supported_until:
         said["supported_until"] = supported_until
@@ -373,11 +377,11 @@ def image_build_debian(
     **options: Any,
 ) -> None:
     """A Debian system with systemd. Needs root and mmdebstrap."""
-    from pxed.client import debian
+    from pxed.client import account, debian
 
     version = version or time.strftime("%Y.%m.%d")
     own = script.read_bytes() if script else b""
-    password = password_file.read_text().strip() if password_file else ""
+    password = account.read_hash(password_file, _warned) if password_file else ""
     with _new_image(name, version, state_dir, config_path) as target:
         debian.build_debian(
             target,
@@ -407,6 +411,10 @@ def _new_image(
     click.echo(f"image {built} is ready in {target}")
     if library.channels_of(library.find(name)) and not library.channels_of(built):
         click.echo(f"let clients boot it: pxed image use {built}")
+
+
+def _warned(text: str) -> None:
+    click.echo(f"pxed: {text}", err=True)
 
 
 def _said(text: str) -> None:

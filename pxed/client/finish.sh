@@ -18,6 +18,7 @@ if [ -n "$ACCOUNT" ]; then
     # Without a password it is locked: only what asks for none (a key, an automatic login) lets it in.
     [ -z "$PASSWORD" ] || printf '%s:%s\n' "$ACCOUNT" "$PASSWORD" | chpasswd --encrypted
 fi
+unset PASSWORD # the operator's script need not know it
 systemctl --quiet enable pxed-running.service pxed-good.service systemd-networkd.service
 # Nothing here waits for a network: the root has been on it from the beginning.
 systemctl --quiet disable systemd-networkd-wait-online.service

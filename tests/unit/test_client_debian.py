@@ -34,7 +34,7 @@ SHELL_FILES = [
         ({"packages": ["--evil"]}, "no name of a Debian release or package"),
         ({"kernel": ""}, "no name of a Debian release or package"),
         ({"user": "Root User"}, "no name of an account"),
-        ({"password": "$y$j9T$abc$def"}, "mkpasswd"),
+        ({"password": "$y$j9T$abc$def"}, "--user"),
         ({"user": "me", "password": "secret"}, "mkpasswd"),
         ({"user": "me", "password": "$y$a\nroot:$y$b"}, "mkpasswd"),
         ({"locale": "de_DE; rm"}, "no locale"),
