@@ -155,7 +155,9 @@ def _fill(disk: Path, files: dict[str, Path], epoch: int | None) -> None:
             epoch=epoch,
         )
     for name, path in files.items():
-        argv = ["mcopy", "-i", target, "-m", str(path), f"::/{name}"]
+        # The file's own time, or that of ``epoch``.
+        keep = ["-m"] if epoch is None else []
+        argv = ["mcopy", "-i", target, *keep, str(path), f"::/{name}"]
         tool(argv, package="mtools", epoch=epoch)
     install = ["syslinux", "--install", "--offset", str(_START), str(disk)]
     tool(install, package="syslinux", epoch=epoch)

@@ -3,14 +3,13 @@
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
+from pxed.client.account import check_hash
 from pxed.client.bootdisk import build_bootdisk
 from pxed.client.debroot import Recipe, fetch_packages, finish, unpack
-from pxed.client.imagedir import TFM, Manifest, image_directory, squash
+from pxed.client.imagedir import TFM, Manifest, day_of, epoch_now, image_directory, squash
 from pxed.client.kernel import Kernel, cache_dir
 from pxed.client.tfm import System, build_tfm, maintenance_words
 from pxed.errors import HostError, UsageError
@@ -31,7 +30,6 @@ CMDLINE = (
 )
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_:=~*?/-]*")
 _ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
-_HASH = re.compile(r"\$[a-z0-9]+\$[A-Za-z0-9./$=,+-]+")
 _LOCALE = re.compile(r"[A-Za-z_]+(\.[A-Za-z0-9-]+)?(@[a-z]+)?")
 
 
@@ -67,11 +65,10 @@ def build_debian(
     fails: it then names the log.
     """
     _check(release, packages, user, locale, kernel, mirror)
-    if password and (not user or not _HASH.fullmatch(password)):
-        raise UsageError(
-            "a password is the hash of one, for an account: --user NAME --password-file FILE with "
-            "what mkpasswd prints"
-        )
+    if password and not user:
+        raise UsageError("a password is an account's: --user NAME --password-file FILE")
+    if password:
+        check_hash(password)
     if compression not in COMPRESSIONS:
         raise UsageError(f"{compression!r}: compression is one of {', '.join(COMPRESSIONS)}")
     if initramfs not in INITRAMFS:
@@ -82,7 +79,7 @@ def build_debian(
         raise HostError("mmdebstrap is missing: apt install mmdebstrap")
     words = f"{CMDLINE.format(shelf=shelf)} {cmdline}".strip()
     epoch = epoch_now()
-    released = datetime.fromtimestamp(epoch, UTC).date().isoformat()
+    released = day_of(epoch)
     manifest = Manifest(
         name, version, "x86", words, released=released,
         maintenance=maintenance_words(shelf) if maintenance else "",
@@ -129,6 +126,8 @@ def build_debian(
         progress("compressing the root file system")
         options = COMPRESSIONS[compression]
         squash(root, work / "root.squashfs", *options, epoch=epoch, timeout=3600)
+        if password:
+            (work / "root.squashfs").chmod(0o640)
         if maintenance:
             progress("making the maintenance disk")
             own = work / "initrd.own"
@@ -173,16 +172,6 @@ def _check(
         raise UsageError(f"{locale!r} is no locale: write it like de_DE.UTF-8")
     if mirror is not None and not re.fullmatch(r"(https?|file|copy):/\S+", mirror):
         raise UsageError(f"{mirror!r} is no mirror: write a URL like {MIRROR}")
-
-
-def epoch_now() -> int:
-    """$SOURCE_DATE_EPOCH, else today at 0:00 UTC; UsageError if it is no number."""
-    said = os.environ.get("SOURCE_DATE_EPOCH")
-    if said is None:
-        return int(time.time()) // 86400 * 86400
-    if not said.isdigit():
-        raise UsageError(f"SOURCE_DATE_EPOCH={said}: must be a number of seconds since 1970")
-    return int(said)
 
 
 def new_log(folder: str, image: str) -> Path:

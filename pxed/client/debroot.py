@@ -189,6 +189,7 @@ def run_alone(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            umask=0o022,  # what is made in a root must not depend on the caller's
         ) as process,
     ):
         assert process.stdout is not None

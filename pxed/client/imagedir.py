@@ -8,8 +8,10 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pxed.errors import HostError, UsageError
@@ -93,7 +95,8 @@ def image_directory(destination: Path, manifest: Manifest) -> Iterator[Path]:
 def workplace(parent: Path) -> Iterator[Path]:
     """A temporary directory in ``parent``; those that killed programs left there go first.
 
-    Whoever works in one holds a lock on it, so that a directory without a lock is nobody's.
+    Whoever works in one holds a lock on it, so that a directory without a lock is nobody's. What is
+    made in the block has the usual modes, whatever the caller's umask: seats get some of it.
     """
     parent.mkdir(parents=True, exist_ok=True)
     with _locked(parent):
@@ -103,9 +106,11 @@ def workplace(parent: Path) -> Iterator[Path]:
         work = Path(tempfile.mkdtemp(prefix=_NEW, dir=parent))
         hold = contextlib.ExitStack()
         hold.enter_context(_locked(work))
+    umask = os.umask(0o022)
     try:
         yield work
     finally:
+        os.umask(umask)
         shutil.rmtree(work, ignore_errors=True)
         hold.close()
 
@@ -118,6 +123,21 @@ def _locked(directory: Path, *, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def epoch_now() -> int:
+    """$SOURCE_DATE_EPOCH, else today at 0:00 UTC; UsageError if it is no number."""
+    said = os.environ.get("SOURCE_DATE_EPOCH")
+    if said is None:
+        return int(time.time()) // 86400 * 86400
+    if not said.isdigit():
+        raise UsageError(f"SOURCE_DATE_EPOCH={said}: must be a number of seconds since 1970")
+    return int(said)
+
+
+def day_of(epoch: int) -> str:
+    """The day of that second, as YYYY-MM-DD, in UTC."""
+    return datetime.fromtimestamp(epoch, UTC).date().isoformat()
 
 
 def dated(epoch: int | None) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Builds the minimal lab image: a boot disk, a busybox root and their manifest."""
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -8,7 +9,7 @@ from datetime import date
 from pathlib import Path
 
 from pxed.client.bootdisk import build_bootdisk
-from pxed.client.imagedir import TFM, Manifest, image_directory, squash
+from pxed.client.imagedir import TFM, Manifest, day_of, epoch_now, image_directory, squash
 from pxed.client.initramfs import DRIVERS, build_initramfs, busybox, drivers, script
 from pxed.client.kernel import DEFAULT_PACKAGE, fetch_kernel
 from pxed.client.tfm import System, build_tfm, maintenance_words
@@ -19,6 +20,7 @@ CMDLINE = (
     "aoe.aoe_deadsecs=0 pxed.shelf={shelf} console=tty0 console=ttyS0 quiet loglevel=3 "
     "random.trust_cpu=on nowatchdog mitigations=off cryptomgr.notests noreplace-smp"
 )
+_PROGRAMS = ("bin/busybox", "bin/pxed-report", "bin/pxed-good", "etc/rc", "etc/udhcpc.sh")
 
 
 def build_minimal(
@@ -38,14 +40,16 @@ def build_minimal(
 
     ``version`` is today's date unless given; ``cmdline`` is added to the kernel's command line;
     ``files`` are put into the root as well, by absolute path. ``maintenance``: with a disk for
-    maintenance mode, from which it is installed; ``released``, a date, is today. The directory also
+    maintenance mode, from which it is installed; ``released``, a date, is today. The same arguments
+    with the same SOURCE_DATE_EPOCH (default: today) give the same bytes. The directory also
     keeps vmlinuz and initrd, for servers that hand them out by HTTP. Appears whole or not at all.
     UsageError for a name that cannot be a directory's or a destination in use; HostError if a
     program is missing.
     """
     version = version or date.today().strftime("%Y.%m.%d")
     words = f"{CMDLINE.format(shelf=shelf)} {cmdline}".strip()
-    released = released or date.today().isoformat()
+    epoch = epoch_now()
+    released = released or day_of(epoch)
     manifest = Manifest(
         name, version, "x86", words, released=released,
         maintenance=maintenance_words(shelf) if maintenance else "",
@@ -63,9 +67,10 @@ def build_minimal(
             vmlinuz=work / "vmlinuz",
             initrd=work / "initrd",
             cmdline=words,
+            epoch=epoch,
         )
         progress("making the root file system")
-        _build_root(work / "root.squashfs", f"{name}@{version}", files or {})
+        _build_root(work / "root.squashfs", f"{name}@{version}", files or {}, epoch)
         if maintenance:
             progress("making the maintenance disk")
             own = work / "initrd.own"
@@ -73,17 +78,16 @@ def build_minimal(
             system = System(
                 name, version, released, work / "vmlinuz", own, work / "root.squashfs", words
             )
-            build_tfm(work / "tfm.img", system, kernel, shelf=shelf)
+            build_tfm(work / "tfm.img", system, kernel, shelf=shelf, epoch=epoch)
             own.unlink()
     progress(f"built {name}@{version}")
     return manifest
 
 
-def _build_root(destination: Path, image: str, files: dict[str, bytes]) -> None:
-    """A busybox system as one squashfs; its size is a multiple of 4 KiB."""
+def _build_root(destination: Path, image: str, files: dict[str, bytes], epoch: int) -> None:
+    """A busybox system as one squashfs; its size is a multiple of 4 KiB, its times ``epoch``."""
     with tempfile.TemporaryDirectory(prefix="root-", dir=destination.parent) as name:
         root = Path(name)
-        root.chmod(0o755)
         for folder in (
             "bin", "sbin", "etc", "config", "dev", "proc", "sys", "run", "root", "tmp", "var",
         ):  # fmt: skip
@@ -104,13 +108,25 @@ def _build_root(destination: Path, image: str, files: dict[str, bytes]) -> None:
         (root / "etc/passwd").write_text("root::0:0:root:/root:/bin/sh\n")
         (root / "etc/group").write_text("root:x:0:\n")
         (root / "etc/profile").write_text("export PATH=/bin:/sbin HOME=/root\ncd /root\n")
-        for path in ("bin/busybox", "bin/pxed-report", "bin/pxed-good", "etc/rc", "etc/udhcpc.sh"):
-            (root / path).chmod(0o755)
         for inside, data in files.items():
             target = root / inside.lstrip("/")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
-        squash(root, destination, "-comp", "lz4", "-Xhc", "-all-root", "-no-xattrs")
+        _settle(root, epoch)
+        squash(root, destination, "-comp", "lz4", "-Xhc", "-all-root", "-no-xattrs", epoch=epoch)
+
+
+def _settle(root: Path, epoch: int) -> None:
+    """Modes and times that do not depend on who builds, and when."""
+    for folder, folders, names in os.walk(root, topdown=False):
+        for name in (*names, *folders):
+            path = Path(folder, name)
+            if not path.is_symlink():
+                inside = str(path.relative_to(root))
+                path.chmod(0o755 if path.is_dir() or inside in _PROGRAMS else 0o644)
+            os.utime(path, (epoch, epoch), follow_symlinks=False)
+    root.chmod(0o755)
+    os.utime(root, (epoch, epoch))
 
 
 def _applets(program: Path) -> list[str]:

@@ -7,15 +7,14 @@ import os
 import shutil
 import stat
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pxed import pi
 from pxed.client.armroot import ArmRoot, plain_kernel
-from pxed.client.debian import epoch_now, new_log
+from pxed.client.debian import new_log
 from pxed.client.debroot import put_files, run_alone
 from pxed.client.debs import fetch_package
-from pxed.client.imagedir import Manifest, image_directory, workplace
+from pxed.client.imagedir import Manifest, day_of, epoch_now, image_directory, workplace
 from pxed.client.initramfs import build_initramfs, busybox, drivers, script
 from pxed.client.pitree import build_disk, build_tree, command_line, kernel_name
 from pxed.client.unified import unify
@@ -68,7 +67,7 @@ def build_raspios(
         )
     _check_host()
     epoch = epoch_now()
-    released = datetime.fromtimestamp(epoch, UTC).date().isoformat()
+    released = day_of(epoch)
     log = new_log("raspios", f"{name}@{version}")
     progress(f"the log is {log}")
     with workplace(destination.parent) as aside:
