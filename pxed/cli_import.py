@@ -14,6 +14,7 @@ from pxed.contents import today
 from pxed.describe import describe, detail
 from pxed.errors import PxedError, UsageError
 from pxed.library import Library
+from pxed.table import amount
 
 
 @click.command("import")
@@ -93,6 +94,10 @@ def image_import(
     click.echo(f"image {made} is ready" + (f" and is {name}@{channels}" if channels else ""))
     if shown["diskless_only"]:
         click.echo(f"it is for diskless seats only: {shown['diskless_only']}")
+    else:
+        less = " (--format squashfs takes less)" if "root.img" in shown["files"] else ""
+        needs = f"about {amount(shown['disk_bytes'])} or more"
+        click.echo(f"it can be installed on disks of {needs}{less}")
     if not channels:
         click.echo(f"let clients boot it: pxed image use {made}")
 

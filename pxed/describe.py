@@ -1,5 +1,7 @@
 """Images as the JSON of the control interface, and back."""
 
+import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +29,37 @@ def describe(library: Library, image: Image, used: str = "") -> Json:
     }
 
 
+DISK_BESIDE = 96 << 20
+
+
 def detail(image: Image) -> Json:
     """What ``show`` adds: its origin, whether it can be installed, what a Pi lacks, digests."""
     lacks = pi.lacks(image.tree) if image.tree is not None else []
     return {
         "origin": dict(image.origin),
         "diskless_only": image.why_diskless,
+        "disk_bytes": disk_needed(image),
         "lacks": [f"{lack}: {lack.todo}" for lack in lacks],
         "files": {n: {"size": s.size, "sha256": s.sha256} for n, s in image.files.items()},
     }
+
+
+def disk_needed(image: Image) -> int:
+    """About how large a disk must be for it, in bytes; 0 where it cannot be installed.
+
+    Two systems, each a root as it is with its kernel and initramfs, and what
+    client/installer/install.sh needs besides.
+    """
+    if image.why_diskless:
+        return 0
+    paths = [image.devices["root"]]
+    paths += image.kernel.files.values() if image.kernel is not None else ()
+    system = 0
+    for path in paths:
+        # A block device that the server may not look into counts for nothing.
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            system += file.seek(0, os.SEEK_END)
+    return 2 * system + DISK_BESIDE
 
 
 def source_of(data: Json) -> Source:

@@ -60,9 +60,7 @@ mount_lower
 mount_root /new
 if [ -r /keep.sh ]; then
     cd /
-    keep_network /new
-    adopt /new
-    first_start /new
+    make_seat /new
     cd /new
 fi
 

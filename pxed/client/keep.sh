@@ -2,6 +2,14 @@
 # What a full system needs besides its root, said by the boot scripts of initramfs-tools and dracut
 # after functions.sh has done its work.
 
+# make_seat DIR: all of it, for the root in DIR. What it is made to have is looked at, and not what the
+# machine had that it comes from.
+make_seat() {
+    adopt "$1"
+    keep_network "$1"
+    first_start "$1"
+}
+
 # keep_link DIR: what manages networks in the system must not take down a card that carries the root.
 # Said in /run, so that the same root started from a disk knows nothing of it. systemd-networkd gives
 # the card its address and keeps it up, NetworkManager keeps its hands off (unless the system in DIR has

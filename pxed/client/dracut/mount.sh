@@ -27,9 +27,7 @@ pxed_mount() (
     mount_lower
     mount_root "$NEWROOT"
     cd / || fail "the initramfs has no root directory"
-    keep_network "$NEWROOT"
-    adopt "$NEWROOT"
-    first_start "$NEWROOT"
+    make_seat "$NEWROOT"
 )
 if [ "$root" = pxed ] && ! ismounted "$NEWROOT"; then
     pxed_mount
