@@ -33,6 +33,14 @@ def debian_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def debian_next(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The next version of ``debian_image``, of the same packages."""
+    from tests.boot.debian import build
+
+    return build(tmp_path_factory.mktemp("debian-next") / "2", "2")
+
+
+@pytest.fixture(scope="session")
 def dracut_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with dracut."""
     from tests.boot.debian import build
@@ -49,6 +57,10 @@ class Room:
         shutil.copytree(image, self.state / "images" / "lab" / version)
         self.server = LabServer(lab, self.state, more)
         self.server.start()
+
+    def add(self, image: Path) -> None:
+        """One more version of the image, in the directory that is called after it."""
+        shutil.copytree(image, self.state / "images" / "lab" / image.name, dirs_exist_ok=True)
 
     def seat(self, firmware: Firmware = "bios") -> Client:
         """A client that was powered on and has come to its shell."""
