@@ -9,7 +9,7 @@ from pathlib import Path
 from pxed.client.account import check_hash
 from pxed.client.bootdisk import build_bootdisk
 from pxed.client.debroot import Recipe, fetch_packages, finish, unpack
-from pxed.client.imagedir import TFM, Manifest, day_of, epoch_now, image_directory, squash
+from pxed.client.imagedir import PRIVATE, TFM, Manifest, day_of, epoch_now, image_directory, squash
 from pxed.client.kernel import Kernel, cache_dir
 from pxed.client.tfm import System, build_tfm, maintenance_words
 from pxed.errors import HostError, UsageError
@@ -127,7 +127,7 @@ def build_debian(
         options = COMPRESSIONS[compression]
         squash(root, work / "root.squashfs", *options, epoch=epoch, timeout=3600)
         if password:
-            (work / "root.squashfs").chmod(0o640)
+            (work / "root.squashfs").chmod(PRIVATE)
         if maintenance:
             progress("making the maintenance disk")
             own = work / "initrd.own"

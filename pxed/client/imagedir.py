@@ -23,6 +23,8 @@ TFM = {"tfm": "tfm.img"}
 _KERNEL = {"vmlinuz": "vmlinuz", "initrd": "initrd"}
 TFM_INITRD = "initrd.tfm"
 """Maintenance mode's initramfs; its kernel is the image's own."""
+PRIVATE = 0o640
+"""Mode of a root with accounts: the segment can read it, but not every account of the server."""
 _NEW = ".new-"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pxed.client.bootdisk import build_bootdisk, check_tools
 from pxed.client.diskfile import check_idle, format_of, to_raw
-from pxed.client.imagedir import TFM, Manifest
+from pxed.client.imagedir import PRIVATE, TFM, Manifest
 from pxed.client.live import FoundLive, build_live, find_live, root_in
 from pxed.client.medium import Medium, is_live
 from pxed.client.partitions import (
@@ -282,6 +282,7 @@ def build(found: Found, wish: Wish, new: Path, work: Path, log: Path, progress: 
     else:
         progress("packing the root file system")
         pack_root(found.tree.root, root, wish, log, progress)
+    root.chmod(PRIVATE)
     devices = {"boot": "boot.img", "root": root.name}
     diskless_only = "" if wish.maintenance else "it was imported with --no-maintenance"
     if wish.maintenance:

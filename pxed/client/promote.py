@@ -16,7 +16,7 @@ from pxed.client.archive import Cpio
 from pxed.client.bootdisk import build_bootdisk, check_tools
 from pxed.client.debian import CMDLINE, COMPRESSIONS, new_log
 from pxed.client.debroot import put_files, run_alone
-from pxed.client.imagedir import Manifest, image_directory
+from pxed.client.imagedir import PRIVATE, Manifest, image_directory
 from pxed.client.initramfs import script
 from pxed.client.rootfile import KEEP_FREE, SMALLEST, below
 from pxed.client.seat import add_adoption
@@ -162,6 +162,7 @@ def promote(
         run_alone(argv, log, env=env, progress=watch, timeout=6 * 3600, what="promoting")
         if origin.copy:
             _round_up(work / "root.squashfs")
+            (work / "root.squashfs").chmod(PRIVATE)
         else:
             _adopt_at_first_start(work / "initrd", f"{name}@{version}")
         progress("making the boot disk")
