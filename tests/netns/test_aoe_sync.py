@@ -4,7 +4,7 @@ import gc
 import subprocess
 import sys
 import textwrap
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,10 @@ import pytest
 from aoe_fast import Export, Target
 from aoe_fast.store import live_backings
 from tests.aoe_frames import BROADCAST, UNC, WRITE, ata
-from tests.aoe_peer import Peer, serving, total
+from tests.aoe_peer import Peer, eventually, serving, total
 from tests.conftest import Cable, requires
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.netns
 
@@ -103,64 +105,141 @@ def test_the_process_ends_with_sync_threads_idle(cable: Cable, disks: list[Path]
     assert done.returncode == 0, done.stderr
 
 
-# fdatasync takes 0.3 s and says where it is; the first one fails.
-SLOW_DISK = r"""
+# Errors as fdatasync(2) tells them: each descriptor of its own of every one, but once. What happens
+# meanwhile happens for certain: the first call fails once "fail" is there; the second one, beside
+# it, looks before that, finds nothing, and returns when "go" is there. Once "both" is there two
+# calls look at the same time. "log" has a line for each call.
+BLIND_DISK = r"""
 #include <errno.h>
+#include <fcntl.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <unistd.h>
-static atomic_int calls;
+static atomic_int calls, failures, told[4096], inside;
+static int is_there(const char *name) { return access(name, F_OK) == 0; }
 int fdatasync(int fd)
 {
-    int call = atomic_fetch_add(&calls, 1);
-    (void)fd;
-    usleep(300000);
-    if (call == 0)
-        return errno = EIO, -1;
-    return 0;
+    int call = calls++, log = open("log", O_WRONLY | O_CREAT | O_APPEND, 0600);
+    dprintf(log, "%d\n", fd);
+    close(log);
+    if (call == 0) {
+        while (!is_there("fail")) usleep(1000);
+        failures = 1;
+    } else if (call == 1) {
+        while (!is_there("go")) usleep(1000);
+        return 0;
+    } else if (is_there("both")) {
+        inside++;
+        while (inside < 2) usleep(1000);
+    }
+    if (told[fd] == failures)
+        return 0;
+    told[fd] = failures;
+    return errno = EIO, -1;
 }
 """
 
-SERVE = """
+SERVE_TWICE = """
 import sys
 from aoe_fast import Export, Server, Target
 target = Target()
 target.set_view(None, {(16, 3): Export(sys.argv[1], writable=True)})
-with Server(target, ["eth0"]):
-    print("ready", flush=True)
-    sys.stdin.read()
+for _ in range(2):
+    with Server(target, ["eth0"]):
+        print("ready", flush=True)
+        sys.stdin.readline()
 """
 
 
-def test_two_syncs_of_an_export_run_at_once_and_an_error_fails_what_it_may_have_lost(
-    cable: Cable, disks: list[Path], tmp_path: Path
-) -> None:
-    requires("gcc")
-    source, library = tmp_path / "slow.c", tmp_path / "slow.so"
-    source.write_text(SLOW_DISK)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
-    peer = Peer(cable)
-    server = cable.srv.popen(
-        ["env", f"LD_PRELOAD={library}", sys.executable, "-c", SERVE, str(disks[0])],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None, text=True,
-    )  # fmt: skip
-    assert server.stdin is not None
-    assert server.stdout is not None
-    assert server.stdout.readline() == "ready\n"
-    start = time.monotonic()
-    # 1 is synced at once, 2 beside it, 3 waits for one of the two.
-    for tag in (1, 2, 3):
-        peer.send(peer.write(tag, b"w" * 512, tag=tag))
-        time.sleep(0.08)
-    replies = {}
-    for _ in range(3):
-        reply = peer.receive(3)
+class BlindDisk:
+    """A server of ``disk`` whose syncs are BLIND_DISK's, in ``folder``."""
+
+    def __init__(self, cable: Cable, disk: Path, folder: Path) -> None:
+        source, library = folder / "blind.c", folder / "blind.so"
+        source.write_text(BLIND_DISK)
+        subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
+        self.peer, self.disk, self.folder = Peer(cable), disk, folder
+        self.server = cable.srv.popen(
+            ["env", f"LD_PRELOAD={library}", f"PYTHONPATH={ROOT}", sys.executable, "-c",
+             SERVE_TWICE, str(disk)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        self.server.kill()
+        self.server.communicate()
+        self.peer.socket.close()
+
+    def ready(self) -> None:
+        assert self.server.stdout is not None
+        assert self.server.stdout.readline() == "ready\n"
+
+    def again(self) -> None:
+        """End the first server, whose threads then do all that they owe; the export stays open."""
+        assert self.server.stdin is not None
+        self.server.stdin.write("\n")
+        self.server.stdin.flush()
+        self.ready()
+
+    def syncs(self) -> list[str]:
+        """The descriptor of each sync that has begun."""
+        log = self.folder / "log"
+        return log.read_text().split() if log.exists() else []
+
+    def write(self, tag: int, syncs: int | None = None) -> None:
+        """Write sector ``tag``; return when that is applied and so many syncs have begun."""
+        data = bytes([tag]) * 512
+        self.peer.send(self.peer.write(tag, data, tag=tag))
+        place = slice(512 * tag, 512 * tag + 512)
+        assert eventually(lambda: self.disk.read_bytes()[place] == data, 30)
+        assert syncs is None or eventually(lambda: len(self.syncs()) >= syncs, 30)
+
+    def told(self) -> tuple[int, int, int]:
+        """Tag, status and error of the next reply."""
+        reply = self.peer.receive(30)
         assert reply is not None
-        replies[reply.tag] = (reply.status, reply.raw[25], time.monotonic() - start)
-    server.stdin.close()
-    server.wait(10)
-    peer.socket.close()
-    assert replies[1][:2] == (0x41, UNC)
-    # Written before the first failure was known.
-    assert replies[3][:2] == (0x41, UNC)
-    # Not after the first one, but beside it.
-    assert replies[2][2] < 0.55
+        return reply.tag, reply.status, reply.ata_error
+
+
+@pytest.fixture
+def blind(cable: Cable, disks: list[Path], tmp_path: Path) -> Iterator[BlindDisk]:
+    requires("gcc")
+    disk = BlindDisk(cable, disks[0], tmp_path)
+    try:
+        disk.ready()
+        yield disk
+    finally:
+        disk.close()
+
+
+def test_two_syncs_of_an_export_run_at_once_and_an_error_fails_what_it_may_have_lost(
+    blind: BlindDisk,
+) -> None:
+    blind.write(1, syncs=1)
+    blind.write(2, syncs=2)
+    assert len(set(blind.syncs())) == 2
+    blind.write(3)  # waits for one of the two
+    (blind.folder / "fail").touch()
+    assert blind.told() == (1, 0x41, UNC)
+    # Written before the first failure was known, like the one whose sync saw nothing.
+    assert blind.told() == (3, 0x41, UNC)
+    (blind.folder / "go").touch()
+    assert blind.told() == (2, 0x41, UNC)
+
+
+def test_an_error_that_the_sync_beside_it_did_not_see_is_not_told_to_later_writes(
+    blind: BlindDisk,
+) -> None:
+    blind.write(1, syncs=1)
+    blind.write(2, syncs=2)
+    (blind.folder / "fail").touch()
+    assert blind.told() == (1, 0x41, UNC)
+    (blind.folder / "go").touch()
+    assert blind.told() == (2, 0x41, UNC)
+    blind.again()
+    before = len(blind.syncs())
+    (blind.folder / "both").touch()
+    blind.write(4, syncs=before + 1)
+    blind.write(5, syncs=before + 2)
+    assert len(set(blind.syncs()[before:])) == 2
+    assert {blind.told(), blind.told()} == {(4, 0x40, 0), (5, 0x40, 0)}
