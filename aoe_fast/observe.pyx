@@ -29,6 +29,10 @@ cdef enum:
     # iPXE wait 100 ms at least, and Linux 16.5 s for its first one.
     REPEAT_AFTER_MS = 50
     REPEAT_WITHIN_MS = 20000
+    # After its first loss Linux repeats one request at a time, up to 64 in turn, until it gives
+    # the disk up: then one comes again later than that, after a pause of 20 s / 64.
+    REPEAT_LATEST_MS = 180000
+    REPEAT_ALONE_NS = 300000000
     # More than any 1500-byte link carries.
     LONG_REPLY = 1500
 
@@ -100,11 +104,13 @@ cdef inline uint64_t sample_of(const uint8_t *data, uint32_t size) noexcept nogi
 
 
 cdef inline bint is_repeat(
-    Clients *clients, const AtaHeader *request, uint32_t size, uint64_t mac, int64_t now_ns
+    Clients *clients, const AtaHeader *request, uint32_t size, uint64_t mac, int64_t now_ns,
+    bint alone
 ) noexcept nogil:
     """Whether this client asked the same thing not long ago; remembers that it did now.
 
     A write of other data to the same place is another request: file systems do that all the time.
+    ``alone``: this client has asked for nothing else for a while.
     """
     cdef uint64_t key = (
         ata_lba(request) ^ mac << 16 ^ <uint64_t>request.count << 48
@@ -114,8 +120,9 @@ cdef inline bint is_repeat(
     cdef Seen *seen = &clients.recent[(key * <uint64_t>0x9E3779B97F4A7C15) >> 54]
     cdef uint32_t ms = <uint32_t>(now_ns // 1000000)
     cdef uint32_t since = ms - seen.ms
+    cdef uint32_t latest = REPEAT_LATEST_MS if alone else REPEAT_WITHIN_MS
     cdef bint again = (
-        seen.key == key and since >= REPEAT_AFTER_MS and since <= REPEAT_WITHIN_MS
+        seen.key == key and since >= REPEAT_AFTER_MS and since <= latest
     )
     seen.key = key
     seen.ms = ms
@@ -130,6 +137,7 @@ cdef void note_frame(
     cdef const AoeHeader *header = <const AoeHeader *>frame
     cdef uint64_t mac = mac_key(header.src)
     cdef Client *client = enter_client(clients, mac)
+    cdef bint alone = batch.now_ns - client.last_ns >= REPEAT_ALONE_NS
     cdef bint broadcast = is_broadcast(header.dst) and header.command != CLASS_MASK
     cdef uint8_t opcode
     cdef Reply *reply
@@ -162,7 +170,7 @@ cdef void note_frame(
     opcode = (<const AtaHeader *>frame).command_status
     if opcode != ATA_IDENTIFY and batch.replies[first].image == NULL:
         return
-    if is_repeat(clients, <const AtaHeader *>frame, size, mac, batch.now_ns):
+    if is_repeat(clients, <const AtaHeader *>frame, size, mac, batch.now_ns, alone):
         client.repeats += 1
         batch.counters.repeats += 1
         if batch.replies[first].size > LONG_REPLY:

@@ -1,8 +1,11 @@
 """What the server knows of its clients: requests, errors by kind, latency, repetitions."""
 
+import json
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +18,9 @@ from aoe_fast.fetch import set_delay
 from aoe_fast.stats import clients_of, rows_of
 from tests.aoe_frames import ABRT, BROADCAST, IDENTIFY, IDNF, UNC, ata, config, frame
 from tests.aoe_peer import Peer, eventually, serving, total
-from tests.conftest import Cable
+from tests.conftest import Cable, requires
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.netns
 
@@ -155,6 +160,74 @@ def test_a_black_hole_for_long_frames_is_recognised(
         # One new long read is progress: the link carries them after all.
         peer.ask(peer.read(100, 16))
         assert not client(server, peer.mac)["mtu_black_hole"]
+
+
+# A monotonic clock that is as many seconds ahead as the file "ahead" has bytes.
+CLOCK = r"""
+#define _GNU_SOURCE
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+int clock_gettime(clockid_t clock, struct timespec *now)
+{
+    struct stat ahead;
+    int code = (int)syscall(SYS_clock_gettime, clock, now);
+    if (clock == CLOCK_MONOTONIC && stat("ahead", &ahead) == 0)
+        now->tv_sec += ahead.st_size;
+    return code;
+}
+"""
+
+SERVE = """
+import json, sys
+from aoe_fast import Export, Server, Target
+from aoe_fast.stats import clients_of
+target = Target()
+target.set_view(None, {(16, 3): Export(sys.argv[1])})
+with Server(target, ["eth0"]) as server:
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(clients_of(server)[0]), flush=True)
+"""
+
+
+@pytest.mark.parametrize(("pause", "lost"), [(15, True), (0, False)])
+def test_a_black_hole_as_linux_meets_it_early_on(
+    cable: Cable, peer: Peer, tmp_path: Path, pause: int, lost: bool
+) -> None:
+    """One read sent again each 15 s, each of eight in turn, up to 2 minutes after its first copy.
+
+    A machine that reads again without these pauses, after it was started again, say, gets replies.
+    """
+    requires("gcc")
+    source, library, ahead = (tmp_path / name for name in ("clock.c", "clock.so", "ahead"))
+    source.write_text(CLOCK)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    server = cable.srv.popen(
+        ["env", f"LD_PRELOAD={library}", f"PYTHONPATH={ROOT}", sys.executable, "-c", SERVE, "disk"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    try:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        for lba in range(0, 128, 16):
+            peer.ask(peer.read(lba, 16))
+        for number, lba in enumerate(range(0, 128, 16), 1):
+            ahead.write_bytes(bytes(number * pause or 60))
+            peer.ask(peer.read(lba, 16))
+        server.stdin.write("?\n")
+        server.stdin.flush()
+        row = json.loads(server.stdout.readline())
+    finally:
+        server.kill()
+        server.communicate()
+    assert row["requests"] == 16
+    assert row["mtu_black_hole"] == lost
+    # The first one comes after a pause in any case.
+    assert row["repeats"] == (8 if lost else 1)
 
 
 def test_a_lost_link_is_no_black_hole(cable: Cable, peer: Peer, target: Target) -> None:
