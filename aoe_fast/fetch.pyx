@@ -8,7 +8,9 @@ from posix.types cimport off_t
 from posix.unistd cimport usleep
 
 from .batch cimport fail_medium
-from .line cimport close_line, keep_late, line_put, line_wait, open_line, put_late, stop_line
+from .line cimport (
+    close_line, keep_late, line_put, line_wait, line_wake, open_line, put_late, stop_line,
+)
 from .memory cimport give, take
 from .observe cimport note_sent
 from .residency cimport CHUNK_BYTES, CHUNK_SECTORS_LOG2, look_at
@@ -72,9 +74,10 @@ cdef bint hand_over(Fetches *fetches, const Reply *reply, int fd) noexcept nogil
     node.sector = reply.sector
     node.size = reply.size
     pthread_mutex_lock(&line.lock)
-    line_put(line, &node.late.link, True)
+    line_put(line, &node.late.link)
     line.taken += 1
     pthread_mutex_unlock(&line.lock)
+    line_wake(line, 1)
     return True
 
 

@@ -43,7 +43,8 @@ cdef struct Late:
 cdef void open_line(Line *line) noexcept nogil
 cdef void close_line(Line *line) noexcept nogil
 cdef void stop_line(Line *line) noexcept nogil
-cdef void line_put(Line *line, Link *link, bint wake) noexcept nogil
+cdef void line_wake(Line *line, uint32_t many) noexcept nogil
+cdef void line_put(Line *line, Link *link) noexcept nogil
 cdef Link *line_take(Line *line) noexcept nogil
 cdef Link *line_wait(Line *line) noexcept nogil
 cdef void line_nap(Line *line, int64_t ns) noexcept nogil

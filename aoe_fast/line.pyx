@@ -50,16 +50,24 @@ cdef void stop_line(Line *line) noexcept nogil:
     pthread_mutex_unlock(&line.lock)
 
 
+cdef void line_wake(Line *line, uint32_t many) noexcept nogil:
+    """Wake so many of those that sleep. To be called without the lock.
+
+    On the caller's own CPU a thread that wakes up runs at once, and would wait for the lock.
+    """
+    while many:
+        pthread_cond_signal(&line.wake)
+        many -= 1
+
+
 # With the lock held:
 
 
-cdef void line_put(Line *line, Link *link, bint wake) noexcept nogil:
-    """Append; ``wake``: a thread that sleeps."""
+cdef void line_put(Line *line, Link *link) noexcept nogil:
+    """Append; whoever does must wake a thread afterwards, or look at the line itself."""
     link.next = NULL
     line.last[0] = link
     line.last = &link.next
-    if wake:
-        pthread_cond_signal(&line.wake)
 
 
 cdef Link *line_take(Line *line) noexcept nogil:

@@ -10,7 +10,9 @@ from posix.types cimport off_t
 from posix.unistd cimport usleep
 
 from .batch cimport fail_medium
-from .line cimport close_line, keep_late, line_put, line_wait, open_line, put_late, stop_line
+from .line cimport (
+    close_line, keep_late, line_put, line_wait, line_wake, open_line, put_late, stop_line,
+)
 from .memory cimport give, take
 from .observe cimport note_sent
 from .residency cimport CHUNK_BYTES, CHUNK_SECTORS_LOG2, look_at
@@ -88,12 +90,13 @@ cdef void drop_lane(Parking *parking, Lane *lane) noexcept nogil:
     give(lane)
 
 
-cdef void line_up(Parking *parking, Lane *lane) noexcept nogil:
-    """Have a thread take the lane, unless one will or is at it."""
+cdef bint line_up(Parking *parking, Lane *lane) noexcept nogil:
+    """Put the lane in line for a thread; False: one will take it or is at it already."""
     if lane.in_line or lane.running or lane.first == NULL:
-        return
+        return False
     lane.in_line = True
-    line_put(&parking.line, &lane.link, True)
+    line_put(&parking.line, &lane.link)
+    return True
 
 
 cdef bint park(
@@ -105,6 +108,7 @@ cdef bint park(
     """
     cdef Parked *node = <Parked *>take(sizeof(Parked) + reply.late)
     cdef Lane *lane = NULL
+    cdef uint32_t wake = 0
     if node == NULL:
         return False
     keep_late(&node.late, reply, fd)
@@ -121,8 +125,9 @@ cdef bint park(
         parking.bytes += node.size
         parking.line.taken += 1
         aoe_count32(&reply.image.parked, 1)
-        line_up(parking, lane)
+        wake = line_up(parking, lane)
     pthread_mutex_unlock(&parking.line.lock)
+    line_wake(&parking.line, wake)
     if lane == NULL:
         give(node)
         return False

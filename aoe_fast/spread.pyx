@@ -8,7 +8,9 @@ one after the other, GAP_NS apart, none later than LATEST_NS.
 from libc.string cimport memcpy
 
 from .batch cimport BODY_BYTES, monotonic
-from .line cimport close_line, keep_late, line_nap, line_put, open_line, put_late, stop_line
+from .line cimport (
+    close_line, keep_late, line_nap, line_put, line_wake, open_line, put_late, stop_line,
+)
 from .memory cimport give, take
 from .observe cimport note_sent
 from .ring cimport outbox_add, outbox_send
@@ -47,6 +49,7 @@ cdef void stop_spread(Spread *spread) noexcept nogil:
 cdef bint put_off(Spread *spread, const Reply *reply, int64_t now, int fd) noexcept nogil:
     """Have the reply sent a little later; False if it should leave now."""
     cdef Line *line = &spread.line
+    cdef uint32_t wake = 0
     cdef int64_t due
     cdef Later *node
     pthread_mutex_lock(&line.lock)
@@ -68,9 +71,11 @@ cdef bint put_off(Spread *spread, const Reply *reply, int64_t now, int fd) noexc
         if reply.size:
             memcpy(node.body, reply.data, reply.size)
         # Its thread sleeps until the first is due, whatever stands behind it.
-        line_put(line, &node.late.link, line.first == NULL)
+        wake = line.first == NULL
+        line_put(line, &node.late.link)
         line.taken += 1
     pthread_mutex_unlock(&line.lock)
+    line_wake(line, wake)
     return node != NULL
 
 

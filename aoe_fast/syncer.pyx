@@ -10,7 +10,8 @@ from libc.string cimport memset
 
 from .batch cimport BATCH_REPLIES, Counters, Reply, fail_ata, fail_medium, monotonic
 from .line cimport (
-    close_line, keep_late, line_nap, line_put, line_take, open_line, put_late, stop_line,
+    close_line, keep_late, line_nap, line_put, line_take, line_wake, open_line,
+    put_late, stop_line,
 )
 from .memory cimport give, take
 from .observe cimport note_sent
@@ -100,15 +101,16 @@ cdef void drop_group(Queue *queue, Group *group) noexcept nogil:
     give(group)
 
 
-cdef void line_up(Queue *queue, Group *group) noexcept nogil:
-    """Have a thread take the group, unless one will or is at it."""
+cdef bint line_up(Queue *queue, Group *group) noexcept nogil:
+    """Put the group in line for a thread; False: one will take it, or both syncs are at work."""
     if group.in_line or group.running == ALL_BUSY or group.first == NULL:
-        return
+        return False
     if group.running and group.backing.sync_fd < 0:
         # One description: a second sync could miss the error that the first is told of.
-        return
+        return False
     group.in_line = True
-    line_put(&queue.line, &group.link, True)
+    line_put(&queue.line, &group.link)
+    return True
 
 
 cdef void defer(Queue *queue, Batch *batch, Outbox *outbox, int fd) noexcept nogil:
@@ -116,6 +118,7 @@ cdef void defer(Queue *queue, Batch *batch, Outbox *outbox, int fd) noexcept nog
     cdef Waiting *node
     cdef Group *group
     cdef Reply *reply
+    cdef uint32_t wake = 0
     cdef uint32_t i
     pthread_mutex_lock(&queue.line.lock)
     for i in range(batch.count):
@@ -137,8 +140,9 @@ cdef void defer(Queue *queue, Batch *batch, Outbox *outbox, int fd) noexcept nog
         group.last[0] = node
         group.last = &node.next
         queue.line.taken += 1
-        line_up(queue, group)
+        wake += line_up(queue, group)
     pthread_mutex_unlock(&queue.line.lock)
+    line_wake(&queue.line, wake)
 
 
 cdef void sync_loop(
@@ -167,6 +171,8 @@ cdef void sync_loop(
             next_writeback = monotonic() + <int64_t>WRITEBACK_SECONDS * 1000000000
         if dirty != NULL:
             pthread_mutex_unlock(&queue.line.lock)
+            # It takes a while: what is in line is another thread's.
+            line_wake(&queue.line, 1)
             write_back(dirty, &own)
             pthread_mutex_lock(&queue.line.lock)
         elif queue.line.first != NULL:
@@ -193,7 +199,7 @@ cdef void sync_loop(
                 hear(group, number)
                 pthread_mutex_lock(&queue.line.lock)
             group.running &= ~(<uint32_t>1 << number)
-            line_up(queue, group)
+            line_up(queue, group)  # this thread looks at the line next
             if group.first == NULL and not group.running:
                 drop_group(queue, group)
         elif queue.line.stop:
