@@ -35,6 +35,7 @@ class Kind(StrEnum):
     TFTP_FAILED = "tftp-failed"  # ip, file, why
 
     # HTTP, from pxed.net.http
+    HTTP_READ = "http-read"  # ip, file, size: of files, not of scripts
     HTTP_DONE = "http-done"  # ip, file, bytes, seconds
     HTTP_MISSING = "http-missing"  # ip, file
     HTTP_FAILED = "http-failed"  # ip, file, why

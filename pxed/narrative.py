@@ -65,6 +65,8 @@ def words(event: Event) -> str:
             return f"gets no address: all of {d.get('range')} are taken"
         case Kind.TFTP_READ:
             return f"begins to read {file} by TFTP ({d.get('size')} bytes)"
+        case Kind.HTTP_READ:
+            return f"begins to read {file} by HTTP ({d.get('size')} bytes)"
         case Kind.TFTP_PROBE:
             return f"asks for the size of {file} (normal before it is read)"
         case Kind.TFTP_DONE | Kind.HTTP_DONE:

@@ -274,8 +274,8 @@ class NetBoot:
         return path != url and self._site.find(path, self.base) is not None
 
     def loads(self, mac: Mac) -> bool:
-        """Whether this machine is taking a file by TFTP."""
-        return self.tftp.loads(mac)
+        """Whether this machine is taking a file, by TFTP or by HTTP."""
+        return self.tftp.loads(mac) or self.http.loads(mac)
 
     def scene(self) -> Scene:
         """What explains a boot that stopped, beside the machine itself."""

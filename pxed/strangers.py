@@ -20,8 +20,8 @@ LOG_RATE = 2.0  # and so many each second after that
 
 _PROOF = frozenset((
     Kind.REQUEST, Kind.ACK, Kind.TFTP_READ, Kind.TFTP_DONE, Kind.TFTP_PROBE, Kind.TFTP_MISSING,
-    Kind.TFTP_FAILED, Kind.HTTP_DONE, Kind.HTTP_MISSING, Kind.HTTP_FAILED, Kind.AOE_FOUND,
-    Kind.AOE_READ, Kind.AOE_WRITE, Kind.REPORT,
+    Kind.TFTP_FAILED, Kind.HTTP_READ, Kind.HTTP_DONE, Kind.HTTP_MISSING, Kind.HTTP_FAILED,
+    Kind.AOE_FOUND, Kind.AOE_READ, Kind.AOE_WRITE, Kind.REPORT,
 ))  # fmt: skip
 
 CLAIMED = frozenset(kind.value for kind in _PROOF)

@@ -13,7 +13,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
@@ -43,7 +43,7 @@ def in_one_line(record: logging.LogRecord) -> bool:
     if error is not None:
         if isinstance(error, (HttpProcessingError, ConnectionError)):
             _log.debug("%s: %s", type(error).__name__, " ".join(str(error).split())[:200])
-            return False
+            return mac in self._taking.values()
         record.msg, record.args = f"{record.getMessage()}: {error!r}", ()
         record.exc_info = None
     return True
@@ -83,6 +83,7 @@ class HttpServer:
         self._listener: asyncio.Server | None = None
         self._thread: LoopThread | None = None
         self._owner: asyncio.AbstractEventLoop | None = None
+        self._taking: dict[int, Mac | None] = {}  # by request; the server's loop's
 
     async def start(self) -> None:
         """Listen; HostError says why that cannot be, and what to do."""
@@ -105,11 +106,16 @@ class HttpServer:
         await thread.run(self._stop())
         thread.close()
 
+    def loads(self, mac: Mac) -> bool:
+        """Whether this machine is taking a file; TCP ends what goes on in no one's name."""
+        return mac in self._taking.values()
+
     # In the thread
 
     async def _start(self, listener: socket.socket) -> None:
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._answer)
+        app.on_response_prepare.append(self._begins)
         runner = web.AppRunner(
             app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN,
             keepalive_timeout=_SILENT, logger=_requests,
@@ -174,27 +180,51 @@ class HttpServer:
         try:
             await response.prepare(request)
             await response.write_eof()
+            if request.method == "GET" and response.status in (200, 206):
+                self.counters["done"] += 1
+                size = int(response.headers.get("Content-Length", 0))
+                self.counters["bytes"] += size
+                seconds = round(time.monotonic() - began, 3)
+                self._tell(Kind.HTTP_DONE, ip, {**about, "bytes": size, "seconds": seconds})
         except (ConnectionError, asyncio.CancelledError) as error:
             self.counters["failed"] += 1
             why = f"the client hung up: {error!r}"
             self._tell(Kind.HTTP_FAILED, ip, {**about, "why": why})
             raise
-        if request.method == "GET" and response.status in (200, 206):
-            self.counters["done"] += 1
-            size = int(response.headers.get("Content-Length", 0))
-            self.counters["bytes"] += size
-            seconds = round(time.monotonic() - began, 3)
-            self._tell(Kind.HTTP_DONE, ip, {**about, "bytes": size, "seconds": seconds})
+        finally:
+            self._call(self._taking.pop, id(request), None)
         return response
 
-    def _tell(self, kind: Kind, ip: str, detail: dict[str, object]) -> None:
+    async def _begins(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Its header goes out; of what is there at once nothing is told but its end."""
+        file = isinstance(response, _Whole) and response.status in (200, 206)
+        if request.method == "GET" and file:
+            ip = request.remote or ""
+            about: dict[str, object] = {"ip": ip, "file": _shown(request.path)}
+            self._tell(Kind.HTTP_READ, ip, {**about, "size": response.content_length}, id(request))
+
+    def _tell(
+        self, kind: Kind, ip: str, detail: dict[str, object], begun: int | None = None
+    ) -> None:
+        self._call(self._told, kind, ip, time.time(), detail, begun)
+
+    def _call(self, what: Callable[..., object], *args: Any) -> None:
+        """On the server's loop, in the order of the calls."""
         assert self._owner is not None
         with contextlib.suppress(RuntimeError):  # it is closed: nobody is left to be told
-            self._owner.call_soon_threadsafe(self._told, kind, ip, time.time(), detail)
+            self._owner.call_soon_threadsafe(what, *args)
 
-    def _told(self, kind: Kind, ip: str, now: float, detail: dict[str, object]) -> None:
+    # On the server's loop
+
+    def _told(
+        self, kind: Kind, ip: str, now: float, detail: dict[str, object],
+        begun: int | None,
+    ) -> None:  # fmt: skip
         try:
-            self._emit(Event(kind, self._mac_of(ip), now, detail))
+            mac = self._mac_of(ip)
+            if begun is not None:
+                self._taking[begun] = mac
+            self._emit(Event(kind, mac, now, detail))
         except Exception as error:  # a fault in the listener must not stop the service
             self.counters["faults"] += 1
             _log.error("event %s: %r", kind, error)

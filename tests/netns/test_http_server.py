@@ -5,7 +5,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,13 +15,16 @@ from pxed import images
 from pxed.errors import HostError
 from pxed.events import Event, Kind
 from pxed.http.site import Found, Site
+from pxed.mac import Mac
 from pxed.net import http
 from pxed.net.http import HttpServer
 from pxed.net.link import Link, look_up
 from pxed.net.thread import LoopThread
+from tests.aoe_peer import eventually
 from tests.conftest import Cable, requires
 
 pytestmark = pytest.mark.netns
+MAC = Mac("52:54:00:00:00:01")
 BASE = "http://10.77.0.1"
 BODY = bytes(range(256)) * 40_000
 LONG = 256 << 20  # more than all buffers on the way: tcp_rmem and tcp_wmem go up to 32 MiB
@@ -53,14 +56,18 @@ def site(tmp_path: Path) -> Site:
 
 
 @contextmanager
-def serving(cable: Cable, site: Site) -> Iterator[tuple[HttpServer, list[Event]]]:
+def serving(
+    cable: Cable, site: Site, mac_of: Callable[[str], Mac | None] = lambda ip: None
+) -> Iterator[tuple[HttpServer, list[Event]]]:
     requires("curl")
     cable.cli.ip("addr replace 10.77.0.2/24 dev eth0")
     events: list[Event] = []
     with LoopThread(cable.srv.inside()) as thread:
 
         async def start() -> HttpServer:
-            server = HttpServer(look_up("eth0"), 80, site, events.append, base=lambda: BASE)
+            server = HttpServer(
+                look_up("eth0"), 80, site, events.append, base=lambda: BASE, mac_of=mac_of
+            )
             await server.start()
             return server
 
@@ -85,10 +92,10 @@ def test_a_kernel_comes_whole(cable: Cable, site: Site, tmp_path: Path) -> None:
     with serving(cable, site) as (_, events):
         curl(cable, "/image/lab@1/vmlinuz", "-o", str(tmp_path / "got"))
     assert (tmp_path / "got").read_bytes() == BODY
-    (event,) = events
-    assert event.kind is Kind.HTTP_DONE
-    assert event.detail["ip"] == "10.77.0.2"
-    assert event.detail["bytes"] == len(BODY)
+    begun, done = events
+    assert (begun.kind, begun.detail["size"]) == (Kind.HTTP_READ, len(BODY))
+    assert (done.kind, done.detail["bytes"]) == (Kind.HTTP_DONE, len(BODY))
+    assert begun.detail["ip"] == done.detail["ip"] == "10.77.0.2"
 
 
 def test_a_part_of_it(cable: Cable, site: Site, tmp_path: Path) -> None:
@@ -106,10 +113,28 @@ def test_an_etag_spares_the_second_transfer(cable: Cable, site: Site) -> None:
     assert events == []
 
 
+def test_who_is_taking_a_file(cable: Cable, site: Site, tmp_path: Path) -> None:
+    """From the header to the end, be it one of the client's own making."""
+    os.truncate(tmp_path / "images/lab/1/vmlinuz", LONG)
+    with serving(cable, site, mac_of={"10.77.0.2": MAC}.get) as (server, events):
+        assert not server.loads(MAC)
+        with cable.cli.inside():
+            tcp = socket.create_connection(("10.77.0.1", 80))
+        tcp.sendall(b"GET /image/lab@1/vmlinuz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert eventually(lambda: server.loads(MAC))
+        assert not server.loads(Mac("52:54:00:00:00:02"))
+        tcp.close()
+        assert eventually(lambda: Kind.HTTP_FAILED in [event.kind for event in events])
+        assert eventually(lambda: not server.loads(MAC))
+        assert code(cable, "/ipxe/snponly.efi") == "200"
+        assert eventually(lambda: not server.loads(MAC))
+
+
 def test_the_script(cable: Cable, site: Site) -> None:
-    with serving(cable, site):
+    with serving(cable, site) as (_, events):
         said = curl(cable, "/boot/lab@1.ipxe")
     assert said.startswith("#!ipxe\nkernel http://10.77.0.1/image/lab@1/vmlinuz ")
+    assert [event.kind for event in events] == [Kind.HTTP_DONE]
 
 
 @pytest.mark.parametrize(
@@ -263,7 +288,7 @@ def test_it_has_a_thread_of_its_own_and_tells_the_others(cable: Cable, site: Sit
         finally:
             thread.call(server.close())
     assert found == ["pxed-http"]
-    assert told == ["the others"]
+    assert set(told) == {"the others"}
     assert "pxed-http" not in {each.name for each in threading.enumerate()}
 
 

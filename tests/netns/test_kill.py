@@ -47,12 +47,12 @@ class Room:
             if message.chaddr == mac:
                 return message
 
-    def boot(self, mac: Mac) -> IPv4Address:
-        """DISCOVER to ACK."""
-        self.say(mac, Type.DISCOVER)
+    def boot(self, mac: Mac, **more: bytes) -> IPv4Address:
+        """DISCOVER to ACK; ``more``: options of both."""
+        self.say(mac, Type.DISCOVER, **more)
         offer = self._answer(mac)
         self.say(mac, Type.REQUEST, SERVER_ID=offer.options[Opt.SERVER_ID],
-                  REQUESTED_IP=offer.yiaddr.packed)  # fmt: skip
+                  REQUESTED_IP=offer.yiaddr.packed, **more)  # fmt: skip
         ack = self._answer(mac)
         assert ack.type == Type.ACK
         return ack.yiaddr

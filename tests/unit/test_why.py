@@ -292,6 +292,14 @@ def test_a_kernel_that_finds_no_disk() -> None:
     assert "kernel has not found its disks" in boot.why(76)
 
 
+def test_a_file_that_takes_minutes_by_http() -> None:
+    boot = Boot().kernel()(Kind.HTTP_READ, file="/image/lab@1/vmlinuz")
+    boot(Kind.HTTP_DONE, file="/image/lab@1/vmlinuz")(Kind.HTTP_READ, file="/image/lab@1/initrd")
+    assert boot.why(600) == ""
+    boot(Kind.HTTP_FAILED, file="/image/lab@1/initrd", why="the client hung up")
+    assert boot.why(10).startswith("loading /image/lab@1/initrd stopped: the client hung up")
+
+
 def test_a_midlayer_that_cannot_be_made() -> None:
     boot = Boot().offered()(Kind.MIDLAYER_FAILED, why="no space left")
     assert "cannot be prepared: no space left" in boot.why(0)
