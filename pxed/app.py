@@ -42,6 +42,7 @@ from pxed.midlayers import Midlayers, NoRoom
 from pxed.net.link import Link, look_up
 from pxed.net.link import Watch as LinkWatch
 from pxed.net.wireless import refuse_wireless
+from pxed.overrun import Overruns
 from pxed.preparing import BINDING, Preparing
 from pxed.probe import Probe
 from pxed.seat import Client
@@ -78,6 +79,7 @@ class App:
         self._stack = contextlib.AsyncExitStack()
         self._tasks: set[asyncio.Task[None]] = set()
         self._alarms: dict[str, float] = {}
+        self._overruns = Overruns()
         self.notifier = Notifier()
 
     # Start and stop
@@ -335,12 +337,20 @@ class App:
         while True:
             await asyncio.sleep(TICK)
             self.lives.tick(time.time())
+            self._look_at_drops(time.time())
             if time.monotonic() > checkpoint:
                 checkpoint = time.monotonic() + CHECKPOINT
                 await self._look_at_disk()
             if time.monotonic() > copy:
                 copy = time.monotonic() + COPY
                 await self._copy_database()
+
+    def _look_at_drops(self, now: float) -> None:
+        """Whether the event loop cannot keep up with what arrives."""
+        boot = self.netboot
+        for port, lost in (("67/udp", boot.dhcp.dropped), ("69/udp", boot.tftp.dropped)):
+            if (text := self._overruns.look(port, lost, now)) is not None:
+                self.emit(Event(Kind.ALARM, None, now, {"text": text}))
 
     async def _be_watched(self) -> None:
         """Tell the service manager that the loop turns and that every worker is there."""

@@ -112,6 +112,8 @@ def status(config_path: Path | None, state_dir: Path | None, as_json: bool) -> N
         ("aoe", (f"{got['aoe']['frames']} frames, {amount(got['aoe']['read_bytes'])} read, "
                 f"{amount(got['aoe']['written_bytes'])} written, {got['aoe']['drops']} dropped")),
     ]  # fmt: skip
+    if any(lost := (got["dhcp"]["dropped"], got["tftp"]["dropped"])):
+        lines.append(("overrun", f"{lost[0]} DHCP messages, {lost[1]} TFTP requests dropped"))
     click.echo(table(["", ""], [list(line) for line in lines], header=False))
     for each in got["conflicts"]:  # never cut: it says what to do
         click.echo(f"\nconflict: {_conflict(each)}")

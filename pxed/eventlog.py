@@ -9,6 +9,9 @@ from typing import Any
 
 Entry = dict[str, Any]
 
+LASTING = frozenset(("alarm", "rival", "rival-gone", "mode"))
+"""Kinds of what an admin has to know, however much else is said."""
+
 Archive = Callable[[float, int], Iterable[Entry]]
 """Entries from a time on, with ids below a number, oldest first."""
 
@@ -28,11 +31,13 @@ class EventLog:
     """Keeps the last ``limit`` entries; a follower that is too slow misses the oldest, not us.
 
     Each entry gets the next ``id``. ``archive`` gives older ones to who asks for them; ``unsaved``
-    takes out what it has not got yet.
+    takes out what it has not got yet. The last ``lasting`` entries of what a flood of others must
+    not push out are kept for longer.
     """
 
-    def __init__(self, limit: int = 10_000) -> None:
+    def __init__(self, limit: int = 10_000, lasting: int = 1000) -> None:
         self._entries: deque[Entry] = deque(maxlen=limit)
+        self._lasting: deque[Entry] = deque(maxlen=lasting)  # older than all of those
         self._count = 0  # the id of the last entry
         self._saved = 0
         self._news = asyncio.Event()
@@ -47,6 +52,8 @@ class EventLog:
         """Append one entry (JSON values only); wakes the followers."""
         self._count += 1
         entry["id"] = self._count
+        if len(self._entries) == self._entries.maxlen and self._entries[0].get("kind") in LASTING:
+            self._lasting.append(self._entries[0])
         self._entries.append(entry)
         self._news.set()
 
@@ -75,6 +82,9 @@ class EventLog:
                 yield entry
                 if count % 100 == 99:
                     await asyncio.sleep(0)
+        else:
+            for entry in [e for e in self._lasting if since is None or e["time"] >= since]:
+                yield entry
         while True:
             at = max(at, self._count - len(self._entries))
             start = at - (self._count - len(self._entries))

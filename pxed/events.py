@@ -22,7 +22,8 @@ class Kind(StrEnum):
     DECLINE = "decline"  # ip
     RELEASE = "release"  # ip
     IGNORED = "ignored"  # why: a message that is not ours to answer
-    POOL_FULL = "pool-full"  # range, size, free; unclaimed: on offer, not taken
+    # range, size, free; unclaimed: on offer, not taken; idle: taken, and nothing done since
+    POOL_FULL = "pool-full"
 
     # DHCPv6, from pxed.net.dhcp6
     SOLICIT6 = "solicit6"  # firmware, arch: it asks for a network boot by IPv6

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from pxed.dhcp.leases import Lease, State
+from pxed.dhcp.lease import Lease, State
 from pxed.errors import HostError
 from pxed.mac import Mac, parse_mac
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
 
 from pxed.clients import Clients
-from pxed.dhcp.leases import Lease
+from pxed.dhcp.lease import Lease
 from pxed.errors import HostError
 from pxed.eventlog import EventLog
 from pxed.journal import Journal

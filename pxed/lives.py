@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from pxed import provision
 from pxed.choice import Choice
-from pxed.eventlog import EventLog, line_of
+from pxed.eventlog import LASTING, EventLog, line_of
 from pxed.events import Event, Kind
 from pxed.keeper import Keeper
 from pxed.mac import Mac
 from pxed.seat import Change, Client, State, What
-from pxed.strangers import CLAIMED, Strangers, is_stranger, proves
+from pxed.shares import Shares
+from pxed.strangers import CLAIMED, Strangers, is_stranger, proves, takes
 from pxed.twins import TOO_OLD, Twins
 from pxed.watch import Watch
 from pxed.why import Traces, explain, hint
@@ -59,12 +60,18 @@ class Lives:
         self._failed = failed
         self.traces = Traces()
         self.strangers = Strangers()
+        self.shares = Shares()
         for client in choice.clients:
             if is_stranger(client):
                 self.strangers.asks(client.mac, client.last_seen)
         self._twins = Twins()
         self.tftp_bytes = 0
-        self._told = 0.0  # when that was said of messages that were not logged
+        self._told = self._named = 0.0  # when that was said of messages that were not logged
+
+    @property
+    def not_logged(self) -> int:
+        """How many entries the log has not got, as machines made too many."""
+        return self.shares.total + self.strangers.left_out
 
     def emit(self, event: Event) -> None:
         """Take an event from any protocol: log it, feed it to the clients, act on the changes."""
@@ -78,6 +85,8 @@ class Lives:
         changes = self._choice.clients.feed(event)
         if event.mac is not None and proves(event):
             self._proven(event.mac, event.time)
+        if event.mac is not None and takes(event):
+            self._takes(event.mac, event.time)
         if event.mac is not None and event.kind in (Kind.REQUEST, Kind.SOLICIT6):
             self._bound(event.mac, event.time)
         if any(change.what is What.NEW_BOOT for change in changes) and event.mac is not None:
@@ -92,6 +101,11 @@ class Lives:
     def _proven(self, mac: Mac, now: float) -> None:
         client = self._choice.clients.get(mac)
         if client is not None and self.strangers.proven(client.mac):
+            self._begin(client, now)
+
+    def _takes(self, mac: Mac, now: float) -> None:
+        client = self._choice.clients.get(mac)
+        if client is not None and self.strangers.takes(client.mac, now):
             self._begin(client, now)
 
     def _look_for_twins(self, event: Event) -> None:
@@ -145,7 +159,8 @@ class Lives:
         if change.what is What.NEW_BOOT:
             override = self._choice.config.clients.get(client.mac)
             client.name = (override.name if override else None) or client.name
-            at_once = not is_stranger(client) or self.strangers.asks(client.mac, change.time)
+            strange = is_stranger(client) or client.mac in self.strangers
+            at_once = not strange or self.strangers.asks(client.mac, change.time)
             if not self._choice.admits(client.mac, client):
                 why = ("it is blocked" if client.admission == "blocked"
                        else f"it waits for approval: pxed client approve {client.mac}")  # fmt: skip
@@ -180,11 +195,25 @@ class Lives:
         )  # fmt: skip
         if strange and not self.strangers.may_log(at):
             return
+        if not strange and mac is not None and kind not in LASTING and not self.shares.may_log(
+            mac, at, matters=kind in _LOUD
+        ):  # fmt: skip
+            return
         self._events.add({"time": at, "kind": kind, "mac": mac, **detail})
         self._keeper.soon()
         level = _WARN if kind in _BAD else logging.INFO if kind in _LOUD else logging.DEBUG
         if log.isEnabledFor(level):
             log.log(level, "%s", line_of({"mac": mac or "-", "event": kind, **detail}))
+
+    def _of_whom(self, out: list[tuple[Mac, int]]) -> str:
+        mac, count = out[0]
+        client = self._choice.clients.get(mac)
+        who = f"{client.name} ({mac})" if client is not None and client.name else str(mac)
+        others = f" and {sum(n for _, n in out[1:])} of {len(out) - 1} others" if out[1:] else ""
+        return (
+            f"{count} messages of {who}{others} were not logged: far more than a boot makes. It "
+            "loops, or somebody else uses its address: look at pxed client show, and at its port"
+        )
 
     def tick(self, now: float) -> None:
         """What the time alone shows: why a boot came to its end, and who fell silent."""
@@ -204,4 +233,7 @@ class Lives:
             )
             self._told, self.strangers.unlogged = now, 0
             self.emit(Event(Kind.ALARM, None, now, {"text": text}))
+        if now - self._named > TELL and (out := self.shares.left_out()):
+            self._named = now
+            self.emit(Event(Kind.ALARM, out[0][0], now, {"text": self._of_whom(out)}))
         self._keeper.soon()

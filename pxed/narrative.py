@@ -60,8 +60,8 @@ def words(event: Event) -> str:
         case Kind.DECLINE:
             return f"{d.get('ip')} is in use by another machine"
         case Kind.POOL_FULL:
-            if d.get("unclaimed"):
-                return f"gets no address yet: {d.get('unclaimed')} of {d.get('range')} are on offer"
+            if held := int(str(d.get("unclaimed") or 0)) + int(str(d.get("idle") or 0)):
+                return f"gets no address yet: {held} of {d.get('range')} wait for machines to go on"
             return f"gets no address: all of {d.get('range')} are taken"
         case Kind.TFTP_READ:
             return f"begins to read {file} by TFTP ({d.get('size')} bytes)"

@@ -18,7 +18,8 @@ from pxed.config import Config
 from pxed.conflicts import GONE, Conflicts
 from pxed.dhcp.bootplan import BOOT_FILES, HTTP_FILES
 from pxed.dhcp.classify import RPI_OUIS
-from pxed.dhcp.leases import Lease, Leases, carve
+from pxed.dhcp.lease import Lease, carve
+from pxed.dhcp.leases import Leases
 from pxed.dhcp.policy import PlanFor, Policy
 from pxed.dhcp.replies import Mode, Settings
 from pxed.dhcp.rival import Rival
@@ -36,7 +37,7 @@ from pxed.net.ra import RouterAdvertiser
 from pxed.net.rival import find_rivals
 from pxed.net.tftp import TftpServer
 from pxed.seat import Client, State
-from pxed.strangers import is_stranger
+from pxed.strangers import is_stranger, proves
 from pxed.tftp.files import Files
 from pxed.tftp.session import File
 from pxed.tftp.trees import Trees
@@ -183,7 +184,7 @@ class NetBoot:
         else:
             first, last = carve(address.network, taken)
         leases = Leases(first, last, exclude=taken, on_change=self._keep)
-        leases.restore(self._known_leases, time.time())
+        leases.restore(self._known_leases, time.time(), self._is_known)
         return leases
 
     def _files(self) -> Files:
@@ -311,6 +312,8 @@ class NetBoot:
             self._trees.learn(str(serial), event.mac)
         if event.kind is Kind.TFTP_READ and event.mac is not None:
             self.policy.taken(event.mac, event.time)
+        if event.mac is not None and proves(event):
+            self.leases.used(event.mac, time.time())
         if event.kind in (Kind.RIVAL, Kind.RIVAL_GONE) and self.config.dhcp.mode == "auto":
             self._choose_again()
 

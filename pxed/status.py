@@ -70,7 +70,8 @@ class Status:
             "mtu": self._core.link.mtu,
             "state_dir": str(config.state_dir),
             "dhcp": {"mode": str(boot.mode), "configured": config.dhcp.mode,
-                     "range": boot.leases.range, **_counts(boot.dhcp.counters)},
+                     "range": boot.leases.range, **_counts(boot.dhcp.counters),
+                     "dropped": boot.dhcp.dropped},
             "conflicts": [
                 {"what": f.what.value, "rival": f.mac, "ip": f.ip, "offer": f.offer,
                  "consequence": f.consequence, "serious": f.serious, "since": f.since}
@@ -79,9 +80,11 @@ class Status:
             "tftp": {
                 "bytes": self._core.lives.tftp_bytes,
                 **_counts(boot.tftp.counters),
+                "dropped": boot.tftp.dropped,
                 **boot.tftp.mover.counters,
             },
             "http": {"port": config.http.port, **_counts(boot.http.counters)},
+            "events": {"not_logged": self._core.lives.not_logged},
             "images": {name: str(image) for name, image in self._core.images.items()},
             "midlayers": {
                 "count": sum(self._core.exports.has_private(c.mac) for c in self._core.clients),

@@ -17,10 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pxed.dhcp.leases import Lease
-from pxed.dhcp.leases import State as LeaseState
+from pxed.dhcp.lease import Lease
+from pxed.dhcp.lease import State as LeaseState
 from pxed.errors import HostError, UsageError
-from pxed.eventlog import Entry
+from pxed.eventlog import LASTING, Entry
 from pxed.mac import Mac, parse_mac
 from pxed.seat import Client, Stage, State, Step
 
@@ -41,6 +41,9 @@ CREATE INDEX event_time ON event (time);
 )
 SCHEMA = len(_MIGRATIONS)
 _PAGE = 200
+_LONGER = 10  # times as many entries until one that lasts is dropped
+_KINDS = " OR ".join(f'data LIKE \'{{"kind":"{kind}"%\'' for kind in sorted(LASTING))
+_DROP = f"DELETE FROM event WHERE id <= ? AND (id <= ? OR NOT ({_KINDS}))"  # noqa: S608 (ours)
 
 Row = tuple[Any, ...]
 
@@ -127,14 +130,15 @@ class Store:
         )
 
     def save(self, batch: Batch, keep: int) -> None:
-        """Write a batch, and drop all but the last ``keep`` events."""
-        oldest = [(batch.events[-1][0] - keep,)] if batch.events else []
+        """Write a batch, and drop all but the last ``keep`` events; LASTING ones stay longer."""
+        last = batch.events[-1][0] if batch.events else 0
+        oldest = [(last - keep, last - _LONGER * keep)] if batch.events else []
         self._write(
             ("DELETE FROM client WHERE mac = ?", batch.gone),
             ("INSERT OR REPLACE INTO client VALUES (?, ?, ?, ?)", batch.clients),
             ("INSERT OR REPLACE INTO lease VALUES (?, ?, ?, ?)", batch.leases),
             ("INSERT OR REPLACE INTO event VALUES (?, ?, ?)", batch.events),
-            ("DELETE FROM event WHERE id <= ?", oldest),
+            (_DROP, oldest),
         )
 
     def save_clients(self, clients: Iterable[Client]) -> None:

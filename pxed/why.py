@@ -177,14 +177,16 @@ def _refused(client: Client, trace: Sequence[Event], now: float) -> Reason | Non
     """We made no offer: the reason is our own."""
     full = _last(trace, Kind.POOL_FULL)
     if full is not None:
-        size, unclaimed = full.detail.get("size"), full.detail.get("unclaimed")
+        size = full.detail.get("size")
+        held = sum(int(str(full.detail.get(key) or 0)) for key in ("unclaimed", "idle"))
         # Free ones are kept for who asks again, where made-up addresses are at work.
-        if full.detail.get("free") or 2 * int(str(unclaimed or 0)) > int(str(size or 0)):
+        if full.detail.get("free") or 2 * held > int(str(size or 0)):
             return Reason(
-                f"{unclaimed} of the {size} addresses in {full.detail.get('range')} are offers "
-                "that nobody takes: something on this segment asks in the name of many machines",
-                "find it (pxed client list shows their addresses) and unplug it; until then a new "
-                "machine gets its address some seconds late",
+                f"{held} of the {size} addresses in {full.detail.get('range')} are held for "
+                "machines that do nothing with them",
+                "if those are made up (pxed client list), find what asks in their name and unplug "
+                "it: until then a new machine gets its address up to half a minute late; if they "
+                "are not, widen [dhcp] range",
             )
         return Reason(
             f"no address is left in {full.detail.get('range')}",

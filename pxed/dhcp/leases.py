@@ -2,23 +2,24 @@
 
 The key is the MAC: one machine shows three client identifiers on its way up (docs/netboot.md). An
 address is *held* from the OFFER on, for seconds; *bound* from the ACK on. A machine's last bound
-address stays its **home**: it gets the same one again, and a flood of random MACs cannot take it,
-since homes go to strangers last, and an unclaimed offer of one is taken back.
+address stays its **home**: it gets the same one again.
 
-Nor can such a flood keep new machines out. Once the pool was empty, most of it is for strangers
-that ask a second time (a machine does after some seconds, a made-up address does not), and an offer
-that nobody has claimed for ``CLAIM`` seconds is theirs too.
-Every table is bounded.
+A bound lease is **idle** until its machine is seen to do something (``used``), as whoever makes up
+addresses can send REQUESTs too. Such a flood does not take the home of a machine that did: those go
+to strangers last, a few at a time, and back when their machines return. Nor can it keep new
+machines out: when the pool is empty, an offer that nobody has claimed for ``CLAIM`` seconds and a
+lease that was idle for ``IDLE`` go to others (``pxed.dhcp.pressure``). Every table is bounded.
 """
 
 import heapq
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
-from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import IPv4Address
 
+from pxed.dhcp.ahead import Ahead
+from pxed.dhcp.lease import Lease, State
+from pxed.dhcp.pressure import Pressure
 from pxed.errors import UsageError
 from pxed.mac import Mac, mac_bytes
 
@@ -26,50 +27,12 @@ HOLD = 10.0
 """Seconds that an unclaimed offer holds its address: firmware sends its REQUEST within four."""
 CLAIM = 4.0
 """Seconds until an unclaimed offer may be taken back when the pool is empty."""
-PRESSURE = 30.0
-"""Seconds that the pool counts as short after it was, or would have been, empty."""
-AGAIN = 0.5
-"""Seconds from a stranger's first question to one that counts as its second."""
+IDLE = 20.0
+"""Seconds that a lease may be idle when the pool is empty: an iPXE that waits for IPv6 needs 16."""
 QUARANTINE = 600.0
 """Seconds that an address which somebody else uses is left alone (RFC 2131 section 4.3.3)."""
 _MAX_POOL = 1 << 16
-_MAX_ASKED = 1 << 14
 _LOOK_PAST = 1024  # addresses that one call may pass over
-
-
-class State(StrEnum):
-    """What a lease's address is doing."""
-
-    OFFERED = "offered"
-    BOUND = "bound"
-    RELEASED = "released"  # free, but the machine's home
-    DECLINED = "declined"  # in quarantine
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """One address of one machine until ``expires`` (seconds, the caller's clock)."""
-
-    mac: Mac
-    ip: IPv4Address
-    state: State
-    expires: float
-
-
-def carve(network: IPv4Network, taken: Collection[IPv4Address]) -> tuple[IPv4Address, IPv4Address]:
-    """A range for a subnet that has none configured: its upper half, 1024 addresses at most.
-
-    UsageError if the subnet has no address left for a client.
-    """
-    first, last = int(network.network_address) + 1, int(network.broadcast_address) - 1
-    size = last - first + 1
-    if size - sum(1 for ip in taken if ip in network) < 1:
-        raise UsageError(f"{network} has no address for clients: set [dhcp] range")
-    half = min((size + 1) // 2, 1024)
-    low = last - half + 1
-    if all(IPv4Address(n) in taken for n in range(low, last + 1)):
-        low = first
-    return IPv4Address(low), IPv4Address(last)
 
 
 class Leases:
@@ -92,13 +55,16 @@ class Leases:
         self._of_mac: dict[Mac, IPv4Address] = {}  # offered or bound; inverse of _active
         self._home: OrderedDict[Mac, IPv4Address] = OrderedDict()  # least recently used first
         self._home_at: dict[IPv4Address, Mac] = {}  # inverse of _home
-        self._both = 0  # addresses that are active and somebody's home
-        self._vouched: OrderedDict[IPv4Address, float] = OrderedDict()  # oldest look first
-        self._word: dict[IPv4Address, float] = {}  # what was vouched for as it was offered
+        self._real: set[Mac] = set()  # that did something since they were bound
+        self._idle: OrderedDict[IPv4Address, float] = OrderedDict()  # bound, not real; oldest first
+        self._former: dict[IPv4Address, Lease] = {}  # that was idle, and went to another
+        # Homes of absent machines, longest absent first: of real ones, and of others.
+        self._away: OrderedDict[IPv4Address, None] = OrderedDict()
+        self._doubtful: OrderedDict[IPv4Address, None] = OrderedDict()
+        self.ahead = Ahead()
         self._next_look = 0  # offset into the range
         self._unclaimed: OrderedDict[IPv4Address, None] = OrderedDict()  # on offer, oldest first
-        self._short_until = 0.0
-        self._asked: OrderedDict[Mac, float] = OrderedDict()  # strangers, while the pool is short
+        self._pressure = Pressure()
         self._ends: list[tuple[float, IPv4Address]] = []  # heap; stale entries are skipped
         self.set_range(first, last, exclude=exclude)
 
@@ -138,12 +104,17 @@ class Leases:
 
     def is_home(self, ip: IPv4Address) -> bool:
         """Whether ``ip`` is some machine's address of before: no need to probe for a rival user."""
-        return ip in self._home_at
+        return ip in self._home_at and ip not in self._former
 
     @property
     def unclaimed(self) -> int:
         """How many addresses are on offer, and nobody has taken them yet."""
         return len(self._unclaimed)
+
+    @property
+    def idle(self) -> int:
+        """How many leases are of machines that have done nothing since they took them."""
+        return len(self._idle)
 
     @property
     def free(self) -> int:
@@ -152,29 +123,9 @@ class Leases:
 
     # Looking ahead: addresses that nobody uses are known before somebody wants one
 
-    @property
-    def vouched(self) -> int:
-        """How many addresses wait that were looked at; some may have to be looked at again."""
-        return len(self._vouched)
-
     def vouch(self, ip: IPv4Address, until: float) -> None:
         """Nobody answers at ``ip``: strangers get such an address first, until then."""
-        self._vouched.pop(ip, None)
-        if ip in self and self._untouched(ip):
-            self._vouched[ip] = until
-
-    def spend(self, ip: IPv4Address, now: float) -> bool:
-        """Whether somebody looked, not long ago, if ``ip``, on offer now, is in use; only once."""
-        return self._word.pop(ip, now) > now
-
-    def ending(self, by: float) -> list[IPv4Address]:
-        """Vouched addresses whose word ends by then: look again."""
-        found = []
-        for ip, until in self._vouched.items():
-            if until > by:
-                break
-            found.append(ip)
-        return found
+        self.ahead.vouch(ip, until, free=ip in self and self._untouched(ip))
 
     def unseen(self, count: int) -> list[IPv4Address]:
         """Up to ``count`` free addresses that nobody has looked at, further on at each call."""
@@ -185,7 +136,7 @@ class Leases:
                 break
             ip = self.first + self._next_look % span
             self._next_look = (self._next_look + 1) % span
-            if ip in self and self._untouched(ip) and ip not in self._vouched:
+            if ip in self and self._untouched(ip) and ip not in self.ahead:
                 found.append(ip)
         return found
 
@@ -204,8 +155,8 @@ class Leases:
     ) -> Lease | None:
         """Hold an address for ``mac``, always the same one if possible; None if none is left.
 
-        None also for a stranger's first question while the pool is short (``_asks_again``): if it
-        is a machine, it asks again.
+        None also for a stranger's first question while the pool is short (``Pressure.admits``): if
+        it is a machine, it asks again.
         """
         self._expire(now)
         ip = self._of_mac.get(mac)
@@ -215,15 +166,23 @@ class Leases:
                 lease = self._set(Lease(mac, ip, State.OFFERED, now + hold))
             return lease
         ip = None
-        if self.is_known(mac) or self._asks_again(mac, now):
+        held = len(self._unclaimed) + len(self._idle)
+        room = self.size - len(self._active) + held
+        if self.is_known(mac) or self._pressure.admits(mac, now, held=held, room=room):
             ip = self._pick(mac, wanted, now) or self._take_back(now)
+            if ip is None and self._away and (mac in self._real or 4 * held < self.size):
+                ip = next(iter(self._away))
             if ip is None:
-                self._short_until = now + PRESSURE
-                self._note(mac, now)
+                self._pressure.refused(mac, now)
         return None if ip is None else self._set(Lease(mac, ip, State.OFFERED, now + hold))
 
-    def bind(self, mac: Mac, ip: IPv4Address, now: float, seconds: float) -> Lease | None:
-        """Give ``ip`` to ``mac`` for ``seconds``; None if it is not in the pool or another's."""
+    def bind(
+        self, mac: Mac, ip: IPv4Address, now: float, seconds: float, *, renews: bool = False
+    ) -> Lease | None:
+        """Give ``ip`` to ``mac`` for ``seconds``; None if it is not in the pool or another's.
+
+        ``renews``: it has the address and says so; who does that after a while is there.
+        """
         self._expire(now)
         lease = self._active.get(ip)
         if ip not in self or (lease is not None and lease.mac != mac):
@@ -235,10 +194,31 @@ class Leases:
         old = self._of_mac.get(mac)
         if old is not None and old != ip:
             self._drop(old)
-        self._settle(mac, ip)
+        since = self._idle.get(ip, now)
+        self._move_in(mac, ip)
+        self._former.pop(ip, None)
         bound = self._set(Lease(mac, ip, State.BOUND, now + seconds))
+        if mac not in self._real:
+            self._idle[ip] = since
+            self._idle.move_to_end(ip, last=since == now)
+        if renews and now - since >= IDLE:
+            self.used(mac, now)
         self._tell(bound)
         return bound
+
+    def used(self, mac: Mac, now: float) -> None:
+        """The machine did something that shows it is there; unknown ones are fine."""
+        lease = self.of(mac, now)
+        bound = lease is not None and lease.state is State.BOUND
+        if mac in self._real or not (bound or mac in self._home):
+            return
+        self._real.add(mac)
+        if lease is not None and bound:
+            self._idle.pop(lease.ip, None)
+            if self._home.get(mac) != lease.ip:
+                self._settle(mac, lease.ip)
+                self._set(lease)
+        self._sort(self._home[mac])
 
     def withdraw(self, mac: Mac, now: float) -> None:
         """The machine took another server's offer: let go of what is held for it."""
@@ -252,8 +232,7 @@ class Leases:
         if lease is None or lease.ip != ip:
             return False
         self._drop(ip)
-        if self._home.get(mac) == ip:
-            self._tell(Lease(mac, ip, State.RELEASED, now))
+        self._tell_home(ip, now)
         return True
 
     def decline(self, mac: Mac, ip: IPv4Address, now: float, seconds: float = QUARANTINE) -> bool:
@@ -264,6 +243,22 @@ class Leases:
         self._drop(ip)
         self._evict(ip)
         self._tell(self._set(Lease(mac, ip, State.DECLINED, now + seconds)))
+        return True
+
+    def conflict(self, ip: IPv4Address, holder: Mac, now: float) -> bool:
+        """``holder`` answers at ``ip``, which is on offer: quarantine it; False if it is not.
+
+        If that is whose idle lease went to another, it gets it back.
+        """
+        mac, former = self.owner(ip, now), self._former.pop(ip, None)
+        if mac is None:
+            return False
+        if former is None or former.mac != holder or former.expires <= now or self.of(holder, now):
+            return self.decline(mac, ip, now)
+        self._settle(holder, ip)
+        self._set(former)
+        self._idle[ip] = now
+        self.used(holder, now)
         return True
 
     def set_range(
@@ -279,7 +274,8 @@ class Leases:
             self._drop(ip)
         for ip in [ip for ip in self._home_at if ip not in self]:
             self._evict(ip)
-        self._vouched.clear()
+        self.ahead.clear()
+        self._former.clear()
         self._next_look = 0
 
     # Persistence
@@ -294,16 +290,25 @@ class Leases:
             if lease_ is None or lease_.mac != mac or lease_.state is State.OFFERED:
                 yield Lease(mac, ip, State.RELEASED, 0.0)
 
-    def restore(self, records: Iterable[Lease], now: float) -> None:
-        """Take over exported records, oldest first; those outside the pool are skipped."""
+    def restore(
+        self, records: Iterable[Lease], now: float, real: Callable[[Mac], bool] = lambda _: False
+    ) -> None:
+        """Take over exported records, oldest first; those outside the pool are skipped.
+
+        ``real``: whether a machine has done something with its lease, or is known otherwise.
+        """
         for lease in sorted(records, key=lambda lease: lease.expires):
             if lease.ip not in self or lease.ip in self._active:
                 continue
             if lease.state in (State.BOUND, State.RELEASED):
-                self._settle(lease.mac, lease.ip)
+                self._move_in(lease.mac, lease.ip)
             live = lease.expires > now and lease.state in (State.BOUND, State.DECLINED)
             if live and not (lease.state is State.BOUND and lease.mac in self._of_mac):
                 self._set(lease)
+                if lease.state is State.BOUND:
+                    self._idle[lease.ip] = now
+            if real(lease.mac):
+                self.used(lease.mac, now)
 
     # Inside
 
@@ -312,10 +317,8 @@ class Leases:
         if before is not None:
             self._drop(lease.ip)
         self._active[lease.ip] = lease
-        until = self._vouched.pop(lease.ip, None)
-        if until is not None and lease.state is State.OFFERED:
-            self._word[lease.ip] = until
-        self._both += lease.ip in self._home_at
+        self.ahead.used(lease.ip, offered=lease.state is State.OFFERED)
+        self._sort(lease.ip)
         if lease.state is not State.DECLINED:
             self._of_mac[lease.mac] = lease.ip
         if lease.state is State.OFFERED:
@@ -328,9 +331,10 @@ class Leases:
 
     def _drop(self, ip: IPv4Address) -> None:
         lease = self._active.pop(ip)
-        self._word.pop(ip, None)
+        self.ahead.spend(ip, 0)
         self._unclaimed.pop(ip, None)
-        self._both -= ip in self._home_at
+        self._idle.pop(ip, None)
+        self._sort(ip)
         if self._of_mac.get(lease.mac) == ip:
             del self._of_mac[lease.mac]
 
@@ -340,25 +344,45 @@ class Leases:
             lease = self._active.get(ip)
             if lease is not None and lease.expires <= now:
                 self._drop(ip)
+                if lease.state is State.BOUND and self._home_at.get(ip) != lease.mac:
+                    self._tell_home(ip, now)
+
+    def _move_in(self, mac: Mac, ip: IPv4Address) -> None:
+        """In a real machine's home one that is not seen to be there is only a guest."""
+        owner = self._home_at.get(ip, mac)
+        if owner == mac or mac in self._real or owner not in self._real:
+            self._settle(mac, ip)
+        elif ip in self._active:
+            self._drop(ip)
 
     def _settle(self, mac: Mac, ip: IPv4Address) -> None:
         """Make ``ip`` the home of ``mac``, whoever held or had it before."""
         if ip in self._active:
             self._drop(ip)
-        self._evict(ip)
+        if self._home_at.get(ip) != mac:
+            self._evict(ip)
         former = self._home.pop(mac, None)
         if former is not None:
             del self._home_at[former]
-            self._both -= former in self._active
+            self._sort(former)
         self._home[mac] = ip
         self._home_at[ip] = mac
-        self._both += ip in self._active
+        self._sort(ip)
 
     def _evict(self, ip: IPv4Address) -> None:
         mac = self._home_at.pop(ip, None)
         if mac is not None:
             del self._home[mac]
-            self._both -= ip in self._active
+            self._real.discard(mac)
+            self._sort(ip)
+
+    def _sort(self, ip: IPv4Address) -> None:
+        """Whether it is an absent machine's home, and of which kind."""
+        self._away.pop(ip, None)
+        self._doubtful.pop(ip, None)
+        owner = self._home_at.get(ip)
+        if owner is not None and ip not in self._active:
+            (self._away if owner in self._real else self._doubtful)[ip] = None
 
     def _pick(self, mac: Mac, wanted: IPv4Address | None, now: float) -> IPv4Address | None:
         home = self._home.get(mac)
@@ -369,63 +393,56 @@ class Leases:
             if lease.state is State.OFFERED:  # a stranger holds it, unclaimed: take it back
                 self._drop(home)
                 return home
+            if home in self._idle and mac in self._real:
+                self._send_away(home)
+                return home
         if wanted is not None and wanted in self and self._untouched(wanted):
             return wanted
-        if len(self._active) + len(self._home_at) < self.size + self._both:
+        if len(self._active) + len(self._away) + len(self._doubtful) < self.size:
             start = zlib.crc32(mac_bytes(mac))
             span = int(self.last) - int(self.first) + 1
-            if self._vouched:
-                ip = self.first + start % span
-                if self._vouched.get(ip, now) <= now:
-                    ip = next(reversed(self._vouched))  # the youngest word: good if any is
-                if self._vouched[ip] > now:
-                    return ip
+            known = self.ahead.best(self.first + start % span, now)
+            if known is not None:
+                return known
             for step in range(span):
                 ip = self.first + (start + step) % span
                 if ip in self and self._untouched(ip):
                     return ip
-        return next((ip for ip in self._home.values() if ip not in self._active), None)
-
-    def _asks_again(self, mac: Mac, now: float) -> bool:
-        """Whether a stranger may have an address now.
-
-        While the pool is short, offers that nobody took may fill a quarter of what is not leased;
-        beyond that only who asks again gets one, and the pool stays short.
-        """
-        if now >= self._short_until:
-            self._asked.clear()
-            return True
-        first = self._asked.get(mac)
-        if first is not None:
-            return now - first >= AGAIN
-        leased = len(self._active) - len(self._unclaimed)
-        if 4 * len(self._unclaimed) < self.size - leased:
-            return True
-        self._short_until = now + PRESSURE
-        self._note(mac, now)
-        return False
-
-    def _note(self, mac: Mac, now: float) -> None:
-        """The first time that this stranger asked in vain; who asks on is not pushed out first."""
-        self._asked[mac] = self._asked.pop(mac, now)
-        if len(self._asked) > _MAX_ASKED:
-            self._asked.popitem(last=False)
+        return next(iter(self._doubtful), None)
 
     def _take_back(self, now: float) -> IPv4Address | None:
-        """The address that was offered to a stranger longest ago, and could have been claimed."""
+        """What a stranger was offered longest ago and could have claimed; else the longest idle."""
         for ip in self._unclaimed:
             lease = self._active[ip]
             left = lease.expires - now
             if left > HOLD or lease.mac in self._home:
                 continue  # a Raspberry Pi 3's, which is claimed late; a known machine's
             if left > HOLD - CLAIM:
-                return None
+                break
             self._drop(ip)
+            return ip
+        for ip, since in self._idle.items():
+            if now - since < IDLE:
+                break
+            self._send_away(ip)
             return ip
         return None
 
+    def _send_away(self, ip: IPv4Address) -> None:
+        """Take an idle lease back; somebody has to look whether its machine is not there indeed."""
+        lease = self._former[ip] = self._active[ip]
+        self._drop(ip)
+        if self._home_at.get(ip) == lease.mac:
+            self._evict(ip)
+        self._pressure.idled(lease.mac)
+
     def _untouched(self, ip: IPv4Address) -> bool:
         return ip not in self._active and ip not in self._home_at
+
+    def _tell_home(self, ip: IPv4Address, now: float) -> None:
+        owner = self._home_at.get(ip)
+        if owner is not None:
+            self._tell(Lease(owner, ip, State.RELEASED, now))
 
     def _tell(self, lease: Lease) -> None:
         if self._on_change is not None:

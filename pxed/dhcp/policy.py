@@ -15,7 +15,8 @@ from pxed.dhcp import replies
 from pxed.dhcp.bootplan import BootPlan, Choice, Step, choose
 from pxed.dhcp.classify import Firmware, Identity, identify
 from pxed.dhcp.codec import NOWHERE, Message, Op, Opt, Type, decode
-from pxed.dhcp.leases import HOLD, Lease, Leases, State, carve
+from pxed.dhcp.lease import Lease, State, carve
+from pxed.dhcp.leases import HOLD, Leases
 from pxed.dhcp.replies import Mode, Reply, Settings
 from pxed.dhcp.rival import LOOKING
 from pxed.events import Event, Kind
@@ -118,10 +119,9 @@ class Policy:
         """From now on this mode; leases that were given run on to their end."""
         self.settings = replace(self.settings, mode=mode)
 
-    def conflict(self, ip: IPv4Address, now: float) -> bool:
-        """Somebody answered a probe for ``ip``: quarantine it; True if it was on offer."""
-        mac = self.leases.owner(ip, now)
-        return mac is not None and self.leases.decline(mac, ip, now)
+    def conflict(self, ip: IPv4Address, holder: Mac, now: float) -> bool:
+        """``holder`` answered a probe for ``ip``: not to be offered; True if it was on offer."""
+        return self.leases.conflict(ip, holder, now)
 
     def handle(self, data: bytes, now: float, source: IPv4Address = NOWHERE) -> Outcome:
         """Answer a datagram that came to port 67 from ``source``. DhcpError if it is no message.
@@ -227,10 +227,10 @@ class Policy:
         if lease is None:
             case.event(
                 Kind.POOL_FULL, range=self.leases.range, size=self.leases.size,
-                unclaimed=self.leases.unclaimed, free=self.leases.free,
+                unclaimed=self.leases.unclaimed, idle=self.leases.idle, free=self.leases.free,
             )  # fmt: skip
             return Outcome((), tuple(case.events))
-        looked_at = self.leases.spend(lease.ip, case.now) or self.leases.is_home(lease.ip)
+        looked_at = self.leases.ahead.spend(lease.ip, case.now) or self.leases.is_home(lease.ip)
         probe = lease.ip if fresh and not looked_at else None
         self._remember(case, who, choice)
         reply = replies.lease_reply(message, Type.OFFER, settings, who, choice, lease.ip)
@@ -288,7 +288,7 @@ class Policy:
         """INIT-REBOOT, RENEWING or REBINDING: the client says what address it has."""
         mine = self.leases.of(case.mac, case.now)
         if mine is not None and mine.ip == ip:
-            lease = self.leases.bind(case.mac, ip, case.now, self.settings.lease)
+            lease = self.leases.bind(case.mac, ip, case.now, self.settings.lease, renews=True)
             assert lease is not None
             return self._ack(case, identify(case.message), lease)
         if self.settings.mode is not Mode.ALL:

@@ -23,7 +23,7 @@ from pxed.mac import Mac, mac_bytes, mac_text
 from pxed.net.link import Link
 from pxed.net.lookout import Lookout
 from pxed.net.packet import ETH_ARP, arp_probe, arp_sender, open_raw, udp_frame
-from pxed.net.udp import bind_udp
+from pxed.net.udp import bind_udp, dropped
 
 _log = logging.getLogger("pxed.dhcp")
 _BATCH = 8  # messages in one turn of the loop: a room at once must not hold it up
@@ -72,6 +72,12 @@ class DhcpServer:
         self._udp: socket.socket | None = None
         self._boot: socket.socket | None = None
         self._raw: socket.socket | None = None
+        self._lost = 0  # at port 4011 before it was closed
+
+    @property
+    def dropped(self) -> int:
+        """How many messages the kernel dropped, as more came than were read."""
+        return self._lost + dropped(self._udp) + dropped(self._boot)
 
     async def start(self) -> None:
         """Open the ports; HostError names the one that cannot be had and what to do."""
@@ -107,6 +113,7 @@ class DhcpServer:
         if self.policy.settings.mode is not Mode.PROXY:
             if self._boot is not None:
                 loop.remove_reader(self._boot.fileno())
+                self._lost += dropped(self._boot)
                 self._boot.close()
                 self._boot = None
         elif self._boot is None:
@@ -290,7 +297,7 @@ class DhcpServer:
         probe.timer.cancel()
         self.counters["conflicts"] += 1
         now = time.time()
-        self.policy.conflict(ip, now)
+        self.policy.conflict(ip, mac_text(holder), now)
         _log.info("%s is in use by %s: not offered", ip, holder.hex(":"))
         self._tell([Event(Kind.DECLINE, probe.mac, now, {"ip": str(ip)})])
         self._received(probe.data, ("0.0.0.0", 0), again=True)

@@ -43,7 +43,7 @@ def in_one_line(record: logging.LogRecord) -> bool:
     if error is not None:
         if isinstance(error, (HttpProcessingError, ConnectionError)):
             _log.debug("%s: %s", type(error).__name__, " ".join(str(error).split())[:200])
-            return mac in self._taking.values()
+            return False
         record.msg, record.args = f"{record.getMessage()}: {error!r}", ()
         record.exc_info = None
     return True

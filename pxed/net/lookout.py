@@ -90,8 +90,8 @@ class Lookout:
             del self._asked[ip]
             self._leases.vouch(ip, wall + FRESH)
         if self._wanted():
-            missing = self._target - self._leases.vouched - len(self._asked)
-            due = self._leases.ending(wall + _RENEW) + self._leases.unseen(max(missing, 0))
+            missing = self._target - len(self._leases.ahead) - len(self._asked)
+            due = self._leases.ahead.ending(wall + _RENEW) + self._leases.unseen(max(missing, 0))
             self._probe(due, now)
         if not self._asked:
             self._target = max(_FEWEST, self._target // 2)

@@ -21,7 +21,7 @@ from pxed.errors import HostError
 from pxed.events import Event, Kind
 from pxed.mac import Mac
 from pxed.net.link import Link
-from pxed.net.udp import bind_udp
+from pxed.net.udp import bind_udp, dropped
 from pxed.tftp.codec import Code, Error, Request, TftpError, decode, encode
 from pxed.tftp.session import MAX_BLKSIZE, File, Peer, Session, shown
 
@@ -94,6 +94,11 @@ class TftpServer:
     def sessions(self) -> int:
         """How many transfers run, without those that are being stopped."""
         return sum(map(len, self._per_client.values()))
+
+    @property
+    def dropped(self) -> int:
+        """How many requests the kernel dropped, as more came than were read."""
+        return dropped(self._udp)
 
     def loads(self, mac: Mac) -> bool:
         """Whether this machine is taking a file: it has acknowledged part of one that is not done.

@@ -1,7 +1,9 @@
 """UDP sockets that are bound to one interface, with errors that say what to do."""
 
+import contextlib
 import errno
 import socket
+import sys
 
 from aoe_fast.buffers import widen
 from pxed.errors import HostError
@@ -9,6 +11,7 @@ from pxed.net.link import Link
 
 # A room that is switched on at once must fit: the usual 208 KiB hold 166 DISCOVERs.
 _RECEIVE_BUFFER = 4 << 20
+_SO_MEMINFO, _SK_MEMINFO_DROPS = 55, 8  # <asm-generic/socket.h>, <linux/sock_diag.h>
 
 
 def bind_udp(
@@ -40,6 +43,17 @@ def bind_udp(
         udp.close()
         raise _explained(error, link, port, in_use) from None
     return udp
+
+
+def dropped(udp: socket.socket | None) -> int:
+    """How many packets found the socket's buffer full; 0 for a socket that is not there."""
+    if udp is None:
+        return 0
+    size = 4 * (_SK_MEMINFO_DROPS + 1)
+    with contextlib.suppress(OSError):
+        said = udp.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, size)
+        return int.from_bytes(said[-4:], sys.byteorder) if len(said) == size else 0
+    return 0
 
 
 def _explained(error: OSError, link: Link, port: int, in_use: str) -> HostError:

@@ -215,8 +215,8 @@ def test_an_offer_does_not_wait_for_a_probe(cable: Cable) -> None:
     """Of an address that was looked at ahead of time; the probe was on the wire before."""
     with serving(cable.srv, Mode.ALL, last="10.77.0.200") as (server, _):
         leases = server.policy.leases
-        assert eventually(lambda: leases.vouched == leases.size)
-        ready = set(leases.ending(float("inf")))
+        assert eventually(lambda: len(leases.ahead) == leases.size)
+        ready = set(leases.ahead.ending(float("inf")))
         mac = Mac("52:54:00:00:00:09")
         options: dict[int, bytes] = {Opt.TYPE: bytes((Type.DISCOVER,))}
         message = encode(Message(Op.REQUEST, 7, mac, options=options))

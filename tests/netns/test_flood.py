@@ -1,7 +1,12 @@
 """A flood of made-up addresses at the running server: it costs a bounded amount of everything."""
 
 import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +16,13 @@ import pytest
 
 from pxed.control import ControlClient
 from pxed.dhcp.codec import Type
+from pxed.lab.netns import Namespace
 from pxed.mac import Mac
+from pxed.tftp.codec import Request, encode
 from tests.conftest import requires
 from tests.netns.conftest import GOOD, Serve
 from tests.netns.test_kill import Room, machine
-from tests.netns.test_mode import eventually, running, serve
+from tests.netns.test_mode import alarms, eventually, running, serve
 
 __all__ = ["serve"]  # the fixture
 pytestmark = pytest.mark.netns
@@ -57,6 +64,70 @@ def test_a_flood_of_made_up_addresses(serve: Serve) -> None:
         eventually(lambda: f"{new.replace(':', '')}.ext4" in files(serve))
         assert control.get(f"/v1/clients/{new}")["state"] == "booting"
         room.close()
+
+
+def test_a_flood_that_takes_what_it_is_offered(serve: Serve) -> None:
+    """Made-up machines that go on to their ACK: addresses, devices and log stay for real ones."""
+    requires("udhcpc", "curl")
+    host = serve.cable.cli
+    host.ip("addr flush dev eth0")
+    text = GOOD + '[dhcp]\nrange = "10.77.0.50-10.77.0.69"\n'
+    before = SMALL + "strangers.TAKEN = 30\nfrom pxed.dhcp import leases; leases.IDLE = 2.0\n"
+    with running(serve, text, before=before) as control:
+        room, pid = Room(host), control.get("/v1/status")["pid"]
+        seats = {machine(number): room.boot(machine(number)) for number in range(5)}
+        for mac, ip in seats.items():
+            assert fetch(host, f"{ip}/24") > 0
+            room.gives_back(mac, ip)
+        eventually(lambda: sum(e["kind"] == "release" for e in control.follow("/v1/events")) == 5)
+        before_it = descriptors(pid)
+        with taking(room):
+            eventually(lambda: bool(full_of(control)))
+            done = host.run(
+                ["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "20", "-T", "3", "-s", "/bin/true",
+                 "-V", "PXEClient:Arch:00000:UNDI:002001"], check=False, timeout=90,
+            )  # fmt: skip
+            full = full_of(control)[-1]
+        again = {mac: room.boot(mac) for mac in seats}
+        eventually(lambda: descriptors(pid) <= before_it + 2 * (20 + 30) + 5)
+        assert len(list(control.follow("/v1/events"))) < 500
+        eventually(lambda: len(control.get("/v1/clients")) <= 60 + 5 + 1)
+        room.close()
+    assert done.returncode == 0, done.stderr
+    assert "lease of 10.77.0." in done.stderr + done.stdout
+    assert full["unclaimed"] + full["idle"] >= 10  # who holds the pool is told
+    assert again == seats
+
+
+def fetch(host: Namespace, address: str) -> int:
+    """How many bytes a machine with this address reads of its boot file: now it is there."""
+    host.ip(f"addr add {address} dev eth0")
+    try:
+        done = host.run(["curl", "-sS", "-m", "10", "-o", "/dev/null", "-w", "%{size_download}",
+                         "tftp://10.77.0.1/undionly.kpxe"])  # fmt: skip
+    finally:
+        host.ip(f"addr del {address} dev eth0")
+    return int(done.stdout)
+
+
+@contextmanager
+def taking(room: Room) -> Iterator[None]:
+    """Machines that are not there go all the way to their ACK, as fast as they are answered."""
+    stop = threading.Event()
+
+    def flood() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            room.starves(Mac(f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"))
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 @contextmanager
@@ -104,3 +175,73 @@ def test_a_new_machine_gets_an_address_while_a_flood_goes_on(serve: Serve) -> No
     assert done.returncode == 0, done.stderr
     assert "lease of 10.77.0." in done.stderr + done.stdout
     assert full["unclaimed"] == full["size"] == 20
+
+
+def test_an_address_that_says_much_leaves_the_log_to_the_others(serve: Serve) -> None:
+    """Half-open transfers in the name of a machine that is known: it has its share and no more."""
+    host = serve.cable.cli
+    host.ip("addr flush dev eth0")
+    before = (
+        "from pxed import lives, shares\n"
+        "shares.BURST, shares.SPARED, shares.RATE, lives.TELL = 200.0, 50.0, 0.0, 1.0\n"
+    )
+    with running(serve, GOOD, before=before) as control:
+        room = Room(host)
+        ip = room.boot(machine(1))
+        assert fetch(host, f"{ip}/24") > 0
+        host.ip(f"addr add {ip}/24 dev eth0")
+
+        def half_open() -> bool:
+            for _ in range(50):
+                with host.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+                    udp.sendto(encode(Request("undionly.kpxe")), ("10.77.0.1", 69))
+            left_out: int = control.get("/v1/status")["events"]["not_logged"]
+            return left_out > 500
+
+        eventually(half_open)
+        host.ip("addr flush dev eth0")
+        room.boot(machine(2))
+        room.close()
+
+        def logged() -> list[dict[str, Any]]:
+            return list(control.follow("/v1/events"))
+
+        eventually(lambda: any(str(machine(1)) in e.get("text", "") for e in logged()))
+        mine = [e for e in logged() if e["mac"] == machine(1) and e["kind"] != "alarm"]
+        assert len(mine) <= 200
+        assert {"discover", "boot", "stage", "offer", "request", "ack"} <= {
+            e["kind"] for e in logged() if e["mac"] == machine(2)
+        }
+
+
+@pytest.mark.parametrize(("name", "port"), [("dhcp", 67), ("tftp", 69)])
+def test_what_a_port_lost_is_counted_and_told(serve: Serve, name: str, port: int) -> None:
+    """While the server stands still, more comes than its buffer holds."""
+    with running(serve, GOOD) as control:
+        status = control.get("/v1/status")
+        assert status[name]["dropped"] == 0
+        os.kill(status["pid"], signal.SIGSTOP)
+        try:
+            with serve.cable.cli.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+                until = time.monotonic() + 60
+                while not lost_at(status["pid"], port):
+                    assert time.monotonic() < until
+                    for _ in range(1000):
+                        udp.sendto(bytes(300), ("10.77.0.1", port))
+        finally:
+            os.kill(status["pid"], signal.SIGCONT)
+        lost = lost_at(status["pid"], port)
+        eventually(lambda: control.get("/v1/status")[name]["dropped"] == lost)
+        text = f"port {port}/udp: {lost} packets were dropped"
+        eventually(lambda: any(text in each for each in alarms(control)))
+        shown = subprocess.run(
+            [sys.executable, "-m", "pxed", "status", "--state-dir", str(serve.state)],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert str(lost) in next(s for s in shown.stdout.splitlines() if "overrun" in s)
+
+
+def lost_at(pid: int, port: int) -> int:
+    """What the kernel counts at this port in the server's namespace."""
+    rows = [line.split() for line in Path(f"/proc/{pid}/net/udp").read_text().splitlines()[1:]]
+    return sum(int(row[-1]) for row in rows if int(row[1].split(":")[1], 16) == port)

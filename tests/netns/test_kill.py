@@ -1,5 +1,6 @@
 """kill -9 of the running server: no address is given twice, and every machine keeps its own."""
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -64,6 +65,25 @@ class Room:
             return bool(self.boot(mac))
         except TimeoutError:
             return False
+
+    def starves(self, mac: Mac) -> None:
+        """DISCOVER; and whoever has an offer by now takes it."""
+        self.say(mac, Type.DISCOVER)
+        self._udp.settimeout(0.005)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                offer = decode(self._udp.recv(2048))
+                if offer.type == Type.OFFER:
+                    self.say(offer.chaddr, Type.REQUEST, SERVER_ID=offer.options[Opt.SERVER_ID],
+                             REQUESTED_IP=offer.yiaddr.packed)  # fmt: skip
+        self._udp.settimeout(5)
+
+    def gives_back(self, mac: Mac, ip: IPv4Address) -> None:
+        options: dict[int, bytes] = {
+            Opt.TYPE: bytes((Type.RELEASE,)), Opt.SERVER_ID: IPv4Address("10.77.0.1").packed,
+        }  # fmt: skip
+        message = Message(Op.REQUEST, 7, mac, ciaddr=ip, options=options)
+        self._udp.sendto(encode(message), ("255.255.255.255", 67))
 
     def decline(self, mac: Mac, ip: IPv4Address) -> None:
         self.say(mac, Type.DECLINE, REQUESTED_IP=ip.packed,

@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from pxed.dhcp.bootplan import BOOT_FILES, BootPlan
 from pxed.dhcp.classify import Firmware, identify
 from pxed.dhcp.codec import DhcpError, Message, decapsulate, decode, encapsulate, encode
-from pxed.dhcp.leases import Leases, State
+from pxed.dhcp.lease import State
+from pxed.dhcp.leases import Leases
 from pxed.dhcp.policy import Policy
 from pxed.dhcp.replies import Mode, Settings
 from pxed.dhcp.solicit6 import solicit
@@ -143,7 +144,13 @@ class Pool(RuleBasedStateMachine):
 
     @rule(mac=pool_macs, wanted=st.one_of(st.none(), pool_ips))
     def offer(self, mac: Mac, wanted: IPv4Address | None) -> None:
-        lease = self.leases.offer(mac, self.now, wanted)
+        leases, home = self.leases, self.leases._home.get(mac)
+        fresh = leases.of(mac, self.now) is None
+        there = leases._active.get(home) if home is not None else None
+        lease = leases.offer(mac, self.now, wanted)
+        if mac in leases._real and fresh and there is None:
+            assert lease is not None
+            assert lease.ip == home
         if lease is not None:
             assert self.leases.owner(lease.ip, self.now) == mac
             assert lease.ip in self.leases
@@ -161,6 +168,25 @@ class Pool(RuleBasedStateMachine):
         owner = self.leases.owner(ip, self.now)
         if self.leases.bind(mac, ip, self.now, 60) is not None:
             assert owner in (None, mac)
+
+    @rule(mac=pool_macs)
+    def use(self, mac: Mac) -> None:
+        self.leases.used(mac, self.now)
+
+    @rule(mac=pool_macs, ip=pool_ips)
+    def conflict(self, mac: Mac, ip: IPv4Address) -> None:
+        self.leases.conflict(ip, mac, self.now)
+
+    @rule(mac=pool_macs)
+    def comes_back(self, mac: Mac) -> None:
+        """A machine that was there finds no stranger in its home, whatever that one did."""
+        leases, home = self.leases, self.leases._home.get(mac)
+        if mac not in leases._real or leases.of(mac, self.now) is not None or home is None:
+            return
+        there = leases._active.get(home)
+        taken = there is not None and (there.state is State.DECLINED or there.mac in leases._real)
+        lease = leases.offer(mac, self.now)
+        assert taken or (lease is not None and lease.ip == home)
 
     @rule(mac=pool_macs, ip=pool_ips)
     def release(self, mac: Mac, ip: IPv4Address) -> None:
@@ -196,9 +222,15 @@ class Pool(RuleBasedStateMachine):
 
     @invariant()
     def consistent(self) -> None:
-        both = sum(1 for ip in self.leases._active if ip in self.leases._home_at)
-        assert self.leases._both == both
         leases = self.leases
+        away = {ip for ip in leases._home_at if ip not in leases._active}
+        assert {ip for ip in away if leases._home_at[ip] in leases._real} == set(leases._away)
+        assert away - set(leases._away) == set(leases._doubtful)
+        idle = {ip for ip, lease in leases._active.items()
+                if lease.state is State.BOUND and lease.mac not in leases._real}  # fmt: skip
+        assert idle == set(leases._idle)
+        assert leases._real <= set(leases._home)
+        assert len(leases._former) <= leases.size
         assert len(leases._active) <= leases.size
         assert len(leases._home) == len(leases._home_at) <= leases.size
         assert {mac: ip for ip, mac in leases._home_at.items()} == dict(leases._home)

@@ -4,7 +4,9 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from pxed.dhcp.leases import AGAIN, CLAIM, HOLD, PRESSURE, QUARANTINE, Lease, Leases, State, carve
+from pxed.dhcp.lease import Lease, State, carve
+from pxed.dhcp.leases import CLAIM, HOLD, IDLE, QUARANTINE, Leases
+from pxed.dhcp.pressure import AGAIN, PRESSURE
 from pxed.errors import UsageError
 from pxed.mac import Mac, mac_text
 
@@ -187,7 +189,149 @@ def test_when_the_flood_is_over_strangers_are_answered_at_once(leases: Leases) -
 
 def test_who_asked_in_a_flood_is_remembered_within_bounds(leases: Leases) -> None:
     flooded(leases, 0, 40, rate=1000)
-    assert len(leases._asked) <= 1 << 14
+    assert len(leases._pressure) <= 1 << 14
+
+
+def taking(leases: Leases, begin: float, end: float, rate: int = 100) -> float:
+    """The same, and each takes what it is offered."""
+    for number in range(int(begin * rate), int(end * rate)):
+        if (offer := leases.offer(stranger(number), number / rate)) is not None:
+            leases.bind(stranger(number), offer.ip, number / rate, 600)
+    return end
+
+
+def test_idle_leases_go_to_a_new_machine_when_the_pool_is_short(leases: Leases) -> None:
+    """It asks at 4, 12 and 28 s, as firmware does."""
+    now = taking(leases, 0, 10)
+    assert leases.idle == leases.size
+    found = [leases.offer(A, now)]
+    for end in (14, 22, 38):
+        now = taking(leases, now, end)
+        found.append(leases.offer(A, now))
+    assert found[0] is found[1] is None
+    assert found[-1] is not None
+    assert leases.bind(A, found[-1].ip, now, 600) is not None
+
+
+def test_a_lease_that_is_used_is_nobody_elses(leases: Leases) -> None:
+    ip = bound(leases, A)
+    leases.used(A, 1)
+    now = taking(leases, 2, 100)
+    assert leases.owner(ip, now) == A
+    assert leases.idle == leases.size - 1
+
+
+def test_so_is_one_that_is_renewed(leases: Leases) -> None:
+    ip = bound(leases, A)
+    assert leases.bind(A, ip, IDLE - 1, 600, renews=True) is not None
+    assert leases.idle == 1
+    assert leases.bind(A, ip, IDLE, 600, renews=True) is not None
+    assert leases.idle == 0
+
+
+def test_an_idle_lease_is_left_alone_while_there_are_others(leases: Leases) -> None:
+    ip = bound(leases, A)
+    for n in range(9):
+        bound(leases, stranger(n), 500)
+    assert leases.owner(ip, 501) == A
+
+
+def test_a_repetition_does_not_make_an_idle_lease_younger(leases: Leases) -> None:
+    ip = bound(leases, A)
+    for n in range(9):
+        bound(leases, stranger(n), 1)
+    bound(leases, A, IDLE)
+    offer = leases.offer(B, IDLE)
+    assert offer is not None
+    assert offer.ip == ip
+
+
+def known(leases: Leases, count: int) -> dict[Mac, IPv4Address]:
+    """So many machines that were here, and are switched off."""
+    homes = {}
+    for number in range(count):
+        mac = mac_text(b"\x52\x54\0\0\1" + bytes((number,)))
+        homes[mac] = bound(leases, mac)
+        leases.used(mac, 0)
+        leases.release(mac, homes[mac], 1)
+    return homes
+
+
+def test_known_machines_find_their_addresses_after_a_flood_that_took_all() -> None:
+    leases = Leases(IPv4Address("10.0.0.1"), IPv4Address("10.0.0.40"))
+    homes = known(leases, 40)
+    now = taking(leases, 2, 60)
+    assert leases.idle == 10  # a quarter of them, for a while
+    assert {mac: bound(leases, mac, now) for mac in homes} == homes
+
+
+def test_a_new_room_in_a_pool_that_an_old_one_has_filled() -> None:
+    leases = Leases(IPv4Address("10.0.0.1"), IPv4Address("10.0.0.40"))
+    known(leases, 40)
+    macs = [stranger(number) for number in range(40)]
+    for now in (10, 14, 22, 38):  # they go on at once, so there is room for the others
+        for mac in macs:
+            if leases.of(mac, now) is None and (offer := leases.offer(mac, now)) is not None:
+                leases.bind(mac, offer.ip, now, 600)
+        for mac in macs:
+            leases.used(mac, now + 1)
+    assert len({leases.of(mac, 39) for mac in macs} - {None}) == 40
+
+
+def test_who_had_an_address_and_did_nothing_comes_last(leases: Leases) -> None:
+    now = taking(leases, 0, 1, rate=10)  # ten, which ask again and again
+    for now in range(1, 40):
+        for number in range(10):
+            if (offer := leases.offer(stranger(number), now)) is not None:
+                leases.bind(stranger(number), offer.ip, now, 600)
+        leases.offer(A, now)
+    assert leases.of(A, now) is not None
+
+
+def test_a_guest_in_a_known_machines_home(leases: Leases) -> None:
+    leases = Leases(FIRST, FIRST)
+    homes = known(leases, 1)
+    (mac,) = homes
+    bound(leases, A, 10)
+    assert leases.is_home(FIRST)
+    offer = leases.offer(mac, 11)
+    assert offer is not None
+    assert not leases.is_home(FIRST)  # the guest may be there: somebody has to look
+    assert leases.conflict(FIRST, A, 12)
+    assert leases.owner(FIRST, 12) == A  # it is: it is no guest any more
+    assert leases.offer(mac, 13) is None
+
+
+def test_what_another_answers_for_is_quarantined(leases: Leases) -> None:
+    offer = leases.offer(A, 0)
+    assert offer is not None
+    assert leases.conflict(offer.ip, B, 1)
+    assert leases.of(A, 1) is None
+    assert leases.bind(A, offer.ip, 2, 600) is None
+    assert not leases.conflict(offer.ip, B, 3)
+
+
+def test_the_store_hears_whose_home_a_guest_has_left() -> None:
+    seen: list[Lease] = []
+    leases = Leases(FIRST, FIRST, on_change=seen.append)
+    (mac,) = known(leases, 1)
+    bound(leases, A, 10, 100)
+    leases.owner(FIRST, 110)
+    assert (seen[-1].mac, seen[-1].state) == (mac, State.RELEASED)
+    bound(leases, A, 120)
+    leases.release(A, FIRST, 121)
+    assert (seen[-1].mac, seen[-1].state) == (mac, State.RELEASED)
+
+
+def test_after_a_restart_who_is_known_is_not_idle(leases: Leases) -> None:
+    bound(leases, A)
+    bound(leases, B)
+    other = Leases(FIRST, LAST)
+    other.restore(list(leases.export()), 50, {A}.__contains__)
+    assert other.idle == 1
+    assert taking(other, 100, 150) == 150
+    assert other.of(A, 150) is not None
+    assert other.of(B, 150) is None
 
 
 def test_withdraw_frees_an_offer_not_a_lease(leases: Leases) -> None:
@@ -262,22 +406,22 @@ def test_strangers_get_what_was_looked_at(leases: Leases) -> None:
     leases.vouch(FIRST + 5, until=110)
     got = [leases.offer(stranger(n), 50) for n in range(2)]
     assert {lease.ip for lease in got if lease is not None} == {FIRST + 3, FIRST + 5}
-    assert leases.spend(FIRST + 3, 50)
-    assert not leases.spend(FIRST + 3, 50)
+    assert leases.ahead.spend(FIRST + 3, 50)
+    assert not leases.ahead.spend(FIRST + 3, 50)
 
 
 def test_an_old_look_is_none(leases: Leases) -> None:
     leases.vouch(FIRST + 3, until=100)
-    assert leases.ending(by=99) == []
-    assert leases.ending(by=100) == [FIRST + 3]
+    assert leases.ahead.ending(by=99) == []
+    assert leases.ahead.ending(by=100) == [FIRST + 3]
     assert leases.offer(A, 100) is not None
-    assert not leases.spend(FIRST + 3, 100)
+    assert not leases.ahead.spend(FIRST + 3, 100)
 
 
 def test_only_free_addresses_are_looked_at(leases: Leases) -> None:
     home = bound(leases, A)
     leases.vouch(home, until=100)
-    assert leases.vouched == 0
+    assert len(leases.ahead) == 0
     leases.vouch(next(ip for ip in (FIRST, LAST) if ip != home), until=100)
     assert len(leases.unseen(99)) == 8
     assert len(leases.unseen(5)) == 5
@@ -291,7 +435,7 @@ def test_an_address_in_use_is_avoided_for_a_while(leases: Leases) -> None:
     leases.vouch(FIRST, until=100)
     assert leases.avoid(B, FIRST, 0)
     assert not leases.avoid(B, FIRST, 0)
-    assert leases.vouched == 0
+    assert len(leases.ahead) == 0
     got = [leases.offer(stranger(n), 1) for n in range(10)]
     assert sum(lease is None for lease in got) == 1
     assert FIRST not in {lease.ip for lease in got if lease is not None}
@@ -301,4 +445,4 @@ def test_an_address_in_use_is_avoided_for_a_while(leases: Leases) -> None:
 def test_what_is_bound_is_no_longer_vouched_for(leases: Leases) -> None:
     leases.vouch(FIRST, until=100)
     assert leases.bind(A, FIRST, 0, 600) is not None
-    assert leases.vouched == 0
+    assert len(leases.ahead) == 0

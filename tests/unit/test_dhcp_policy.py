@@ -130,7 +130,7 @@ def test_exhaustion_is_reported() -> None:
     boot(server, BIOS)
     outcome = discover(server, BIOS, mac=Mac("52:54:00:00:00:99"))
     assert kinds(outcome) == [Kind.DISCOVER, Kind.POOL_FULL]
-    said = {"range": "10.77.0.50-10.77.0.50", "size": 1, "unclaimed": 0, "free": 0}
+    said = {"range": "10.77.0.50-10.77.0.50", "size": 1, "unclaimed": 0, "idle": 1, "free": 0}
     assert outcome.events[1].detail == said
 
 
@@ -390,7 +390,7 @@ def test_a_conflict_moves_to_the_next_address() -> None:
     server = policy()
     first = discover(server, BIOS)
     assert first.probe is not None
-    assert server.conflict(first.probe, 0)
+    assert server.conflict(first.probe, Mac("52:54:00:00:00:99"), 0)
     assert only(discover(server, BIOS)).yiaddr != first.probe
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from pxed import journal as module
 from pxed.clients import Clients
-from pxed.dhcp.leases import Lease, State
+from pxed.dhcp.lease import Lease, State
 from pxed.errors import HostError
 from pxed.eventlog import EventLog
 from pxed.journal import Journal

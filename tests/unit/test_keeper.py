@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pxed.clients import Clients
-from pxed.dhcp.leases import Lease, State
+from pxed.dhcp.lease import Lease, State
 from pxed.errors import HostError
 from pxed.eventlog import EventLog
 from pxed.journal import Journal

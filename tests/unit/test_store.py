@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pxed.dhcp.leases import Lease
-from pxed.dhcp.leases import State as LeaseState
+from pxed.dhcp.lease import Lease
+from pxed.dhcp.lease import State as LeaseState
 from pxed.errors import HostError, UsageError
 from pxed.mac import Mac
 from pxed.seat import Client, Stage, State, Step

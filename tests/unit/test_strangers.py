@@ -4,7 +4,18 @@ from pxed import strangers as module
 from pxed.events import Event, Kind
 from pxed.mac import Mac
 from pxed.seat import Client, Stage, State, Step
-from pxed.strangers import AT_ALL, LOG_BURST, MOST, TRUST, YOUNG, Strangers, is_stranger, proves
+from pxed.strangers import (
+    AT_ALL,
+    LOG_BURST,
+    MOST,
+    TAKEN,
+    TRUST,
+    YOUNG,
+    Strangers,
+    is_stranger,
+    proves,
+    takes,
+)
 
 A = Mac("52:54:00:00:00:0a")
 
@@ -77,6 +88,10 @@ def test_who_is_a_stranger() -> None:
     assert not is_stranger(Client(A, boots=2))
     assert not is_stranger(Client(A, boots=1, name="seat-01"))
     assert not is_stranger(Client(A, boots=1, order="local"))
+    words = [*asked.timeline, Step(Stage.IPXE, 1.0)]
+    assert is_stranger(Client(A, State.BOOTING, boots=1, timeline=words))  # anybody can say so
+    done = [*words, Step(Stage.BOOT_FILE, 1.2)]
+    assert not is_stranger(Client(A, State.BOOTING, boots=1, timeline=done))
     assert not is_stranger(Client(A, State.RUNNING, boots=1))
     assert not is_stranger(Client(A, State.FAILED, boots=1, timeline=[Step(Stage.BOOT_FILE, 1.0)]))
 
@@ -84,5 +99,44 @@ def test_who_is_a_stranger() -> None:
 def test_what_proves_that_somebody_is_there() -> None:
     assert not proves(Event(Kind.DISCOVER, A, 1.0))
     assert not proves(Event(Kind.IGNORED, A, 1.0))
-    for kind in (Kind.REQUEST, Kind.TFTP_PROBE, Kind.AOE_FOUND):
+    for kind in (Kind.REQUEST, Kind.ACK):  # these can be made up too
+        assert not proves(Event(kind, A, 1.0))
+        assert takes(Event(kind, A, 1.0))
+    for kind in (Kind.TFTP_PROBE, Kind.HTTP_READ, Kind.AOE_FOUND):
         assert proves(Event(kind, A, 1.0))
+        assert not takes(Event(kind, A, 1.0))
+
+
+def test_who_takes_its_offer_gets_its_devices_then() -> None:
+    strangers = flood(TRUST)
+    assert not strangers.asks(A, 1)
+    assert strangers.takes(A, 2)
+    assert not strangers.takes(A, 3)  # once
+    assert A in strangers
+    assert not strangers.proven(A)
+    assert A not in strangers
+
+
+def test_who_took_its_offer_makes_room_for_who_asks() -> None:
+    strangers = flood(TRUST)
+    assert not strangers.takes(made_up(0), 1)
+    assert strangers.asks(A, 1)
+    assert strangers.asks(made_up(0), 2)  # has them
+
+
+def test_those_who_took_it_and_go_no_further_are_bounded() -> None:
+    strangers = Strangers()
+    for number in range(TAKEN + 5):
+        strangers.asks(made_up(number), 0)
+        strangers.takes(made_up(number), 0)
+    assert len(strangers._taken) == TAKEN
+    assert strangers.too_many(YOUNG - 1) == []
+    gone = strangers.too_many(YOUNG + 1)
+    assert set(gone) >= {made_up(number) for number in range(TAKEN // 2)}
+    assert len(gone) == len(set(gone))
+    strangers.hears(A, YOUNG + 1)
+    assert strangers.takes(A, YOUNG + 1)
+
+
+def test_taking_an_offer_is_no_word_of_who_is_known() -> None:
+    assert not Strangers().takes(A, 1)
