@@ -2,11 +2,16 @@
 
 import os
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
 
+from pxed.client.debian import MIRROR
+from pxed.errors import HostError
 from pxed.lab.netns import Namespace, veth
 
 WITHOUT_PRIVILEGE = ("setpriv", "--bounding-set", "-all", "--")
@@ -21,6 +26,31 @@ def requires(*programs: str, root: bool = True) -> None:
     missing = [name for name in programs if shutil.which(name) is None]
     if missing:
         pytest.skip(f"needs {', '.join(missing)}: run script/bootstrap")
+
+
+@contextmanager
+def from_mirror() -> Iterator[None]:
+    """Around a test's fetch of Debian's packages: skip, loudly, where the mirror does not answer.
+
+    A fetch that fails although the mirror answers is a failure: ours.
+    """
+    try:
+        yield
+    except HostError as error:
+        if mirror_answers():
+            raise
+        pytest.skip(f"needs {MIRROR}, which does not answer: {error}")
+
+
+def mirror_answers(mirror: str = MIRROR) -> bool:
+    """Whether apt, with this machine's settings, gets one small file from there."""
+    with tempfile.TemporaryDirectory(prefix="pxed-mirror-") as place:
+        argv = ["/usr/lib/apt/apt-helper", "-o", "APT::Sandbox::User=root", "download-file"]
+        argv += [f"{mirror}/dists/bookworm/InRelease", f"{place}/InRelease"]
+        try:
+            return subprocess.run(argv, capture_output=True, timeout=120).returncode == 0
+        except (FileNotFoundError, subprocess.TimeoutExpired):
+            return False
 
 
 @dataclass

@@ -15,6 +15,7 @@ from pxed.client.debian import sources
 from pxed.client.debroot import Recipe, fetch_packages, run_alone
 from pxed.client.imagedir import squash
 from pxed.client.kernel import fetch_kernel
+from tests.conftest import from_mirror
 from tests.guest import System, build_initrd
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +32,8 @@ def build_machine(folder: Path) -> System:
     today = int(time.time()) // 86400 * 86400
     log = folder / "log"
     recipe = Recipe("bookworm", PACKAGES, sources("bookworm", None), today)
-    archive = fetch_packages(recipe, log, refresh=False, progress=lambda _text: None)
+    with from_mirror():
+        archive = fetch_packages(recipe, log, refresh=False, progress=lambda _text: None)
     root = folder / "root"
     root.mkdir()
     run_alone(["tar", "-C", str(root), "--zstd", "--numeric-owner", "-xpf", str(archive)], log,

@@ -6,20 +6,18 @@ Nothing of ours is in these systems: their roots and initramfses are made of Deb
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pxed.client.debian import sources
-from pxed.client.debroot import Recipe, fetch_packages, run_alone
+from pxed.client.debroot import run_alone
 from pxed.lab.lab import Lab
 from pxed.lab.qemu import Client, Firmware
 from pxed.lab.server import LabServer
 from tests.boot.conftest import PROGRAMS
-from tests.boot.debian import eventually, power_on
+from tests.boot.debian import eventually, installed, power_on
 from tests.conftest import requires
 
 pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.timeout(1500)]
@@ -38,16 +36,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root of the live systems."""
     requires(*PROGRAMS, "mmdebstrap", "mke2fs", "xorriso", "dpkg-deb")
     place = tmp_path_factory.mktemp("live")
-    log = place / "log"
-    log.touch()
-    today = int(time.time()) // 86400 * 86400
-    recipe = Recipe("bookworm", PACKAGES, sources("bookworm", None), today)
-    archive = fetch_packages(recipe, log, refresh=False, progress=lambda _: None)
-    root = place / "root"
-    root.mkdir()
-    untar = ["tar", "-C", str(root), "--zstd", "--xattrs", "--xattrs-include=*", "-xpf"]
-    run_alone([*untar, str(archive), "--numeric-owner"], log, timeout=600)
-    run_alone(["chroot", str(root), "passwd", "-q", "-d", "root"], log, timeout=60)
+    root = installed(place, PACKAGES)
     (root / "etc/hostname").write_text("live\n")
     (root / "etc/fstab").write_text("")
     get = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *MODULES]

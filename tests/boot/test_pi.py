@@ -15,13 +15,12 @@ from pxed import pi
 from pxed.client.debs import fetch_package
 from pxed.client.kernel import Kernel
 from pxed.client.raspios import build_raspios
-from pxed.errors import HostError
 from pxed.lab.arm import ArmClient
 from pxed.lab.lab import Lab
 from pxed.lab.server import LabServer
 from tests import piroot
 from tests.boot.test_kernel_boot import NO_PXE
-from tests.conftest import requires
+from tests.conftest import from_mirror, requires
 from tests.netns.test_rpi import DISCOVER_4, MAC_4, SERIAL_4, discover, fetch
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(300)]
@@ -31,11 +30,9 @@ pytestmark = [pytest.mark.boot, pytest.mark.timeout(300)]
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image like Raspberry Pi OS's, of Debian's arm64 kernel and busybox."""
     requires("qemu-system-aarch64", "mksquashfs", "xz", "depmod", "apt-get", "mcopy", "mkfs.fat")
-    try:
+    with from_mirror():
         package = fetch_package("linux-image-arm64", "arm64")
         programs = fetch_package("busybox", "arm64"), fetch_package("libc6", "arm64")
-    except HostError as error:
-        pytest.skip(f"needs Debian's packages for arm64: {error}")
     (modules,) = (package / "lib/modules").iterdir()
     kernel = Kernel(package, modules.name)
     work = tmp_path_factory.mktemp("pi")

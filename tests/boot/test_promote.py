@@ -3,18 +3,15 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pxed.client.debian import sources
-from pxed.client.debroot import Recipe, fetch_packages, run_alone
 from pxed.lab.lab import Lab
 from pxed.lab.qemu import Client
 from tests.boot.conftest import PROGRAMS, Room
-from tests.boot.debian import eventually, power_on
+from tests.boot.debian import eventually, installed, power_on
 from tests.conftest import requires
 
 pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.timeout(1200)]
@@ -37,16 +34,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The disk of an installed machine: one ext4, with all that must not reach a seat."""
     requires(*PROGRAMS, "mmdebstrap", "mke2fs")
     place = tmp_path_factory.mktemp("machine")
-    log = place / "log"
-    log.touch()
-    today = int(time.time()) // 86400 * 86400
-    recipe = Recipe("bookworm", PACKAGES, sources("bookworm", None), today)
-    archive = fetch_packages(recipe, log, refresh=False, progress=lambda _: None)
-    root = place / "root"
-    root.mkdir()
-    untar = ["tar", "-C", str(root), "--zstd", "--xattrs", "--xattrs-include=*", "-xpf"]
-    run_alone([*untar, str(archive), "--numeric-owner"], log, timeout=600)
-    run_alone(["chroot", str(root), "passwd", "-q", "-d", "root"], log, timeout=60)
+    root = installed(place, PACKAGES)
     files = {
         "etc/fstab": FSTAB, "etc/hostname": "server\n", "etc/machine-id": "deadbeef" * 4 + "\n",
         "etc/ssh/ssh_host_rsa_key": "secret\n", "home/anna/mine": "from the machine\n",

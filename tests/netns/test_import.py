@@ -10,128 +10,18 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pxed.client.archive import Cpio
-from pxed.client.kernel import fetch_kernel
 from tests.conftest import requires
+from tests.netns.machines import MIB, RELEASE, Importer, disk, ext4, importer, machine
 from tests.netns.test_manage import M1, Room, room
 
-__all__ = ["room"]
+__all__ = ["importer", "machine", "room"]
 
 pytestmark = pytest.mark.netns
-
-PROGRAMS = ("mksquashfs", "unsquashfs", "mcopy", "syslinux", "objcopy", "busybox", "qemu-img",
-            "sfdisk", "mke2fs", "mkfs.fat", "losetup")  # fmt: skip
-MIB = 1 << 20
-RELEASE = "6.1.0-1"
-
-
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The root of a small installed system, with a real driver and a kernel that only looks so."""
-    requires(*PROGRAMS)
-    kernel = fetch_kernel()
-    monkeypatch.setenv("PXED_CACHE", str(tmp_path / "cache"))
-    root = tmp_path / "machine"
-    vmlinuz = bytearray(2048)
-    vmlinuz[0x202:0x206] = b"HdrS"
-    struct.pack_into("<H", vmlinuz, 0x236, 1)
-    driver = "kernel/drivers/block/aoe/aoe.ko"
-    files = {
-        "etc/os-release": b'PRETTY_NAME="Small 1"\n', "etc/fstab": b"",
-        f"lib/modules/{RELEASE}/modules.dep": f"{driver}:\n".encode(),
-        f"lib/modules/{RELEASE}/modules.builtin": b"",
-        f"lib/modules/{RELEASE}/{driver}": (kernel.modules / driver).read_bytes(),
-        f"boot/vmlinuz-{RELEASE}": bytes(vmlinuz), "home/anna/mine": b"hers\n",
-        "etc/ssh/ssh_host_rsa_key": b"secret\n", "srv/private": b"private\n", "tmp/x": b"x",
-        "swapfile": bytes(4096),
-    }  # fmt: skip
-    for name, data in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    (root / "sbin").mkdir()
-    shutil.copy(str(shutil.which("busybox")), root / "sbin/init")
-    os.chown(root / "home/anna/mine", 1000, 1000)
-    return root
-
-
-def ext4(source: Path | None, target: Path, mib: int = 16) -> Path:
-    fill = ["-d", str(source)] if source else []
-    subprocess.run(["mke2fs", "-q", "-t", "ext4", *fill, str(target), f"{mib}M"], check=True)
-    return target
-
-
-def disk(target: Path, parts: Sequence[tuple[str, Path]], label: str = "gpt") -> Path:
-    """A raw disk with these partitions (type, content), each on a whole MiB."""
-    table, at = f"label: {label}\n", 1
-    with target.open("wb") as out:
-        for kind, content in parts:
-            size = -(-content.stat().st_size // MIB)
-            table += f"start={at}MiB, size={size}MiB, type={kind}\n"
-            out.seek(at * MIB)
-            out.write(content.read_bytes())
-            at += size + 1
-        out.truncate((at + 1) * MIB)
-    subprocess.run(["sfdisk", "-q", str(target)], input=table, text=True, check=True)
-    return target
-
-
-class Importer:
-    """``pxed image import`` into a state directory."""
-
-    def __init__(self, state: Path) -> None:
-        self.state = state
-
-    def argv(self, source: Path, *words: str) -> list[str]:
-        return [sys.executable, "-m", "pxed", "image", "import", str(source), "--name", "lab",
-                "--version", "1", "--state-dir", str(self.state), *words]  # fmt: skip
-
-    def __call__(self, source: Path, *words: str) -> dict[str, Any]:
-        done = subprocess.run(
-            [*self.argv(source, *words), "--json"], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        shown: dict[str, Any] = json.loads(done.stdout)
-        self.is_clean()
-        return shown
-
-    def refused(self, source: Path, *words: str, status: int = 2) -> str:
-        """The one line that an import fails with."""
-        done = subprocess.run(
-            self.argv(source, *words), capture_output=True, text=True, check=False
-        )
-        assert done.returncode == status, done.stdout + done.stderr
-        said = [line for line in done.stderr.splitlines() if not line.startswith("  ")]
-        assert len(said) == 1, done.stderr
-        self.is_clean()
-        assert not (self.state / "images" / "lab").exists()
-        return said[0]
-
-    def is_clean(self) -> None:
-        """No mount, no loop device and no half-made directory is left."""
-        assert str(self.state) not in Path("/proc/self/mountinfo").read_text()
-        loops = Path("/sys/block").glob("loop*/loop/backing_file")
-        assert not [p for p in loops if str(self.state.parent) in p.read_text()]
-        assert not list(self.state.glob("images/*/.*-*"))
-
-    def root(self, shown: dict[str, Any]) -> Path:
-        """The files of a squashfs root."""
-        target = self.state.parent / "unpacked"
-        subprocess.run(
-            ["unsquashfs", "-q", "-n", "-d", str(target), shown["devices"]["root"]],
-            check=True, capture_output=True,
-        )  # fmt: skip
-        return target
-
-
-@pytest.fixture
-def importer(tmp_path: Path) -> Importer:
-    return Importer(tmp_path / "state")
 
 
 def test_a_raw_disk_keeps_its_root_as_it_is(
@@ -499,107 +389,6 @@ def test_interrupted_it_says_so_and_leaves_nothing(
     assert said.splitlines()[-1] == "pxed: interrupted"
     assert not (importer.state / "images/lab").exists()
     importer.is_clean()
-
-
-def bzimage() -> bytes:
-    """A kernel image, as far as anybody looks: 64 bit, and it says its release."""
-    data = bytearray(4096)
-    data[0x202:0x206] = b"HdrS"
-    struct.pack_into("<H", data, 0x236, 1)
-    struct.pack_into("<H", data, 0x20E, 0x600)
-    text = f"{RELEASE} (me) #1\0".encode()
-    data[0x800 : 0x800 + len(text)] = text
-    return bytes(data)
-
-
-def live(machine: Path, place: Path, *inside: str) -> tuple[Path, bytes]:
-    """The tree of a live medium, and its initramfs with these files."""
-    tree = place / "tree"
-    for folder in ("LiveOS", "images/pxeboot"):
-        (tree / folder).mkdir(parents=True)
-    squash = ["mksquashfs", str(machine), str(tree / "LiveOS/squashfs.img"), "-quiet"]
-    subprocess.run([*squash, "-no-progress"], check=True, capture_output=True)
-    (tree / "images/pxeboot/vmlinuz").write_bytes(bzimage())
-    made = Cpio()
-    for name in ("init", *inside):
-        made.file(name, b"x")
-    (tree / "images/pxeboot/initrd.img").write_bytes(bytes(made))
-    return tree, bytes(made)
-
-
-def appended(shown: dict[str, Any], own: bytes) -> bytes:
-    """What was put behind the medium's own initramfs, which is as it was."""
-    initrd = Path(shown["devices"]["boot"]).with_name("initrd").read_bytes()
-    assert initrd.startswith(own)
-    return initrd[len(own) :]
-
-
-def cmdline(shown: dict[str, Any]) -> str:
-    manifest = Path(shown["devices"]["boot"]).with_name("manifest.json")
-    said: str = json.loads(manifest.read_text())["kernel"]["cmdline"]
-    return said
-
-
-KIWI = ("usr/sbin/kiwi-live-root", "usr/lib/net-lib.sh", "usr/lib/modules/6/aoe.ko")
-
-
-def test_a_kiwi_iso_is_served_whole_to_its_own_initramfs(
-    importer: Importer, machine: Path, tmp_path: Path
-) -> None:
-    requires("xorriso")
-    tree, own = live(machine, tmp_path, *KIWI)
-    source = tmp_path / "kiwi.iso"
-    argv = ["xorriso", "-as", "mkisofs", "-quiet", "-R", "-o", str(source), str(tree)]
-    subprocess.run(argv, check=True, capture_output=True)
-    shown = importer(source)
-    assert shown["origin"]["root"] == "LiveOS/squashfs.img, kiwi"
-    assert "a live system" in shown["diskless_only"]
-    assert shown["devices"].keys() == {"boot", "root"}
-    assert Path(shown["devices"]["root"]).read_bytes().startswith(source.read_bytes())
-    assert "root=live:AOEINTERFACE=e16.1" in cmdline(shown)
-    more = appended(shown, own)
-    assert b"echo > /dev/etherd/discover" in more
-    assert b"busybox" not in more
-
-
-def test_untouched_if_that_is_asked_for(importer: Importer, machine: Path, tmp_path: Path) -> None:
-    tree, own = live(machine, tmp_path, *KIWI)
-    assert appended(importer(tree, "--initramfs", "its"), own) == b""
-
-
-def test_a_dracut_that_knows_no_aoe_gets_the_roots_own_driver(
-    importer: Importer, machine: Path, tmp_path: Path
-) -> None:
-    tree, own = live(machine, tmp_path, "sbin/dmsquash-live-root")
-    assert "cannot do AoE by itself" in importer.refused(tree, "--initramfs", "its")
-    shown = importer(tree)
-    squash = (tree / "LiveOS/squashfs.img").read_bytes()
-    assert Path(shown["devices"]["root"]).read_bytes().startswith(squash)
-    assert "root=live:/dev/etherd/e16.1" in cmdline(shown)
-    more = appended(shown, own)
-    assert f"pxed/lib/modules/{RELEASE}/kernel/drivers/block/aoe/aoe.ko".encode() in more
-    assert b"usr/lib/dracut/hooks/initqueue/settled/20-pxed.sh" in more
-
-
-def test_a_live_system_of_an_unknown_kind_gets_our_initramfs(
-    importer: Importer, machine: Path, tmp_path: Path
-) -> None:
-    tree, _ = live(machine, tmp_path)
-    assert "no kind that is known" in importer.refused(tree, "--initramfs", "its")
-    shown = importer(tree)
-    assert shown["diskless_only"] == ""
-    assert "root=live" not in cmdline(shown)
-    squash = (tree / "LiveOS/squashfs.img").read_bytes()
-    assert Path(shown["devices"]["root"]).read_bytes().startswith(squash)
-
-
-def test_a_live_system_without_an_aoe_driver_is_refused(
-    importer: Importer, machine: Path, tmp_path: Path
-) -> None:
-    (machine / f"lib/modules/{RELEASE}/modules.dep").write_text("")
-    tree, _ = live(machine, tmp_path, "sbin/dmsquash-live-root")
-    assert "has no AoE driver" in importer.refused(tree)
-    assert "has no AoE driver" in importer.refused(tree, "--initramfs", "ours")
 
 
 def test_beside_a_running_server_a_new_version_waits(room: Room, machine: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 from pxed.client.initramfs import busybox, script
 from pxed.client.kernel import Kernel, fetch_kernel
 from pxed.client.minimal import build_minimal
-from pxed.errors import HostError, UsageError
-from tests.conftest import requires
+from pxed.errors import UsageError
+from tests.conftest import from_mirror, requires
 
 SCRIPTS = ("init.sh", "report.sh", "rc.sh", "udhcpc.sh")
 
@@ -20,10 +20,8 @@ SCRIPTS = ("init.sh", "report.sh", "rc.sh", "udhcpc.sh")
 @pytest.fixture(scope="module")
 def kernel() -> Kernel:
     requires("apt-get", "dpkg-deb", "depmod", "busybox", root=False)
-    try:
+    with from_mirror():
         return fetch_kernel()
-    except HostError as error:
-        pytest.skip(f"needs a Debian kernel package: {error}")
 
 
 @pytest.fixture(scope="module")

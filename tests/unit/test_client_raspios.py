@@ -21,9 +21,9 @@ from pxed.client.initramfs import script
 from pxed.client.kernel import Kernel, fetch_kernel
 from pxed.client.pitree import build_tree, command_line, configuration
 from pxed.client.raspios import build_raspios
-from pxed.errors import HostError, UsageError
+from pxed.errors import UsageError
 from tests import piroot
-from tests.conftest import requires
+from tests.conftest import from_mirror, requires
 
 RELEASE = "6.6.31+rpt-rpi-v8"
 
@@ -31,10 +31,8 @@ RELEASE = "6.6.31+rpt-rpi-v8"
 @pytest.fixture(scope="module")
 def kernel() -> Kernel:
     requires("apt-get", "dpkg-deb", "depmod", "xz")
-    try:
+    with from_mirror():
         return fetch_kernel()
-    except HostError as error:
-        pytest.skip(f"needs a Debian kernel package: {error}")
 
 
 @pytest.fixture(scope="module")
