@@ -146,3 +146,39 @@ def test_a_program_that_fails_is_quoted_and_its_log_named(tmp_path: Path) -> Non
     assert log.read_text() == "first\nno such thing\n"
     with pytest.raises(HostError, match="nowhere is missing"):
         run_alone(["nowhere"], log, timeout=20)
+
+
+UDEV = """#!/bin/sh -e
+systemd-udevd --daemon
+udevadm trigger --type=subsystems --action=add
+udevadm trigger --type=devices --action=add
+udevadm settle || true
+"""
+
+
+@pytest.mark.parametrize("disks", ["", "1"])
+def test_the_initramfs_asks_for_few_events(tmp_path: Path, disks: str) -> None:
+    """That part of the hook alone, on what Debian's udev package brings; not where disks matter."""
+    script = tmp_path / "scripts/init-top/udev"
+    script.parent.mkdir(parents=True)
+    script.write_text(UDEV)
+    hook = (CLIENT / "initramfs-tools/hook").read_text()
+    part = hook[hook.index("\nudev=") : hook.index("\nfi\n") + 4]
+    subprocess.run(
+        ["sh", "-ec", part],
+        env={"DESTDIR": str(tmp_path), "PXED_DISKS": disks, "PATH": os.environ["PATH"]},
+        check=True,
+    )
+    if disks:
+        assert script.read_text() == UDEV
+        return
+    first, second, third, fourth, last = script.read_text().splitlines()
+    assert (first, second, last) == (
+        "#!/bin/sh -e",
+        "systemd-udevd --daemon",
+        "udevadm settle || true",
+    )
+    assert "--subsystem-nomatch=acpi" in third
+    assert "--subsystem-nomatch=net" not in third
+    assert "--sysname-match=VMB*" in fourth
+    assert "nomatch" not in fourth
