@@ -1,6 +1,5 @@
 """Hears machines that ask for a network boot by DHCPv6; nothing is ever answered."""
 
-import asyncio
 import logging
 import socket
 import time
@@ -9,11 +8,11 @@ from collections.abc import Callable
 
 from pxed.dhcp.solicit6 import ALL_AGENTS, PORT, solicit
 from pxed.events import Event, Kind
+from pxed.net.ear import Ear
 from pxed.net.link import Link
-from pxed.net.packet import ETH_IPV6, Instruction, open_raw
+from pxed.net.packet import ETH_IPV6, Instruction
 
 _log = logging.getLogger("pxed.dhcp6")
-_BATCH = 16
 
 # Ethernet type IPv6, next header UDP, destination port 547.
 _FILTER: tuple[Instruction, ...] = (
@@ -35,34 +34,24 @@ class SolicitEar:
         self.counters: Counter[str] = Counter()
         self._link = link
         self._emit = emit
-        self._raw: socket.socket | None = None
+        self._ear = Ear(link, _FILTER, (ALL_AGENTS,), self._hear)
 
     async def start(self) -> None:
         """Open the socket; HostError without the privilege."""
-        self._raw = open_raw(self._link, ETH_IPV6, _FILTER, (ALL_AGENTS,))
-        asyncio.get_running_loop().add_reader(self._raw.fileno(), self._readable)
+        await self._ear.start()
 
     async def close(self) -> None:
         """Stop; closing twice is fine."""
-        if self._raw is not None:
-            asyncio.get_running_loop().remove_reader(self._raw.fileno())
-            self._raw.close()
-            self._raw = None
+        await self._ear.close()
 
-    def _readable(self) -> None:
-        assert self._raw is not None
-        for _ in range(_BATCH):
-            try:
-                frame = self._raw.recv(2048)
-            except OSError:  # nothing more, or the interface went down
-                return
-            self.counters["received"] += 1
-            asked = solicit(frame)
-            if asked is None or asked.mac == self._link.mac:
-                continue
-            self.counters["boots"] += 1
-            detail = {"firmware": str(asked.firmware), "arch": asked.arch}
-            try:
-                self._emit(Event(Kind.SOLICIT6, asked.mac, time.time(), detail))
-            except Exception as error:  # a fault in the listener must not stop the service
-                _log.error("event %s of %s: %r", Kind.SOLICIT6, asked.mac, error)
+    def _hear(self, frame: bytes) -> None:
+        self.counters["received"] += 1
+        asked = solicit(frame)
+        if asked is None or asked.mac == self._link.mac:
+            return
+        self.counters["boots"] += 1
+        detail = {"firmware": str(asked.firmware), "arch": asked.arch}
+        try:
+            self._emit(Event(Kind.SOLICIT6, asked.mac, time.time(), detail))
+        except Exception as error:  # a fault in the listener must not stop the service
+            _log.error("event %s of %s: %r", Kind.SOLICIT6, asked.mac, error)

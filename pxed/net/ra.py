@@ -1,8 +1,6 @@
 """Answers Router Solicitations of machines in their boot phase, so that iPXE need not wait."""
 
-import asyncio
 import logging
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -10,11 +8,10 @@ from collections.abc import Callable
 from pxed.events import Event, Kind
 from pxed.mac import Mac
 from pxed.net import icmpv6
+from pxed.net.ear import Ear
 from pxed.net.link import Link
-from pxed.net.packet import ETH_IPV6, open_raw
 
 _log = logging.getLogger("pxed.ra")
-_BATCH = 64
 
 
 class RouterAdvertiser:
@@ -29,31 +26,18 @@ class RouterAdvertiser:
         self._link = link
         self._in_boot_phase = in_boot_phase
         self._emit = emit
-        self._raw: socket.socket | None = None
+        self._ear = Ear(link, icmpv6.FILTER, (icmpv6.ALL_ROUTERS,), self._answer)
         self.counters: Counter[str] = Counter()
 
     async def start(self) -> None:
         """Open the socket; HostError without the privilege."""
-        self._raw = open_raw(self._link, ETH_IPV6, icmpv6.FILTER, (icmpv6.ALL_ROUTERS,))
-        asyncio.get_running_loop().add_reader(self._raw.fileno(), self._readable)
+        await self._ear.start()
 
     async def close(self) -> None:
         """Stop; closing twice is fine."""
-        if self._raw is not None:
-            asyncio.get_running_loop().remove_reader(self._raw.fileno())
-            self._raw.close()
-            self._raw = None
+        await self._ear.close()
 
-    def _readable(self) -> None:
-        assert self._raw is not None
-        for _ in range(_BATCH):
-            try:
-                frame = self._raw.recv(2048)
-            except OSError:  # nothing more, or the interface went down
-                return
-            self._answer(self._raw, frame)
-
-    def _answer(self, raw: socket.socket, frame: bytes) -> None:
+    def _answer(self, frame: bytes) -> None:
         self.counters["received"] += 1
         asked = icmpv6.solicitation(frame)
         if asked is None:
@@ -63,7 +47,7 @@ class RouterAdvertiser:
             self.counters["ignored"] += 1
             return
         try:
-            raw.send(icmpv6.advertisement(self._link.mac, asked))
+            self._ear.send(icmpv6.advertisement(self._link.mac, asked))
         except OSError as error:
             self.counters["send_errors"] += 1
             _log.info("cannot answer the router solicitation of %s: %s", asked.mac, error.strerror)
