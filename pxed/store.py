@@ -41,6 +41,7 @@ CREATE INDEX event_time ON event (time);
 )
 SCHEMA = len(_MIGRATIONS)
 _PAGE = 200
+_OFTEN = 10_000  # rows: some 20 MB of write-ahead file
 _LONGER = 10  # times as many entries until one that lasts is dropped
 _KINDS = " OR ".join(f'data LIKE \'{{"kind":"{kind}"%\'' for kind in sorted(LASTING))
 _DROP = f"DELETE FROM event WHERE id <= ? AND (id <= ? OR NOT ({_KINDS}))"  # noqa: S608 (ours)
@@ -69,6 +70,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
+        self._written = 0  # rows since the last checkpoint
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -140,6 +142,10 @@ class Store:
             ("INSERT OR REPLACE INTO event VALUES (?, ?, ?)", batch.events),
             (_DROP, oldest),
         )
+        self._written += sum(map(len, (batch.gone, batch.clients, batch.leases, batch.events)))
+        if self._written > _OFTEN:  # a flood: who calls this later finds the disk full
+            with contextlib.suppress(HostError):
+                self.checkpoint()
 
     def save_clients(self, clients: Iterable[Client]) -> None:
         """Write these clients, all or none."""
@@ -201,6 +207,7 @@ class Store:
         try:
             with contextlib.closing(sqlite3.connect(self.path)) as own:
                 own.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            self._written = 0
         except sqlite3.Error as error:
             raise HostError(f"{self.path}: cannot write: {error}") from error
 

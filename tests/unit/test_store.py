@@ -163,3 +163,16 @@ def test_a_checkpoint_empties_the_write_ahead_file_for_reuse(tmp_path: Path) -> 
             if n % 10 == 9:
                 store.checkpoint()
         assert wal.stat().st_size < 1 << 20
+
+
+def test_a_flood_of_changes_does_not_grow_the_write_ahead_file_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pxed.store._OFTEN", 100)
+    with Store(tmp_path / "db") as store:
+        sizes = []
+        for first in range(0, 2000, 50):
+            entries = [{"id": first + n + 1, "time": 1.0, "kind": "x" * 1000} for n in range(50)]
+            store.save_events(entries, keep=100)
+            sizes.append((tmp_path / "db-wal").stat().st_size)
+    assert max(sizes) < 10 * sizes[0]
