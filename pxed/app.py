@@ -210,7 +210,7 @@ class App:
         self.netboot = self.lives.netboot = NetBoot(
             self.config, self.link, self.clients, self.keeper.known_leases(),
             keep=self.keeper.leased, plan=plans.plan, image_of=self.choice.image_of,
-            scripts=plans.scripts(), emit=self.emit,
+            scripts=plans.scripts(), grub=plans.grub, emit=self.emit,
         )  # fmt: skip
         await self.netboot.start()
         self._stack.push_async_callback(self.netboot.close)

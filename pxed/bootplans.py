@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from urllib.parse import urlsplit
 
-from pxed import scripts
+from pxed import scripts, signed
 from pxed.choice import Choice
 from pxed.dhcp.bootplan import BOOT_FILES, HTTP_FILES, BootPlan
 from pxed.dhcp.classify import Firmware, arch_name, class_of
@@ -42,9 +43,12 @@ class BootPlans:
         mode = self._choice.mode_of(mac, class_name)
         boot_file = BOOT_FILES.get(arch if arch is not None else 0)
         if mode == "local":
-            if firmware in (Firmware.RPI, Firmware.UEFI_HTTP):
+            unsigned = each.secure_boot and arch in signed.ARCHES
+            if firmware in (Firmware.RPI, Firmware.UEFI_HTTP) or unsigned:
                 return None  # without an answer it goes on to its own disk by itself
             return BootPlan(boot_file=boot_file, script=LOCAL_SCRIPT)
+        if each.secure_boot and arch in signed.ARCHES and firmware is Firmware.PXE:
+            return BootPlan(boot_file=signed.SHIM)
         http_file = HTTP_FILES.get(arch if arch is not None else -1)
         plan = BootPlan(
             boot_file=boot_file,
@@ -73,6 +77,25 @@ class BootPlans:
             what = f"image {image} has no kernel in its manifest, which {arch_name(arch)} needs"
             return BootPlan(why=what)
         return replace(plan, root_path=None, script=script)
+
+    def grub(self, mac: Mac | None) -> bytes | None:
+        """What GRUB of the signed chain is told to do for this machine; None: there is no chain."""
+        client = self._choice.clients.get(mac) if mac is not None else None
+        each = self._choice.config.classes.get("x86")
+        if each is None or not each.secure_boot:
+            return None
+        if mac is None or not self._choice.admits(mac, client):
+            return signed.SORRY.encode()
+        image, tfm = (
+            self._choice.image_of(mac, "x86"),
+            self._choice.mode_of(mac, "x86") == "provision",
+        )
+        kernel = image.maintenance if tfm else image.kernel
+        if kernel is None:
+            return signed.SORRY.encode()
+        folder = f"{'tfm' if tfm else 'image'}/{image}"
+        server = urlsplit(self._base()).hostname or ""
+        return signed.configuration(server, folder, kernel, each.shelf, mac)
 
     def scripts(self) -> dict[str, bytes]:
         """The iPXE scripts that TFTP serves, by name."""

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Mapping
 
-from pxed import images, orders, provision
+from pxed import images, orders, provision, signed
 from pxed.clients import Clients
 from pxed.config import Class, Config, Provision
 from pxed.errors import PxedError, UsageError
@@ -53,6 +53,10 @@ class Choice:
                 )
             if each.boot == "kernel" and name != "x86":
                 raise UsageError(f'{where} boot = "kernel": is for class x86 only')
+            if each.secure_boot and each.boot != "kernel":
+                raise UsageError(f'{where} secure_boot = true: needs boot = "kernel"')
+            if each.secure_boot and (missing := signed.missing(self.config.tftp.root)):
+                raise UsageError(f"{where} secure_boot = true: {missing}")
             kernel = image.maintenance if each.mode == "provision" else image.kernel
             if each.boot == "kernel" and kernel is None:
                 what = "maintenance kernel" if each.mode == "provision" else "kernel"

@@ -221,6 +221,7 @@ class Class:
     mode: str = _key(_choice("diskless", "provision"), "diskless")
     boot: str = _key(_choice("san", "kernel"), "san")
     ipxe: str = _key(_choice("any", "own"), "any")
+    secure_boot: bool = _key(_switch, False)
     provision: Provision | None = _key(_built, None)
 
 

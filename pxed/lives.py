@@ -17,9 +17,10 @@ from pxed.mac import Mac
 from pxed.seat import Change, Client, State, What
 from pxed.shares import Shares
 from pxed.strangers import CLAIMED, Strangers, is_stranger, proves, takes
+from pxed.traces import Traces
 from pxed.twins import TOO_OLD, Twins
 from pxed.watch import Watch
-from pxed.why import Traces, explain, hint
+from pxed.why import explain, hint
 
 if TYPE_CHECKING:
     from pxed.netboot import NetBoot

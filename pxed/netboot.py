@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from pxed import images
+from pxed import images, signed
 from pxed.clients import Clients
 from pxed.config import Config
 from pxed.conflicts import GONE, Conflicts
@@ -73,6 +73,7 @@ class NetBoot:
         plan: PlanFor,
         image_of: Callable[[Mac, str], images.Image],
         scripts: Mapping[str, bytes],
+        grub: Callable[[Mac | None], bytes | None],
         emit: Callable[[Event], None],
     ) -> None:
         self.config = config
@@ -86,6 +87,7 @@ class NetBoot:
         self._timers: dict[Mac, asyncio.TimerHandle] = {}
         self._leasing: list[Rival] = []  # other DHCP servers that were there at the start
         self._scripts = scripts
+        self._grub = grub
         self._emit = emit
         self._stack = contextlib.AsyncExitStack()
 
@@ -106,7 +108,7 @@ class NetBoot:
         self._neighbours = Neighbours(config.interface)
         self._trees = Trees(
             self._files(), self.mac_of, self._tree_of, self._common_tree, self._is_known,
-            self._program_of,
+            self._program_of, self._grub, self._kernel_of,
         )  # fmt: skip
         self._stack.callback(self._trees.close)
         self._stack.callback(self._cancel_timers)
@@ -194,7 +196,8 @@ class NetBoot:
                 f"[tftp] root = {root}: no such directory: install Debian's package ipxe, "
                 "or name the directory with iPXE's files"
             )
-        return Files(root, virtual=self._scripts, fold_case=self.config.tftp.fold_case)
+        fold_case = self.config.tftp.fold_case
+        return Files(root, virtual=self._scripts, aliases=signed.files(root), fold_case=fold_case)
 
     def _largest_block(self, mac: Mac | None) -> int:
         """The TFTP block size that a machine gets at most, whatever it asks for."""
@@ -371,6 +374,11 @@ class NetBoot:
         with contextlib.suppress(UsageError):
             return self._image(spec).efi
         return None
+
+    def _kernel_of(self, path: str) -> Path | None:
+        """What GRUB loads of an image by TFTP is what iPXE loads by HTTP."""
+        found = self._site.find(f"/{path}", self.base)
+        return found.path if found is not None else None
 
     def _image(self, spec: str) -> images.Image:
         return images.find(self.config.images_dir, spec, "")

@@ -1,11 +1,10 @@
 """Why a boot stopped: from what was seen of it, a cause in plain words and the next step. Pure.
 
-``Traces`` keeps the events of each machine's present boot. ``explain`` looks at the last promise
+``explain`` looks at the last promise
 that was made (OFFER or ACK) and at what came of it; how long it waits depends on how sure the
 cause is and on what firmware may still do (docs/netboot.md).
 """
 
-from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,8 +13,8 @@ from pxed.dhcp.bootplan import BOOT_FILES, HTTP_FILES
 from pxed.dhcp.classify import arch_name
 from pxed.dhcp.replies import Mode
 from pxed.events import Event, Kind
-from pxed.mac import Mac
 from pxed.seat import Client, Stage
+from pxed.signed import SHIM
 
 AT_ONCE = 2.0  # seconds: nothing can change this cause but somebody who acts
 NO_REQUEST = 15.0  # firmware takes an offer within 4 s, iPXE within 10
@@ -29,13 +28,10 @@ NO_KERNEL = 75.0  # from the kernel's last byte to its AoE driver; 60 s of it ma
 ONLY_IPV6 = 5.0  # from its first DHCPv6 SOLICIT: firmware that does both asks by both at once
 GAP = 8.0  # from iPXE's last block to its DISCOVER: more than this is a link that does not forward
 
-_EACH = 64  # events of a boot that are kept
-_MACHINES = 4096
 
 _TFTP = (Kind.TFTP_READ, Kind.TFTP_DONE, Kind.TFTP_PROBE, Kind.TFTP_MISSING, Kind.TFTP_FAILED)
 _HTTP = (Kind.HTTP_READ, Kind.HTTP_DONE, Kind.HTTP_MISSING, Kind.HTTP_FAILED)
 _AOE = (Kind.AOE_FOUND, Kind.AOE_READ, Kind.AOE_WRITE, Kind.AOE_HEARD)
-_DULL = (Kind.AOE_HEARD, Kind.ROUTER_ADVERT)
 _PROGRAMS = {*BOOT_FILES.values(), *HTTP_FILES.values()}
 _DEBIANS = ("undionly.kpxe", "snponly.efi")
 _TARGETS = {
@@ -69,32 +65,6 @@ class Scene:
     advertises: bool = True
     http_port: int = 80
     tftp_root: str = ""
-
-
-class Traces:
-    """The events of each machine's present boot, bounded in every direction."""
-
-    def __init__(self) -> None:
-        self._of: OrderedDict[Mac, deque[Event]] = OrderedDict()
-
-    def begin(self, mac: Mac) -> None:
-        """A new boot: what was before does not count."""
-        self._of.pop(mac, None)
-
-    def add(self, event: Event) -> None:
-        """One more event of a machine's boot."""
-        if event.mac is None or event.kind in _DULL:
-            return
-        trace = self._of.get(event.mac)
-        if trace is None:
-            trace = self._of[event.mac] = deque(maxlen=_EACH)
-            if len(self._of) > _MACHINES:
-                self._of.popitem(last=False)
-        trace.append(event)
-
-    def of(self, mac: Mac) -> Sequence[Event]:
-        """The machine's events, oldest first."""
-        return tuple(self._of.get(mac, ()))
 
 
 def hint(trace: Sequence[Event]) -> Reason | None:
@@ -148,6 +118,8 @@ def explain(client: Client, trace: Sequence[Event], now: float, scene: Scene) ->
         if refused is not None or not promises:
             return refused
     after = trace[promises[-1] + 1 :]
+    if trace[-1].kind in (Kind.TFTP_READ, Kind.HTTP_READ):
+        return None  # the end of that is told, however long it takes
     loaded = _last(trace, Kind.TFTP_DONE, Kind.HTTP_DONE)
     if loaded is not None and not any(_ipxe(trace[n]) for n in asked):
         return _never_came_back(client, loaded, now)
@@ -390,16 +362,28 @@ def _never_came_back(client: Client, loaded: Event, now: float) -> Reason | None
     if now - loaded.time < NO_IPXE:
         return None
     name = str(loaded.detail.get("file"))
-    if "@" in name:  # a kernel in an EFI program: its disks come next
+    if name.endswith("/vmlinuz"):
+        return Reason(
+            f"it loaded {name} and not its initrd: with Secure Boot on, only a kernel that Debian "
+            "has signed is started",
+            "see its screen; build the image with Debian's own kernel",
+        )
+    if "@" in name:  # a kernel in an EFI program, or an initrd: its disks come next
         return None if now - loaded.time < NO_KERNEL else _no_kernel(name)
     if client.firmware == "rpi":
         return None  # its kernel comes next, not iPXE
+    if name == SHIM:
+        return Reason(
+            f"it loaded {name} and asked for nothing more: its firmware does not believe that file",
+            "allow Microsoft's UEFI CA (third-party CA) in its Secure Boot settings",
+        )
     if client.arch in (None, 0):
         return Reason(f"it loaded {name} and was not heard again", _TREE)
     return Reason(
         f"it loaded {name} and was not heard again: Secure Boot refuses programs without a "
         "signature",
-        f"switch Secure Boot off in its firmware; if it is off: {_TREE}",
+        "switch Secure Boot off in its firmware, or set [class.x86] secure_boot = true; "
+        f"if it is off: {_TREE}",
     )
 
 

@@ -16,8 +16,13 @@ from pxed.errors import HostError
 from pxed.lab.accel import QEMU, pick_accel
 from pxed.lab.netns import Namespace
 
-Firmware = Literal["bios", "uefi"]
+Firmware = Literal["bios", "uefi", "secure"]
+"""``secure``: UEFI that starts nothing without a signature of Microsoft's."""
 _OVMF = Path("/usr/share/OVMF")
+# Only the firmware's own code, in system management mode, writes its variables.
+_LOCKED = (
+    "-global", "driver=cfi.pflash01,property=secure,value=on", "-global", "ICH9-LPC.disable_s3=1",
+)  # fmt: skip
 _LONGEST_COMMAND = 900  # busybox reads no longer line from a terminal
 
 
@@ -224,7 +229,8 @@ class Client:
             card += f",host_mtu={self.mtu}"
         argv = [
             QEMU, "-name", self.name, "-no-user-config", "-nodefaults", "-display", "none",
-            "-machine", "pc", "-smp", str(self.cpus), "-m", str(self.memory),
+            "-machine", "q35,smm=on" if self.firmware == "secure" else "pc",
+            "-smp", str(self.cpus), "-m", str(self.memory),
             "-accel", "kvm" if accel == "kvm" else "tcg,thread=multi,tb-size=256",
             # Nehalem is x86-64-v2: what systems need today, and little for the kernel to patch.
             "-cpu", "host" if accel == "kvm" else "Nehalem",
@@ -233,7 +239,7 @@ class Client:
             "-qmp", f"unix:{folder}/qmp.sock,server=on,wait=off",
             "-netdev", f"tap,id=nic0,ifname={self.tap},script=no,downscript=no",
         ]  # fmt: skip
-        if self.firmware == "uefi":
+        if self.firmware != "bios":
             argv += self._uefi()
             # The firmware's own driver and PXE, as on real machines, and not iPXE's EFI driver.
             card += f",romfile={self.rom or ''}"
@@ -242,14 +248,18 @@ class Client:
         return [*argv, "-device", card, *self.extra]
 
     def _uefi(self) -> list[str]:
-        code = _OVMF / "OVMF_CODE_4M.fd"
+        secure = self.firmware == "secure"
+        code = _OVMF / ("OVMF_CODE_4M.secboot.fd" if secure else "OVMF_CODE_4M.fd")
         own = self.directory / "vars.fd"
         try:
             if not own.exists():
-                shutil.copyfile(_OVMF / "OVMF_VARS_4M.fd", own)
+                # The second has Microsoft's keys in it, and Secure Boot on.
+                kept = "OVMF_VARS_4M.ms.fd" if secure else "OVMF_VARS_4M.fd"
+                shutil.copyfile(_OVMF / kept, own)
         except FileNotFoundError:
             raise HostError(f"{_OVMF} has no UEFI firmware: apt install ovmf") from None
         return [
             "-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={code}",
             "-drive", f"if=pflash,format=raw,unit=1,file={own}",
+            *(_LOCKED if secure else ()),
         ]  # fmt: skip

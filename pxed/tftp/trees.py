@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pxed.mac import Mac, parse_mac
+from pxed.signed import CONFIGURATIONS
 from pxed.tftp.codec import Code, TftpError
 from pxed.tftp.files import Files, clean
 from pxed.tftp.serials import Serials
-from pxed.tftp.session import File
+from pxed.tftp.session import Bytes, File
 
 _SERIAL = re.compile(r"[0-9a-f]{8}", re.ASCII)
 _PROGRAM = re.compile(r"([^/]+@[^/]+)\.efi")
@@ -27,7 +28,9 @@ class Trees:
     ``mac_of`` gives the machine behind an address; ``tree_of`` a Pi's boot directory, None for any
     other machine; ``common`` that of a Pi that nothing is known of, None without a class for them.
     ``known``: whether a machine is more than an address that somebody sent once. ``program_of``:
-    the EFI program of an image, NAME@VERSION, under whose name UEFI on ARM asks for it.
+    the EFI program of an image, NAME@VERSION, under whose name UEFI on ARM asks for it. ``grub``:
+    the configuration of GRUB for a machine, None where there is no signed chain; ``kernel_of``: the
+    files that it names.
     """
 
     def __init__(
@@ -38,6 +41,8 @@ class Trees:
         common: Callable[[], Path | None],
         known: Callable[[Mac], bool] = lambda _: False,
         program_of: Callable[[str], Path | None] = lambda _: None,
+        grub: Callable[[Mac | None], bytes | None] = lambda _: None,
+        kernel_of: Callable[[str], Path | None] = lambda _: None,
     ) -> None:
         self._files = files
         self._mac_of = mac_of
@@ -45,6 +50,8 @@ class Trees:
         self._common = common
         self._serials = Serials(known)
         self._program_of = program_of
+        self._grub = grub
+        self._kernel_of = kernel_of
         self._open: dict[Path, Files] = {}
 
     def learn(self, serial: str, mac: Mac) -> None:
@@ -55,6 +62,12 @@ class Trees:
         """The file; TftpError as ``Files.open``."""
         path = clean(name)
         first, slash, rest = path.partition("/")
+        if path in CONFIGURATIONS:
+            words = self._grub(self._mac_of(client) if client else None)
+            if words is not None:
+                return Bytes(words)
+        if "@" in path and (kernel := self._kernel_of(path)) is not None:
+            return self._below(kernel.parent).open(kernel.name)
         tree = self._tree(first if slash else "", client)
         if tree is None:
             program = _PROGRAM.fullmatch(path)

@@ -21,13 +21,16 @@ KERNEL = Kernel(Path("/vmlinuz"), Path("/initrd"), "quiet")
 def plan(
     firmware: Firmware, arch: int, classes: str = "[class.x86]\n[class.rpi]", *, kernel: bool = True
 ) -> BootPlan | None:
+    return plans(classes, kernel=kernel).plan(MAC, firmware, arch, frozenset())
+
+
+def plans(classes: str, *, kernel: bool = True) -> BootPlans:
     choice = Choice(config.parse(f'interface = "eth0"\n{classes}'))
     choice.images = {
         name: Image(name, "1", name, Path("/"), {}, KERNEL if kernel else None, Path("/"))
         for name in ("x86", "rpi")
     }
-    plans = BootPlans(choice, lambda: "http://10.0.0.1", lambda: Mode.PXE_ONLY)
-    return plans.plan(MAC, firmware, arch, frozenset())
+    return BootPlans(choice, lambda: "http://10.0.0.1", lambda: Mode.PXE_ONLY)
 
 
 def test_a_pc_boots_its_disk() -> None:
@@ -66,3 +69,45 @@ def test_an_image_without_a_kernel_for_ipxe_is_refused_by_name() -> None:
     pi = plan(Firmware.RPI, 0, kernel=False)
     assert pi is not None
     assert not pi.why
+
+
+SECURE = '[class.x86]\nboot = "kernel"\nsecure_boot = true\n'
+
+
+@pytest.mark.parametrize(
+    ("firmware", "arch", "file"),
+    [(Firmware.PXE, 7, "shimx64.efi"), (Firmware.PXE, 9, "shimx64.efi"),
+     (Firmware.PXE, 0, "undionly.kpxe"), (Firmware.IPXE, 7, "snponly.efi")],
+)  # fmt: skip
+def test_secure_boot_loads_shim(firmware: Firmware, arch: int, file: str) -> None:
+    """UEFI's PXE of x64 alone; whoever runs iPXE was not kept from it."""
+    got = plan(firmware, arch, SECURE)
+    assert got is not None
+    assert got.boot_file == file
+    assert got.script == (None if file == "shimx64.efi" else "http://10.0.0.1/boot/x86@1.ipxe")
+
+
+def test_secure_boot_leaves_the_way_to_the_disk_to_the_firmware() -> None:
+    made = plans(SECURE)
+    made._choice.clients.add(MAC).order = "local"
+    assert made.plan(MAC, Firmware.PXE, 7, frozenset()) is None
+    assert made.plan(MAC, Firmware.PXE, 0, frozenset()) is not None
+
+
+def test_grub_is_told_by_machine() -> None:
+    said = (plans(SECURE).grub(MAC) or b"").decode()
+    assert "linux (tftp,10.0.0.1)/image/x86@1/vmlinuz 'quiet' 'pxed.shelf=16' " in said
+    assert "'BOOTIF=01-52-54-00-00-00-01'\n" in said
+    assert "initrd (tftp,10.0.0.1)/image/x86@1/initrd\n" in said
+    assert b"linux" not in (plans(SECURE).grub(None) or b"linux")
+
+
+def test_grub_is_told_nothing_without_a_signed_chain() -> None:
+    assert plans("[class.x86]").grub(MAC) is None
+    assert plans("[class.rpi]").grub(MAC) is None
+
+
+def test_a_machine_that_may_not_boot_gets_no_kernel_from_grub() -> None:
+    said = plans(f'{SECURE}[clients]\nadmit = "approve"\n').grub(MAC)
+    assert said is not None
+    assert b"linux" not in said

@@ -33,6 +33,8 @@ def trees(tmp_path: Path) -> Iterator[Trees]:
         lambda mac: tree if mac == PI else None,
         lambda: tree,
         program_of={"pi@1": tmp_path / "image/pxed.efi"}.get,
+        kernel_of={"image/lab@1/vmlinuz": tmp_path / "image/pxed.efi"}.get,
+        grub=lambda mac: f"for {mac}".encode() if mac != PI else None,
     )
     made.learn("deadbeef", PI)
     made.learn("0badcafe", PC)
@@ -107,3 +109,17 @@ rubbish
 
 def test_the_neighbour_table() -> None:
     assert parse(ARP, "eth0") == {"10.77.0.50": PI}
+
+
+def test_grub_gets_a_configuration_for_its_machine(trees: Trees) -> None:
+    assert read(trees, "/grub/x86_64-efi/grub.cfg", "10.0.0.2") == b"for 52:54:00:00:00:01"
+    assert read(trees, "grub/grub.cfg", "10.0.0.9") == b"for None"
+    with pytest.raises(TftpError):
+        trees.open("grub/grub.cfg", "10.0.0.1")
+
+
+def test_grub_gets_what_its_configuration_names(trees: Trees) -> None:
+    assert read(trees, "/image/lab@1/vmlinuz", "10.0.0.2") == b"kernel and all"
+    for name in ("image/lab@1/other", "image/lab@2/vmlinuz", "image/lab@1/../secret"):
+        with pytest.raises(TftpError):
+            trees.open(name, "10.0.0.2")

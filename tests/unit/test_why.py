@@ -1,13 +1,13 @@
 """Each cause of a boot that stops, provoked: the machine's events in, the cause in words out."""
 
-from pxed import why
 from pxed.clients import Clients
 from pxed.conflicts import Finding, What
 from pxed.dhcp.replies import Mode
 from pxed.events import Event, Kind
 from pxed.mac import Mac
 from pxed.seat import State
-from pxed.why import Scene, Traces, explain, hint
+from pxed.traces import Traces
+from pxed.why import Scene, explain, hint
 
 MAC = Mac("52:54:00:00:00:01")
 RIVAL_MAC = Mac("52:54:00:00:00:02")
@@ -300,6 +300,22 @@ def test_a_file_that_takes_minutes_by_http() -> None:
     assert boot.why(10).startswith("loading /image/lab@1/initrd stopped: the client hung up")
 
 
+def test_firmware_that_does_not_believe_shim() -> None:
+    boot = Boot().acked(boot_file="shimx64.efi")(Kind.TFTP_DONE, file="shimx64.efi")
+    assert "allow Microsoft's UEFI CA" in boot.why(46)
+
+
+def test_a_signed_kernel_that_takes_minutes() -> None:
+    boot = Boot().acked(boot_file="shimx64.efi")(Kind.TFTP_DONE, file="shimx64.efi")
+    boot(Kind.TFTP_DONE, file="/image/lab@1/vmlinuz")
+    assert boot.why(44) == ""
+    assert "only a kernel that Debian has signed is started" in boot.why(46)
+    boot(Kind.TFTP_READ, file="/image/lab@1/initrd")
+    assert boot.why(600) == ""
+    boot(Kind.TFTP_DONE, file="/image/lab@1/initrd")
+    assert "its kernel has not found its disks" in boot.why(76)
+
+
 def test_a_midlayer_that_cannot_be_made() -> None:
     boot = Boot().offered()(Kind.MIDLAYER_FAILED, why="no space left")
     assert "cannot be prepared: no space left" in boot.why(0)
@@ -378,4 +394,4 @@ def test_traces_are_bounded() -> None:
     for _ in range(1000):
         traces.add(Event(Kind.DISCOVER, MAC, 1.0))
     assert len(traces.of(MAC)) <= 64
-    assert len(traces._of) <= why._MACHINES
+    assert len(traces._of) <= 4096
