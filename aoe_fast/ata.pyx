@@ -8,9 +8,10 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
 from .batch cimport bump, fail_aoe, fail_ata, note_first, take_body
+from .mapped cimport put_write
 from .parking cimport must_park
 from .settings cimport reserved_for_another
-from .store cimport Backing, backing_write
+from .store cimport Backing
 from .view cimport Row
 from .wire cimport *
 
@@ -61,8 +62,8 @@ cdef void answer_ata(
             if batch.may_park and must_park(backing, sector, count):
                 reply.late = count * SECTOR
                 reply.sector = sector
-            elif backing_write(
-                backing, sector, frame + sizeof(AtaHeader), count * SECTOR
+            elif put_write(
+                batch, backing, sector, frame + sizeof(AtaHeader), count * SECTOR
             ) != 0:
                 fail_ata(reply, ATA_UNC)
                 return

@@ -77,6 +77,7 @@ cdef struct Batch:
     uint8_t wire_config
     uint8_t wire_reserve
     uint8_t may_park            # whoever calls handle takes writes that must wait
+    uint8_t guarded             # SIGBUS is caught: 0 not looked yet, 1 yes, 2 no
     Reply *replies
     uint8_t *body
 

@@ -94,9 +94,11 @@ static inline int aoe_fault_reads(void)
 }
 
 /* Then every write goes through the store, too. */
+static inline int aoe_faults_built(void) { return 1; }
 
 #else
 
+static inline int aoe_faults_built(void) { return 0; }
 
 static inline int aoe_fault(int kind, uint64_t sector, size_t size)
 {

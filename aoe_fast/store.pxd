@@ -34,7 +34,7 @@ cdef struct MacList:
 # sync; the last one to let go unmaps and closes, so a worker can never see it half gone.
 # Its first cache line is what a read looks at.
 cdef struct Backing:
-    const uint8_t *data         # sector 0 in the mapping: for the kernel's copy alone
+    const uint8_t *data         # sector 0 in the mapping: for the kernel's copy and mapped.pyx
     uint64_t sectors
     uint64_t *resident          # a bit for each 64 KiB known to be in memory; NULL: all always is
     # What clients may change over the wire, guarded by the lock; the counts are also read
@@ -44,6 +44,7 @@ cdef struct Backing:
     int fd
     uint8_t writable
     uint8_t durable
+    uint16_t syncs              # so many until now, modulo 65536
     uint8_t shared              # IDENTIFY carries the digest
     uint64_t offset             # bytes of the file before sector 0
     int sync_fd                 # durable: the file's second description, for a second sync; else -1
@@ -51,6 +52,7 @@ cdef struct Backing:
     uint32_t failures           # syncs that failed: what was written before one fails with it
     uint32_t parked             # writes that wait for a disk; later ones line up behind them
     int64_t references
+    uint32_t *heat              # each 64 KiB: syncs << 16 | a bit for each page written since; NULL
     void *map
     size_t map_bytes
     char serial[20]
@@ -87,5 +89,5 @@ cdef class Export:
     cdef readonly bint writable
     cdef Backing *open_backing(self) except NULL
     cdef int _map(
-        self, str name, int descriptor, uint64_t first, uint64_t sectors
+        self, str name, int descriptor, uint64_t first, uint64_t sectors, bint writes
     ) except -1

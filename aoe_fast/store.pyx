@@ -1,7 +1,8 @@
 """One export's backing: mapping and descriptor, writes, sync.
 
 The mapping is there for the kernel's copy inside sendmmsg, where a truncated file or a bad disk is
-EFAULT for one frame and not SIGBUS for the process. User space never touches it.
+EFAULT for one frame and not SIGBUS for the process. User space never touches it, but for guarded
+writes (mapped.pyx).
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import zlib
 from libc.errno cimport EINTR, EIO, errno
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
-from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.types cimport off_t
 from posix.unistd cimport close, fdatasync, pread, pwrite, usleep
 
@@ -30,6 +31,7 @@ cdef extern from "faults.h" nogil:
         AOE_FAULT_SYNC
         AOE_FAULT_LOSE
     int aoe_fault(int kind, uint64_t sector, size_t size)
+    int aoe_faults_built()
 
 
 cdef extern from "<stdlib.h>" nogil:
@@ -60,6 +62,7 @@ cdef void backing_release(Backing *backing) noexcept nogil:
         close(backing.sync_fd)
     pthread_mutex_destroy(&backing.lock)
     free(backing.resident)
+    free(backing.heat)
     free(backing)
     aoe_count(&live, -1)
 
@@ -128,6 +131,7 @@ cdef void backing_hear(Backing *backing, uint32_t number) noexcept nogil:
 
 cdef int sync_by(Backing *backing, int fd) noexcept nogil:
     cdef int fault = aoe_fault(AOE_FAULT_SYNC, 0, 0)
+    backing.syncs += 1
     if fault:
         return 0 if fault == AOE_FAULT_LOSE else fault
     while fdatasync(fd) != 0:
@@ -167,7 +171,7 @@ cdef class Export:
             if not raw_serial:
                 # Stable across restarts and moves of the state directory's parent.
                 raw_serial = b"AF%08X" % zlib.crc32(os.path.basename(name).encode())
-            self._map(name, descriptor, first, count)
+            self._map(name, descriptor, first, count, bool(writable) and durability == "writeback")
         except BaseException:
             os.close(descriptor)
             raise
@@ -188,7 +192,7 @@ cdef class Export:
         self.sectors = count
 
     cdef int _map(
-        self, str name, int descriptor, uint64_t first, uint64_t sectors
+        self, str name, int descriptor, uint64_t first, uint64_t sectors, bint writes
     ) except -1:
         cdef size_t whole = (sizeof(Backing) + 63) & ~<size_t>63
         cdef Backing *backing = <Backing *>aligned_alloc(64, whole)
@@ -199,10 +203,20 @@ cdef class Export:
         backing.allowed.macs = backing.allowed_macs
         backing.holders.macs = backing.holder_macs
         backing.map_bytes = <size_t>(sectors * SECTOR + skew)
-        # For reading alone: so a file that shrinks is EFAULT for the kernel, and never a signal.
-        backing.map = mmap(
-            NULL, backing.map_bytes, PROT_READ, MAP_SHARED, descriptor, <off_t>(first - skew)
-        )
+        backing.map = MAP_FAILED
+        if writes and not aoe_faults_built():
+            backing.map = mmap(
+                NULL, backing.map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor,
+                <off_t>(first - skew),
+            )
+        if backing.map != MAP_FAILED:
+            # No memory for it: every write is a pwrite then.
+            backing.heat = <uint32_t *>calloc((sectors >> 7) + 1, sizeof(uint32_t))
+        else:
+            # For reading alone, also where a file system has no shared writable mappings.
+            backing.map = mmap(
+                NULL, backing.map_bytes, PROT_READ, MAP_SHARED, descriptor, <off_t>(first - skew)
+            )
         if backing.map == MAP_FAILED:
             code = errno
             free(backing)
@@ -214,6 +228,7 @@ cdef class Export:
         backing.resident = <uint64_t *>calloc(sectors // 8192 + 1, sizeof(uint64_t))
         if backing.resident == NULL:
             munmap(backing.map, backing.map_bytes)
+            free(backing.heat)
             free(backing)
             raise MemoryError()
         backing.data = <const uint8_t *>backing.map + skew

@@ -246,6 +246,7 @@ cdef class Target:
             batch.counters = &self._counters
             batch.count = 0
             batch.bodies = 0
+            batch.guarded = 0
             with nogil:
                 handle(batch, start, size)
             for i in range(batch.count):

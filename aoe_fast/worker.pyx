@@ -8,6 +8,7 @@ outstanding waits for. What must wait for a disk or a clock goes to the side thr
 from .backlog cimport BACKLOG_SHARE, Postponed, next_postponed, postpone
 from .batch cimport BATCH_FRAMES, Reply, monotonic
 from .fetch cimport hand_over
+from .mapped cimport let_faults_through
 from .observe cimport is_greedy, note_frame, note_sent
 from .parking cimport park
 from .residency cimport is_resident
@@ -56,6 +57,7 @@ cdef void worker_loop(Worker *worker) noexcept nogil:
     cdef int64_t away = 0       # of the time since then, given to others
     cdef int64_t now
     cdef int _pause
+    let_faults_through()
     while True:
         if serve_batch(worker):
             if last:
@@ -145,6 +147,7 @@ cdef bint serve_batch(Worker *worker) noexcept nogil:
     batch.now_ns = monotonic()
     batch.count = 0
     batch.bodies = 0
+    batch.guarded = 0
     # Writes first, as a read that follows its write should see it; half a batch at most, so that
     # readers are never starved.
     for kind in range(PAYLOADS, REQUESTS - 1, -1):

@@ -127,6 +127,7 @@ cdef api int fuzz_one(const uint8_t *data, size_t size) noexcept nogil:
         backings[i].config_bytes = 0
     batch.count = 0
     batch.bodies = 0
+    batch.guarded = 0
     for frames in range(BATCH_FRAMES):
         stop = <const uint8_t *>memmem(data, <size_t>(end - data), mark, MARK_BYTES)
         if stop == NULL:

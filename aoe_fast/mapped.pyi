@@ -1,0 +1,3 @@
+from aoe_fast.store import Export
+
+def hot_chunks(export: Export) -> int: ...
