@@ -96,7 +96,7 @@ cdef inline bint is_hot(
     if heat & ALL_PAGES == ALL_PAGES:
         return True
     low = <uint32_t>(sector - start) >> PAGE_SECTORS_LOG2 if sector > start else 0
-    high = <uint32_t>min(end - start, CHUNK_SECTORS - 1) >> PAGE_SECTORS_LOG2
+    high = <uint32_t>min(end - start, <uint64_t>CHUNK_SECTORS - 1) >> PAGE_SECTORS_LOG2
     heat |= (<uint32_t>2 << high) - (<uint32_t>1 << low)
     if __builtin_popcount(heat & ALL_PAGES) >= HOT:
         # All of them, or none: it begins anew then.
@@ -110,12 +110,12 @@ cdef inline bint is_hot(
 cdef bint make_writable(Backing *backing, uint64_t chunk) noexcept nogil:
     """Pay for the chunk's faults at once; False if it is not all in memory and in the file."""
     cdef uintptr_t start = <uintptr_t>(backing.data + chunk * CHUNK_BYTES) & ~<uintptr_t>4095
-    cdef uintptr_t end = <uintptr_t>backing.map + backing.map_bytes
+    cdef uintptr_t left = <uintptr_t>backing.map + backing.map_bytes - start
     look_at(backing, chunk, 1)
     return (
         is_resident(backing, chunk << CHUNK_SECTORS_LOG2, SECTOR)
         and is_in_file(backing, chunk)
-        and madvise(<void *>start, min(end - start, CHUNK_BYTES), MADV_POPULATE_WRITE) == 0
+        and madvise(<void *>start, min(left, <uintptr_t>CHUNK_BYTES), MADV_POPULATE_WRITE) == 0
     )
 
 
@@ -132,7 +132,7 @@ cdef bint is_in_file(const Backing *backing, uint64_t chunk) noexcept nogil:
         return False
     if not S_ISREG(state.st_mode):
         return True
-    end = min(end, <uint64_t>first + CHUNK_BYTES)
+    end = min(end, <uint64_t>first + <uint64_t>CHUNK_BYTES)
     return (
         <uint64_t>state.st_size >= backing.offset + backing.sectors * SECTOR
         and lseek(backing.fd, first, SEEK_HOLE) >= <off_t>end
