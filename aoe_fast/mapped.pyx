@@ -37,14 +37,13 @@ cdef extern from "<unistd.h>" nogil:
         SEEK_HOLE
 
 
-cdef extern from *:
-    int __builtin_popcount(unsigned int value) nogil
-
-
 cdef enum:
     # Pages of a chunk's 16.
     HOT = 8
-    ALL_PAGES = 0xFFFF
+    # Of a chunk's heat: bits of pages, then how many, then the syncs; all of the first two: hot.
+    MANY_SHIFT = 16
+    SYNCS_SHIFT = 24
+    IS_HOT = (1 << SYNCS_SHIFT) - 1
     PAGE_SECTORS_LOG2 = 3
     CHUNK_SECTORS = 1 << CHUNK_SECTORS_LOG2
     # Linux 5.14; older kernels refuse, and every write is a pwrite there.
@@ -60,12 +59,13 @@ cdef int put_write(
     Batch *batch, Backing *backing, uint64_t sector, const uint8_t *source, size_t size
 ) noexcept nogil:
     """Write ``size`` bytes at ``sector`` to the page cache; 0 or the errno (ENOSPC, EIO, ...)."""
-    cdef uint64_t end = sector + size // SECTOR - 1
+    cdef uint64_t end = sector + (size // SECTOR - 1)
     cdef uint64_t first = sector >> CHUNK_SECTORS_LOG2
     cdef uint64_t last = end >> CHUNK_SECTORS_LOG2
+    if backing.heat == NULL:
+        return backing_write(backing, sector, source, size)
     if (
-        backing.heat != NULL
-        and is_hot(backing, first, sector, end)
+        is_hot(backing, first, sector, end)
         and (first == last or is_hot(backing, last, sector, end))
         and is_resident(backing, sector, <uint32_t>size)
     ):
@@ -90,20 +90,22 @@ cdef inline bint is_hot(
     """
     cdef uint32_t heat = backing.heat[chunk]
     cdef uint64_t start = chunk << CHUNK_SECTORS_LOG2
-    cdef uint32_t low, high
-    if heat >> 16 != backing.syncs:
-        heat = <uint32_t>backing.syncs << 16
-    if heat & ALL_PAGES == ALL_PAGES:
+    cdef uint32_t low, high, pages
+    if heat >> SYNCS_SHIFT != backing.syncs:
+        heat = <uint32_t>backing.syncs << SYNCS_SHIFT
+    elif heat & IS_HOT == IS_HOT:
         return True
     low = <uint32_t>(sector - start) >> PAGE_SECTORS_LOG2 if sector > start else 0
     high = <uint32_t>min(end - start, <uint64_t>CHUNK_SECTORS - 1) >> PAGE_SECTORS_LOG2
-    heat |= (<uint32_t>2 << high) - (<uint32_t>1 << low)
-    if __builtin_popcount(heat & ALL_PAGES) >= HOT:
-        # All of them, or none: it begins anew then.
-        heat |= ALL_PAGES
-        if not make_writable(backing, chunk):
-            heat &= ~<uint32_t>ALL_PAGES
-    backing.heat[chunk] = heat
+    pages = (<uint32_t>2 << high) - (<uint32_t>1 << low)
+    if pages & ~heat:
+        heat = (heat | pages) + ((high - low + 1) << MANY_SHIFT)
+        if (heat & IS_HOT) >> MANY_SHIFT >= HOT:
+            # What cannot be begins anew.
+            heat |= IS_HOT
+            if not make_writable(backing, chunk):
+                heat -= IS_HOT
+        backing.heat[chunk] = heat
     return False
 
 
@@ -111,10 +113,11 @@ cdef bint make_writable(Backing *backing, uint64_t chunk) noexcept nogil:
     """Pay for the chunk's faults at once; False if it is not all in memory and in the file."""
     cdef uintptr_t start = <uintptr_t>(backing.data + chunk * CHUNK_BYTES) & ~<uintptr_t>4095
     cdef uintptr_t left = <uintptr_t>backing.map + backing.map_bytes - start
+    if not is_in_file(backing, chunk):
+        return False
     look_at(backing, chunk, 1)
     return (
         is_resident(backing, chunk << CHUNK_SECTORS_LOG2, SECTOR)
-        and is_in_file(backing, chunk)
         and madvise(<void *>start, min(left, <uintptr_t>CHUNK_BYTES), MADV_POPULATE_WRITE) == 0
     )
 
@@ -146,7 +149,7 @@ def hot_chunks(Export export not None):
     cdef int found = 0
     if backing.heat != NULL:
         for chunk in range((backing.sectors >> CHUNK_SECTORS_LOG2) + 1):
-            found += backing.heat[chunk] == (<uint32_t>backing.syncs << 16 | ALL_PAGES)
+            found += backing.heat[chunk] == (<uint32_t>backing.syncs << SYNCS_SHIFT | IS_HOT)
     return found
 
 

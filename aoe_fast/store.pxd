@@ -44,7 +44,7 @@ cdef struct Backing:
     int fd
     uint8_t writable
     uint8_t durable
-    uint16_t syncs              # so many until now, modulo 65536
+    uint8_t syncs               # so many until now, modulo 256
     uint8_t shared              # IDENTIFY carries the digest
     uint64_t offset             # bytes of the file before sector 0
     int sync_fd                 # durable: the file's second description, for a second sync; else -1
@@ -52,7 +52,7 @@ cdef struct Backing:
     uint32_t failures           # syncs that failed: what was written before one fails with it
     uint32_t parked             # writes that wait for a disk; later ones line up behind them
     int64_t references
-    uint32_t *heat              # each 64 KiB: syncs << 16 | a bit for each page written since; NULL
+    uint32_t *heat              # for each 64 KiB what was written since the last sync; or NULL
     void *map
     size_t map_bytes
     char serial[20]
