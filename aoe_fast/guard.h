@@ -33,7 +33,7 @@ static void aoe_guard_handle(int number, siginfo_t *info, void *context)
 }
 
 /* Whether a SIGBUS would come here: another library may have taken the signal over. */
-static int aoe_guard_holds(void)
+static __attribute__((noinline)) int aoe_guard_holds(void)
 {
     struct sigaction now;
     return !sigaction(SIGBUS, NULL, &now) && (now.sa_flags & SA_SIGINFO) &&
@@ -63,8 +63,9 @@ static void aoe_guard_unblock(void)
     pthread_sigmask(SIG_UNBLOCK, &set, NULL);
 }
 
-/* 0, or -1 if the mapping could not take it; part of it may have been written. */
-static int aoe_guarded_copy(void *to, const void *from, size_t size)
+/* 0, or -1 if the mapping could not take it; part of it may have been written. Not inline: setjmp
+   would spoil its caller's registers. */
+static __attribute__((noinline)) int aoe_guarded_copy(void *to, const void *from, size_t size)
 {
     struct aoe_guard guard;
     guard.start = (const char *)to;

@@ -27,6 +27,11 @@ cdef extern from "guard.h" nogil:
     int aoe_guarded_copy(void *to, const void *source, size_t size)
 
 
+cdef extern from *:
+    # Of Cython's own C: what is seldom is kept out of the way, and out of line.
+    bint unlikely(bint condition) nogil
+
+
 cdef extern from "<sys/mman.h>" nogil:
     int madvise(void *start, size_t size, int advice)
 
@@ -44,6 +49,7 @@ cdef enum:
     MANY_SHIFT = 16
     SYNCS_SHIFT = 24
     IS_HOT = (1 << SYNCS_SHIFT) - 1
+    PAGE_BYTES = 4096
     PAGE_SECTORS_LOG2 = 3
     CHUNK_SECTORS = 1 << CHUNK_SECTORS_LOG2
     # Linux 5.14; older kernels refuse, and every write is a pwrite there.
@@ -59,54 +65,58 @@ cdef int put_write(
     Batch *batch, Backing *backing, uint64_t sector, const uint8_t *source, size_t size
 ) noexcept nogil:
     """Write ``size`` bytes at ``sector`` to the page cache; 0 or the errno (ENOSPC, EIO, ...)."""
-    cdef uint64_t end = sector + (size // SECTOR - 1)
-    cdef uint64_t first = sector >> CHUNK_SECTORS_LOG2
-    cdef uint64_t last = end >> CHUNK_SECTORS_LOG2
-    if backing.heat == NULL:
-        return backing_write(backing, sector, source, size)
-    if (
-        is_hot(backing, first, sector, end)
-        and (first == last or is_hot(backing, last, sector, end))
-        and is_resident(backing, sector, <uint32_t>size)
-    ):
-        if not batch.guarded:
-            # Once for each batch: the signal may have been taken over by somebody.
-            batch.guarded = 1 if aoe_guard_holds() else 2
-        if batch.guarded == 1:
-            if aoe_guarded_copy(<void *>(backing.data + sector * SECTOR), source, size) == 0:
-                return 0
-            backing.heat[first] = 0
-            backing.heat[last] = 0
+    if backing.heat != NULL and is_hot(backing, sector, size):
+        return copy(batch, backing, sector, source, size)
     return backing_write(backing, sector, source, size)
 
 
-cdef inline bint is_hot(
-    Backing *backing, uint64_t chunk, uint64_t sector, uint64_t end
-) noexcept nogil:
-    """Whether the chunk is hot; counts a write from ``sector`` to ``end``, the last one.
+cdef inline bint is_hot(Backing *backing, uint64_t sector, size_t size) noexcept nogil:
+    """Whether the first sector's chunk is hot; counts this write, by its first page and its size.
 
     Several workers: a page may be missed, or be counted for a sync too early. Both only change
     how soon it gets hot.
     """
-    cdef uint32_t heat = backing.heat[chunk]
-    cdef uint64_t start = chunk << CHUNK_SECTORS_LOG2
-    cdef uint32_t low, high, pages
-    if heat >> SYNCS_SHIFT != backing.syncs:
+    cdef uint32_t *chunk = &backing.heat[sector >> CHUNK_SECTORS_LOG2]
+    cdef uint32_t heat = chunk[0]
+    cdef uint32_t page = <uint32_t>1 << (
+        (<uint32_t>sector & (CHUNK_SECTORS - 1)) >> PAGE_SECTORS_LOG2
+    )
+    if unlikely(heat >> SYNCS_SHIFT != backing.syncs):
         heat = <uint32_t>backing.syncs << SYNCS_SHIFT
     elif heat & IS_HOT == IS_HOT:
         return True
-    low = <uint32_t>(sector - start) >> PAGE_SECTORS_LOG2 if sector > start else 0
-    high = <uint32_t>min(end - start, <uint64_t>CHUNK_SECTORS - 1) >> PAGE_SECTORS_LOG2
-    pages = (<uint32_t>2 << high) - (<uint32_t>1 << low)
-    if pages & ~heat:
-        heat = (heat | pages) + ((high - low + 1) << MANY_SHIFT)
-        if (heat & IS_HOT) >> MANY_SHIFT >= HOT:
-            # What cannot be begins anew.
-            heat |= IS_HOT
-            if not make_writable(backing, chunk):
-                heat -= IS_HOT
-        backing.heat[chunk] = heat
+    if not heat & page:
+        heat = (heat | page) + (<uint32_t>((size + PAGE_BYTES - 1) // PAGE_BYTES) << MANY_SHIFT)
+        if unlikely((heat & IS_HOT) >> MANY_SHIFT >= HOT):
+            heat = heat_up(backing, sector >> CHUNK_SECTORS_LOG2, heat)
+        chunk[0] = heat
     return False
+
+
+cdef int copy(
+    Batch *batch, Backing *backing, uint64_t sector, const uint8_t *source, size_t size
+) noexcept nogil:
+    """Write where the first chunk is hot, into the mapping if the last one is, too."""
+    cdef uint64_t last = (sector + size // SECTOR - 1) >> CHUNK_SECTORS_LOG2
+    if not batch.guarded:
+        # Once for each batch: the signal may have been taken over by somebody.
+        batch.guarded = 1 if aoe_guard_holds() else 2
+    if (
+        batch.guarded == 1
+        and backing.heat[last] == (<uint32_t>backing.syncs << SYNCS_SHIFT | IS_HOT)
+        and is_resident(backing, sector, <uint32_t>size)
+    ):
+        if aoe_guarded_copy(<void *>(backing.data + sector * SECTOR), source, size) == 0:
+            return 0
+        backing.heat[sector >> CHUNK_SECTORS_LOG2] = 0
+        backing.heat[last] = 0
+    return backing_write(backing, sector, source, size)
+
+
+cdef uint32_t heat_up(Backing *backing, uint64_t chunk, uint32_t heat) noexcept nogil:
+    """The heat of a chunk whose time has come; what cannot be hot begins anew."""
+    heat |= IS_HOT
+    return heat if make_writable(backing, chunk) else heat - IS_HOT
 
 
 cdef bint make_writable(Backing *backing, uint64_t chunk) noexcept nogil:
