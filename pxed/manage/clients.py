@@ -114,9 +114,17 @@ class ManageClients:
         body = Body(call.body, "select", "order", "once")
         text = body.text("order")
         order = orders.parse("" if text == "default" else text)
-        chosen = self._select(body.texts("select"), create=True)
-        for client in chosen:
-            self._refuse_what_cannot_be_booted(client, order)
+        clients = self._core.clients
+        known = {client.mac for client in clients}
+        try:
+            chosen = self._select(body.texts("select"), create=True)
+            for client in chosen:
+                self._refuse_what_cannot_be_booted(client, order)
+        except UsageError:
+            # Who was only named in this order is nobody.
+            for client in [each for each in clients if each.mac not in known]:
+                clients.forget(client)
+            raise
         for client in chosen:
             if body.switch("once"):
                 client.once = "" if text == "default" else text

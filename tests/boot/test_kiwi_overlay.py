@@ -1,0 +1,110 @@
+"""kiwi's own initramfs for overlay roots: its seats write to their /config, without our code. Long.
+
+What kiwi builds as type kis: kernel, initramfs and squashfs; the initramfs is made of kiwi's dracut
+modules as Debian has them.
+"""
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pxed.client.bootdisk import build_bootdisk
+from pxed.client.debian import sources
+from pxed.client.debroot import Recipe, fetch_packages, run_alone
+from pxed.lab.lab import Lab
+from pxed.lab.qemu import Client
+from tests.boot.conftest import PROGRAMS, Room
+from tests.boot.debian import power_on, shut_down
+from tests.boot.test_import_live import initramfs, kernel, release, squash
+from tests.conftest import requires
+
+pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.timeout(1200)]
+
+PACKAGES = (
+    "linux-image-cloud-amd64", "dracut-core", "dmsetup", "fdisk", "gdisk", "parted", "bc",
+    "iputils-arping", "isc-dhcp-client", "procps", "cryptsetup-bin", "nbd-client",
+)  # fmt: skip
+# They ask for all of dracut, which cannot be beside initramfs-tools: only their files are taken.
+MODULES = ("kiwi-dracut-overlay", "kiwi-dracut-lib", "dracut-network")
+# As docs/operators.md has it.
+CMDLINE = (
+    "root=overlay:aoe=e16.1 rd.root.overlay.write=/dev/etherd/e16.3 rd.driver.pre=aoe rd.neednet=1 "
+    "ip=link6 aoe.aoe_deadsecs=0 console=tty0 console=ttyS0"
+)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    requires(*PROGRAMS, "mmdebstrap", "dpkg-deb")
+    place = tmp_path_factory.mktemp("kiwi")
+    log = place / "log"
+    log.touch()
+    today = int(time.time()) // 86400 * 86400
+    recipe = Recipe("bookworm", PACKAGES, sources("bookworm", None), today)
+    archive = fetch_packages(recipe, log, refresh=False, progress=lambda _: None)
+    root, made = place / "root", place / "1"
+    root.mkdir()
+    made.mkdir()
+    untar = ["tar", "-C", str(root), "--zstd", "--xattrs", "--xattrs-include=*", "-xpf"]
+    run_alone([*untar, str(archive), "--numeric-owner"], log, timeout=600)
+    run_alone(["chroot", str(root), "passwd", "-q", "-d", "root"], log, timeout=60)
+    (root / "etc/hostname").write_text("kiwi\n")
+    (root / "etc/fstab").write_text("")
+    get = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *MODULES]
+    subprocess.run(get, cwd=place, check=True, capture_output=True, timeout=300)
+    for package in place.glob("*.deb"):
+        subprocess.run(["dpkg-deb", "-x", str(package), str(root)], check=True)
+    kernel(root, made / "vmlinuz")
+    initramfs(root, made / "initrd", "dracut", "--quiet", "--force", "--no-hostonly",
+              "--kver", release(root), "--add", "kiwi-overlay")  # fmt: skip
+    squash(root, made / "root.squashfs")
+    build_bootdisk(
+        made / "boot.img", vmlinuz=made / "vmlinuz", initrd=made / "initrd", cmdline=CMDLINE
+    )
+    said = {
+        "name": "lab", "version": "1", "class": "x86",
+        "devices": {"boot": "boot.img", "root": "root.squashfs"},
+        "kernel": {"vmlinuz": "vmlinuz", "initrd": "initrd", "cmdline": CMDLINE},
+    }  # fmt: skip
+    (made / "manifest.json").write_text(json.dumps(said))
+    return made
+
+
+@pytest.fixture(scope="module")
+def room(image: Path) -> Iterator[Room]:
+    with Lab() as lab:
+        yield Room(lab, image, '[class.x86]\nboot = "kernel"\n')
+
+
+@pytest.fixture(scope="module")
+def seats(room: Room) -> list[Client]:
+    """Two that have written something of their own, and were switched off."""
+    found = [room.lab.add_client(memory=1024) for _ in range(2)]
+    for seat in found:
+        power_on(seat)
+        assert "OverlayOS_rootfs / overlay" in seat.shell("cat /proc/mounts", 60)
+        assert "mine" not in seat.shell("ls /root", 60)
+        seat.shell(f"echo of {seat.name} > /root/mine; useradd pupil", 60)
+        shut_down(seat)
+    return found
+
+
+def test_what_a_seat_wrote_is_there_in_its_next_boot(seats: list[Client]) -> None:
+    for seat in seats:
+        power_on(seat)
+        assert seat.shell("cat /root/mine", 60) == f"of {seat.name}\n"
+        assert "pupil" in seat.shell("getent passwd pupil", 60)
+        shut_down(seat)
+
+
+def test_it_is_in_the_seats_own_config(room: Room, seats: list[Client]) -> None:
+    for seat in seats:
+        layer = room.state / f"config/midlayers/{seat.mac.replace(':', '')}.ext4"
+        said = subprocess.run(
+            ["debugfs", "-R", "cat /rw/root/mine", str(layer)], capture_output=True, text=True
+        ).stdout
+        assert said == f"of {seat.name}\n"
