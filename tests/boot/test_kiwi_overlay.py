@@ -6,18 +6,19 @@ modules as Debian has them.
 
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pxed.client.bootdisk import build_bootdisk
 from pxed.client.debian import sources
 from pxed.client.debroot import Recipe, fetch_packages, run_alone
 from pxed.lab.lab import Lab
 from pxed.lab.qemu import Client
-from tests.boot.conftest import PROGRAMS, Room
+from pxed.lab.server import LabServer
+from tests.boot.conftest import PROGRAMS
 from tests.boot.debian import power_on, shut_down
 from tests.boot.test_import_live import initramfs, kernel, release, squash
 from tests.conftest import requires
@@ -62,12 +63,9 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     initramfs(root, made / "initrd", "dracut", "--quiet", "--force", "--no-hostonly",
               "--kver", release(root), "--add", "kiwi-overlay")  # fmt: skip
     squash(root, made / "root.squashfs")
-    build_bootdisk(
-        made / "boot.img", vmlinuz=made / "vmlinuz", initrd=made / "initrd", cmdline=CMDLINE
-    )
     said = {
         "name": "lab", "version": "1", "class": "x86",
-        "devices": {"boot": "boot.img", "root": "root.squashfs"},
+        "devices": {"boot": "root.squashfs", "root": "root.squashfs"},
         "kernel": {"vmlinuz": "vmlinuz", "initrd": "initrd", "cmdline": CMDLINE},
     }  # fmt: skip
     (made / "manifest.json").write_text(json.dumps(said))
@@ -75,15 +73,19 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def room(image: Path) -> Iterator[Room]:
+def lab() -> Iterator[Lab]:
     with Lab() as lab:
-        yield Room(lab, image, '[class.x86]\nboot = "kernel"\n')
+        yield lab
 
 
 @pytest.fixture(scope="module")
-def seats(room: Room) -> list[Client]:
+def seats(lab: Lab, image: Path) -> list[Client]:
     """Two that have written something of their own, and were switched off."""
-    found = [room.lab.add_client(memory=1024) for _ in range(2)]
+    state = lab.directory / "state"
+    argv = [sys.executable, "-m", "pxed", "image", "add", str(image), "--state-dir", str(state)]
+    subprocess.run(argv, check=True, capture_output=True)
+    LabServer(lab, state, '[class.x86]\nboot = "kernel"\n').start()
+    found = [lab.add_client(memory=1024) for _ in range(2)]
     for seat in found:
         power_on(seat)
         assert "OverlayOS_rootfs / overlay" in seat.shell("cat /proc/mounts", 60)
@@ -101,9 +103,9 @@ def test_what_a_seat_wrote_is_there_in_its_next_boot(seats: list[Client]) -> Non
         shut_down(seat)
 
 
-def test_it_is_in_the_seats_own_config(room: Room, seats: list[Client]) -> None:
+def test_it_is_in_the_seats_own_config(lab: Lab, seats: list[Client]) -> None:
     for seat in seats:
-        layer = room.state / f"config/midlayers/{seat.mac.replace(':', '')}.ext4"
+        layer = lab.directory / f"state/config/midlayers/{seat.mac.replace(':', '')}.ext4"
         said = subprocess.run(
             ["debugfs", "-R", "cat /rw/root/mine", str(layer)], capture_output=True, text=True
         ).stdout
