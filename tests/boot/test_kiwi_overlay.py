@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ import pytest
 from pxed.client.debian import sources
 from pxed.client.debroot import Recipe, fetch_packages, run_alone
 from pxed.lab.lab import Lab
-from pxed.lab.qemu import Client
 from pxed.lab.server import LabServer
 from tests.boot.conftest import PROGRAMS
 from tests.boot.debian import power_on, shut_down
@@ -72,41 +70,24 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
+def test_what_a_seat_wrote_is_there_in_its_next_boot(image: Path) -> None:
     with Lab() as lab:
-        yield lab
-
-
-@pytest.fixture(scope="module")
-def seats(lab: Lab, image: Path) -> list[Client]:
-    """Two that have written something of their own, and were switched off."""
-    state = lab.directory / "state"
-    argv = [sys.executable, "-m", "pxed", "image", "add", str(image), "--state-dir", str(state)]
-    subprocess.run(argv, check=True, capture_output=True)
-    LabServer(lab, state, '[class.x86]\nboot = "kernel"\n').start()
-    found = [lab.add_client(memory=1024) for _ in range(2)]
-    for seat in found:
+        state = lab.directory / "state"
+        argv = [sys.executable, "-m", "pxed", "image", "add", str(image), "--state-dir", str(state)]
+        subprocess.run(argv, check=True, capture_output=True)
+        LabServer(lab, state, '[class.x86]\nboot = "kernel"\n').start()
+        seat = lab.add_client(memory=1024)
         power_on(seat)
         assert "OverlayOS_rootfs / overlay" in seat.shell("cat /proc/mounts", 60)
         assert "mine" not in seat.shell("ls /root", 60)
-        seat.shell(f"echo of {seat.name} > /root/mine; useradd pupil", 60)
+        seat.shell("echo precious > /root/mine; useradd pupil", 60)
         shut_down(seat)
-    return found
-
-
-def test_what_a_seat_wrote_is_there_in_its_next_boot(seats: list[Client]) -> None:
-    for seat in seats:
+        # It lies in the file system that is this seat's alone.
+        layer = state / f"config/midlayers/{seat.mac.replace(':', '')}.ext4"
+        argv = ["debugfs", "-R", "cat /rw/root/mine", str(layer)]
+        said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+        assert said == "precious\n"
         power_on(seat)
-        assert seat.shell("cat /root/mine", 60) == f"of {seat.name}\n"
+        assert seat.shell("cat /root/mine", 60) == "precious\n"
         assert "pupil" in seat.shell("getent passwd pupil", 60)
         shut_down(seat)
-
-
-def test_it_is_in_the_seats_own_config(lab: Lab, seats: list[Client]) -> None:
-    for seat in seats:
-        layer = lab.directory / f"state/config/midlayers/{seat.mac.replace(':', '')}.ext4"
-        said = subprocess.run(
-            ["debugfs", "-R", "cat /rw/root/mine", str(layer)], capture_output=True, text=True
-        ).stdout
-        assert said == f"of {seat.name}\n"
