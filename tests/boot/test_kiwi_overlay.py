@@ -7,17 +7,14 @@ modules as Debian has them.
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from pxed.client.debian import sources
-from pxed.client.debroot import Recipe, fetch_packages, run_alone
 from pxed.lab.lab import Lab
 from pxed.lab.server import LabServer
 from tests.boot.conftest import PROGRAMS
-from tests.boot.debian import power_on, shut_down
+from tests.boot.debian import installed, power_on, shut_down
 from tests.boot.test_import_live import initramfs, kernel, release, squash
 from tests.conftest import requires
 
@@ -40,17 +37,8 @@ CMDLINE = (
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     requires(*PROGRAMS, "mmdebstrap", "dpkg-deb")
     place = tmp_path_factory.mktemp("kiwi")
-    log = place / "log"
-    log.touch()
-    today = int(time.time()) // 86400 * 86400
-    recipe = Recipe("bookworm", PACKAGES, sources("bookworm", None), today)
-    archive = fetch_packages(recipe, log, refresh=False, progress=lambda _: None)
-    root, made = place / "root", place / "1"
-    root.mkdir()
+    root, made = installed(place, PACKAGES), place / "1"
     made.mkdir()
-    untar = ["tar", "-C", str(root), "--zstd", "--xattrs", "--xattrs-include=*", "-xpf"]
-    run_alone([*untar, str(archive), "--numeric-owner"], log, timeout=600)
-    run_alone(["chroot", str(root), "passwd", "-q", "-d", "root"], log, timeout=60)
     (root / "etc/hostname").write_text("kiwi\n")
     (root / "etc/fstab").write_text("")
     get = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *MODULES]
