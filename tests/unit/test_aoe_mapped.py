@@ -1,6 +1,7 @@
 """Writes through the mapping: same bytes as before, and no file that shrinks or fills kills us."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,11 @@ import pytest
 from aoe_fast import Export, Target
 from aoe_fast.mapped import hot_chunks
 from tests.aoe_frames import READ, SERVER, WRITE, Reply, ata
+
+pytestmark = pytest.mark.skipif(
+    tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) < (5, 14),
+    reason="needs Linux 5.14 (MADV_POPULATE_WRITE): every write is a pwrite here",
+)
 
 SECTORS = 512  # four chunks of 64 KiB
 HOT = 8  # of a chunk's 16 pages
