@@ -13,7 +13,7 @@ from pxed.lab.qemu import Client, Firmware
 from tests.boot.conftest import Room
 from tests.boot.debian import boot_by, eventually, loaded, power_on, shut_down
 
-pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.ci, pytest.mark.timeout(1200)]
 
 FIRMWARES: tuple[Firmware, ...] = ("bios", "uefi")
 
