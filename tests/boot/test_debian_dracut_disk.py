@@ -8,7 +8,7 @@ from pxed.lab.lab import Lab
 from tests.boot.conftest import Room
 from tests.boot.debian import loaded, log_in, shut_down
 
-pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.ci, pytest.mark.timeout(1500)]
 
 
 def test_dracuts_image_is_installed_and_starts_from_the_disk(dracut_image: Path) -> None:
