@@ -77,7 +77,7 @@ cdef int backing_read(
 ) noexcept nogil
 cdef int backing_sync(Backing *backing) noexcept nogil
 cdef int backing_sync_by(Backing *backing, uint32_t number) noexcept nogil
-cdef void backing_hear(Backing *backing, uint32_t number) noexcept nogil
+cdef int backing_hear(Backing *backing, uint32_t number) noexcept nogil
 
 
 cdef class Export:

@@ -123,10 +123,15 @@ cdef int backing_sync_by(Backing *backing, uint32_t number) noexcept nogil:
     return sync_by(backing, backing.sync_fd if number else backing.fd)
 
 
-cdef void backing_hear(Backing *backing, uint32_t number) noexcept nogil:
-    """Have descriptor ``number`` told of what the other one was told: then both are over it."""
-    while fdatasync(backing.sync_fd if number else backing.fd) != 0 and errno == EINTR:
-        pass
+cdef int backing_hear(Backing *backing, uint32_t number) noexcept nogil:
+    """Have descriptor ``number`` told of what the other one was told: then both are over it.
+
+    The errno that it was told, which may be of something newer as well; 0: there was nothing.
+    """
+    while fdatasync(backing.sync_fd if number else backing.fd) != 0:
+        if errno != EINTR:
+            return errno
+    return 0
 
 
 cdef int sync_by(Backing *backing, int fd) noexcept nogil:

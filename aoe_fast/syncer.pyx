@@ -244,9 +244,12 @@ cdef void tell_both(Queue *queue, Group *group, uint32_t number) noexcept nogil:
 
 
 cdef void hear(Group *group, uint32_t number) noexcept nogil:
-    """Have this descriptor told; what it meets beyond what is known fails as well."""
-    backing_hear(group.backing, number)
-    aoe_count32(&group.backing.failures, 1)
+    """Have this descriptor told; if it meets something, which may be new, what waits fails as well.
+
+    If not, whoever has asked since the failure was acknowledged is left alone.
+    """
+    if backing_hear(group.backing, number):
+        aoe_count32(&group.backing.failures, 1)
 
 
 cdef void commit(
