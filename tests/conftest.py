@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,12 @@ from pxed.lab.netns import Namespace, veth
 WITHOUT_PRIVILEGE = ("setpriv", "--bounding-set", "-all", "--")
 """Before a command: it runs as root that may do nothing special (a plain user may not even be able
 to read this checkout)."""
+
+
+# A shell starts what is to run in the background with SIGINT ignored, and children inherit that: no
+# test that sends one could pass.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def requires(*programs: str, root: bool = True) -> None:
