@@ -1,5 +1,6 @@
 """The site's own servers and relays, by other people, for tests: Kea, dnsmasq, ISC's relay."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -44,8 +45,11 @@ def vblade(
 def _has_packet_socket(pid: int) -> bool:
     lines = Path(f"/proc/{pid}/net/packet").read_text().splitlines()[1:]
     sockets = {f"socket:[{line.split()[8]}]" for line in lines if line.split()[4] != "0"}
-    names = (os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir() if each.is_symlink())
-    return not sockets.isdisjoint(names)
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if os.readlink(each) in sockets:
+                return True
+    return False
 
 
 def kea(
