@@ -64,6 +64,9 @@ def run(firmware: Firmware, count: int, *, keep: bool, timeout: float, as_json: 
         seats = [Seat(lab.add_client(firmware=firmware)) for _ in range(count)]
         say(f"{'AFTER':>8}  CLIENT   STAGE")
         _boot(server, seats, timeout, say)
+        for seat in seats:
+            if seat.running is None:
+                _last_lines(seat, say)
         status = server.control.get("/v1/status")
         if as_json:
             click.echo(json.dumps(_summary(firmware, seats, status), indent=2))
@@ -102,6 +105,17 @@ def _boot(server: LabServer, seats: list[Seat], timeout: float, say: Any) -> Non
         seat_or_none = by_mac.get(entry.get("mac") or "")
         if seat_or_none is not None:
             _tell(seat_or_none, entry, say)
+
+
+def _last_lines(seat: Seat, say: Any) -> None:
+    """What a client that did not come to run wrote to its serial line, or else to its screen."""
+    text = seat.client.console()
+    if not text.strip() and seat.client.running:
+        text = seat.client.screen()
+    text = "".join(c for c in text if c.isprintable() or c == "\n")
+    say(f"\n{seat.client.name}  the last lines that it wrote:")
+    for line in [line for line in text.splitlines() if line.strip()][-10:] or ["(nothing)"]:
+        say(f"         {line[:100]}")
 
 
 def _tell(seat: Seat, entry: dict[str, Any], say: Any) -> None:

@@ -23,6 +23,7 @@ _OVMF = Path("/usr/share/OVMF")
 _LOCKED = (
     "-global", "driver=cfi.pflash01,property=secure,value=on", "-global", "ICH9-LPC.disable_s3=1",
 )  # fmt: skip
+_VGA_TEXT = 0xB8000
 _LONGEST_COMMAND = 900  # busybox reads no longer line from a terminal
 
 
@@ -131,6 +132,14 @@ class Client:
         with self.serial_log.open("rb") as log:
             log.seek(0 if everything else self._mark)
             return log.read().decode(errors="replace")
+
+    def screen(self) -> str:
+        """The text on its VGA screen, where BIOS and boot loaders write; HostError if it is off."""
+        copy = self.directory / "screen"
+        self.monitor("pmemsave", val=_VGA_TEXT, size=80 * 25 * 2, filename=str(copy))
+        cells = copy.read_bytes()[::2].decode("cp437")
+        copy.unlink()
+        return "\n".join(cells[at : at + 80].rstrip() for at in range(0, len(cells), 80))
 
     def wait_for(self, pattern: str, timeout: float = 60) -> re.Match[str]:
         """Wait until the console of this boot matches the regular expression.

@@ -95,6 +95,15 @@ def test_a_bios_client_runs_and_json_says_when(temporary: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
+def test_of_a_client_that_does_not_run_it_shows_the_last_words(temporary: Path) -> None:
+    demo = start(temporary, "--timeout", "5")
+    out, err = demo.communicate(timeout=100)
+    if demo.returncode == 0:
+        pytest.skip("this machine boots a client within 5 s")
+    assert "not every client came to run" in err
+    assert "iPXE" in out.partition("the last lines that it wrote:")[2]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_and_nothing_is_left(temporary: Path, number: signal.Signals) -> None:
     demo = start(temporary)
