@@ -7,8 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,15 +111,15 @@ def fetch(host: Namespace, address: str) -> int:
 
 
 @contextmanager
-def taking(room: Room) -> Iterator[None]:
-    """Machines that are not there go all the way to their ACK, as fast as they are answered."""
+def of_many(say: Callable[[Mac], object], pause: float = 0) -> Iterator[None]:
+    """``say`` in the name of one machine after the other that is not there, until the end."""
     stop = threading.Event()
 
     def flood() -> None:
         number = 0
-        while not stop.is_set():
+        while not stop.wait(pause):
             number += 1
-            room.starves(Mac(f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"))
+            say(Mac(f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"))
 
     thread = threading.Thread(target=flood)
     thread.start()
@@ -130,24 +130,14 @@ def taking(room: Room) -> Iterator[None]:
         thread.join()
 
 
-@contextmanager
-def flooding(room: Room) -> Iterator[None]:
-    """Each 5 ms a DISCOVER of a machine that is not there, until the end of the block."""
-    stop = threading.Event()
+def taking(room: Room) -> AbstractContextManager[None]:
+    """They go all the way to their ACK, as fast as they are answered."""
+    return of_many(room.starves)
 
-    def flood() -> None:
-        number = 0
-        while not stop.wait(0.005):
-            number += 1
-            room.say(Mac(f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"), Type.DISCOVER)
 
-    thread = threading.Thread(target=flood)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+def flooding(room: Room) -> AbstractContextManager[None]:
+    """A DISCOVER each 5 ms."""
+    return of_many(lambda mac: room.say(mac, Type.DISCOVER), 0.005)
 
 
 def full_of(control: ControlClient) -> list[dict[str, Any]]:
