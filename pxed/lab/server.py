@@ -11,9 +11,12 @@ from typing import Any
 from pxed.control import ControlClient
 from pxed.errors import HostError
 from pxed.lab.lab import Lab
+from pxed.lab.qemu import Client
+from pxed.seat import State
 
 START_LIMIT = 20.0  # seconds to answer on the control socket; a busy machine needs some
 STOP_LIMIT = 10.0
+REPORT_LIMIT = 60.0  # from what a console says to the server's knowing it
 
 
 class LabServer:
@@ -58,6 +61,26 @@ class LabServer:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(STOP_LIMIT)
         return None
+
+    def wait_running(self, client: Client, timeout: float = 120) -> float:
+        """Wait until the console says that it runs, and the server too; seconds since power-on.
+
+        HostError if either does not in time. A client reports to the server after it has told its
+        console, and the server looks at reports a few times a second.
+        """
+        # The console first: it is this boot's, whose DISCOVER has then been answered, and with
+        # that the server has begun a new timeline. What it shows now is not the last boot's.
+        took = client.wait_running(timeout)
+        until = time.monotonic() + REPORT_LIMIT
+        while (shown := self.client(client.mac))["state"] != State.RUNNING:
+            if time.monotonic() > until:
+                raise HostError(f"{client.name} runs, and to the server it is {shown['state']}")
+            time.sleep(0.05)
+        return took
+
+    def stages(self, mac: str) -> list[str]:
+        """The stages of a client's last boot, in their order."""
+        return [step["stage"] for step in self.client(mac)["timeline"]]
 
     def client(self, mac: str) -> dict[str, Any]:
         """What the server knows of one client, timeline included."""

@@ -63,15 +63,15 @@ class Room:
         shutil.copytree(image, self.state / "images" / "lab" / image.name, dirs_exist_ok=True)
 
     def seat(self, firmware: Firmware = "bios") -> Client:
-        """A client that was powered on and has come to its shell."""
+        """A client that was powered on and has come to its shell, and the server knows."""
         client = self.lab.add_client(firmware=firmware)
         client.power_on()
-        client.wait_running(timeout=100)
+        self.server.wait_running(client, 100)
         return client
 
     def stages(self, client: Client) -> list[str]:
         """The stages of the client's current boot as the server saw them."""
-        return [step["stage"] for step in self.server.client(client.mac)["timeline"]]
+        return self.server.stages(client.mac)
 
 
 RoomMaker = Callable[..., Room]

@@ -78,16 +78,16 @@ def test_the_midlayer_was_ready_before_the_kernel(room: Room, seat: Client) -> N
 def test_what_it_wrote_is_there_after_its_next_boot(room: Room, seat: Client) -> None:
     seat.shell("echo precious > /root/mine && sync")
     seat.reset()
-    seat.wait_running(timeout=100)
+    room.server.wait_running(seat, 100)
     assert seat.shell("cat /root/mine") == "precious\n"
     assert room.server.client(seat.mac)["boots"] == 2
 
 
-def test_what_it_wrote_is_there_after_a_power_cut(seat: Client) -> None:
+def test_what_it_wrote_is_there_after_a_power_cut(room: Room, seat: Client) -> None:
     seat.shell("echo durable > /root/cut && sync")
     seat.power_off()
     seat.power_on()
-    seat.wait_running(timeout=100)
+    room.server.wait_running(seat, 100)
     assert seat.shell("cat /root/cut") == "durable\n"
 
 
@@ -112,7 +112,7 @@ def test_what_it_wrote_is_there_after_the_servers_restart_and_its_own(
     room.server.stop()
     room.server.start()
     seat.reset()
-    seat.wait_running(timeout=100)
+    room.server.wait_running(seat, 100)
     assert seat.shell("cat /root/both") == "kept\n"
 
 

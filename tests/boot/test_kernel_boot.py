@@ -53,7 +53,7 @@ def test_uefi_by_http_alone(room: Room) -> None:
     before = room.server.control.get("/v1/status")["tftp"]["bytes"]
     client = room.lab.add_client(firmware="uefi", extra=NO_PXE)
     client.power_on()
-    client.wait_running(timeout=150)
+    room.server.wait_running(client, 150)
     assert files(room, client.mac) == ["/ipxe/snponly.efi", *LOADED]
     assert room.stages(client)[:4] == ["DISCOVER", "OFFER", "boot file", "iPXE"]
     assert room.server.client(client.mac)["firmware"] == "uefi-http"

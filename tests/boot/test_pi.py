@@ -88,7 +88,7 @@ class Room:
             self.seat.reset()
         else:
             self.seat.power_on()
-        self.seat.wait_running(timeout=120)
+        self.server.wait_running(self.seat)
 
 
 def make_room(lab: Lab, image: Path, more: str = "", memory: int = 512) -> Room:
@@ -166,7 +166,7 @@ def test_uefi_on_arm64_boots_the_same_image(
     room.seat.power_off()
     seat = room.lab.add_client(kind=ArmClient, name=f"arm-{how}", firmware="uefi", extra=extra)
     seat.power_on()
-    seat.wait_running(timeout=200)
+    room.server.wait_running(seat, 200)
     shown = room.server.client(seat.mac)
     stages = [step["stage"] for step in shown["timeline"] if step["stage"] != "first AoE read"]
     assert stages == [

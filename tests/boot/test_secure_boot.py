@@ -39,7 +39,7 @@ def room(make_room: RoomMaker, signed: Path) -> Room:
 def test_a_seat_with_secure_boot_on(room: Room) -> None:
     seat = room.lab.add_client(firmware="secure", memory=768)
     seat.power_on()
-    seat.wait_running(timeout=300)
+    room.server.wait_running(seat, 300)
     # The kernel's own word for it.
     assert "Secure boot enabled" in seat.shell("dmesg | grep -i secure")
     assert "e16.1" in seat.shell("ls /dev/etherd")

@@ -22,7 +22,7 @@ def seats(room: Room) -> list[Client]:
     for client in clients:
         client.power_on()
     for client in clients:
-        client.wait_running(timeout=150)
+        room.server.wait_running(client, 150)
     return clients
 
 
@@ -78,6 +78,6 @@ def test_uefi_finds_its_file_again_after_its_next_boot(room: Room, seats: list[C
     client.shell("echo again > /root/mine && sync")
     client.power_off()
     client.power_on()
-    client.wait_running(timeout=150)
+    room.server.wait_running(client, 150)
     assert client.shell("cat /root/mine") == "again\n"
     assert room.server.client(client.mac)["boots"] == 2

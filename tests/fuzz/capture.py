@@ -115,7 +115,7 @@ def boot(kept: Kept) -> None:
         with Tap(lab.server, kept):
             client = lab.add_client()
             client.power_on()
-            client.wait_running(200)
+            server.wait_running(client, 200)
         server.stop()
 
 
