@@ -124,23 +124,36 @@ class Room:
             [sys.executable, "-m", "pxed", "serve", "-c", str(config)], stderr=subprocess.DEVNULL
         )
         self.control = ControlClient(self.state / "control.sock")
-        end = time.monotonic() + 20
-        while not (self.state / "control.sock").exists():
-            if self.process.poll() is not None or time.monotonic() > end:
-                self.__exit__()
-                raise RuntimeError("the server did not start")
-            time.sleep(0.02)
-        self.become_known()
+        try:
+            self.until_serving()
+            self.become_known()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def until_serving(self) -> None:
+        """Return when the server that was started answers; RuntimeError if it does not."""
+        end = time.monotonic() + 60
+        while not (self.state / "control.sock").exists():
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError("the server did not start")
+            time.sleep(0.02)
+
     def become_known(self) -> None:
-        """Lease, as the firmware of the seat; then its own devices are there."""
+        """Lease, as the firmware of the seat; its own devices are there when this returns."""
         self.cli.ip("link set eth0 down", f"link set eth0 address {SEAT}", "link set eth0 up")
-        time.sleep(0.2)
-        self.lease()
+        end = time.monotonic() + 120
+        while not self.lease():
+            if time.monotonic() > end:
+                raise RuntimeError("the seat was given no address")
+        while "midlayer-ready" not in {e["kind"] for e in self.control.follow("/v1/events")}:
+            if time.monotonic() > end:
+                raise RuntimeError("the seat was given no devices")
+            time.sleep(0.02)
 
     def lease(self) -> bool:
         """Whether the seat is given an address, within a few tries."""

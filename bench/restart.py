@@ -84,17 +84,28 @@ def _content(tag: int) -> bytes:
 
 
 def restart(room: Room, how: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
-    """Stop the server and start it again; its exit status and its last words."""
+    """Stop the server and start it again, until it serves; its exit status and its last words."""
     said = room.state / "said"
     room.process.send_signal(how)
-    status = room.process.wait(20)
+    status = room.process.wait(60)
     last = said.read_text().strip().splitlines()[-1] if said.exists() else ""
     with said.open("wb") as out:
         room.process = room.srv.popen(
             [sys.executable, "-m", "pxed", "serve", "-c", str(room.state.parent / "pxed.toml")],
             stdout=subprocess.DEVNULL, stderr=out,
         )  # fmt: skip
+    room.until_serving()
     return status, last
+
+
+def _works(seat: Seat, pause: float) -> None:
+    """Return after ``pause`` and once the seat had answers in it; RuntimeError if none come."""
+    enough, end = seat.answers + 50, time.monotonic() + 120
+    time.sleep(pause)
+    while seat.answers < enough:
+        if time.monotonic() > end:
+            raise RuntimeError(f"{seat.answers} answers, and no more")
+        time.sleep(0.02)
 
 
 def run(room: Room, times: int, pause: float = 1.5) -> tuple[Seat, list[tuple[int, str]]]:
@@ -107,10 +118,10 @@ def run(room: Room, times: int, pause: float = 1.5) -> tuple[Seat, list[tuple[in
     stops = []
     try:
         for _ in range(times):
-            time.sleep(pause)
+            _works(seat, pause)
             seat.longest = 0.0
             stops.append(restart(room))
-            time.sleep(pause)
+            _works(seat, pause)
             seat.gaps.append(seat.longest)
     finally:
         seat.stop = True

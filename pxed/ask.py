@@ -30,7 +30,7 @@ class _UnixConnection(http.client.HTTPConnection):
 class ControlClient:
     """Asks a running server; HostError when there is none, with what to do."""
 
-    def __init__(self, path: Path, *, timeout: float | None = 10.0) -> None:
+    def __init__(self, path: Path, *, timeout: float | None = 30.0) -> None:
         self.path = path
         self._timeout = timeout
 

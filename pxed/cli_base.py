@@ -77,7 +77,7 @@ def state_directory(state_dir: Path | None, config_path: Path | None = None) -> 
 
 
 def server(
-    state_dir: Path | None, config_path: Path | None = None, *, timeout: float | None = 10.0
+    state_dir: Path | None, config_path: Path | None = None, *, timeout: float | None = 30.0
 ) -> ControlClient:
     """The control socket of the running server; ``timeout`` None: what is asked may take long."""
     state = state_directory(state_dir, config_path)

@@ -110,21 +110,25 @@ class Control:
         )  # fmt: skip
         await runner.setup()
         self._runner = runner
-        # uvloop and asyncio differ in what they do with a stale socket file, so it goes first.
-        with contextlib.suppress(FileNotFoundError):
-            self._path.unlink()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # It appears under its name when it listens and has its rights: whoever sees it can ask.
+        new = self._path.with_name(".new")
         try:
-            listener.bind(str(self._path))
+            new.unlink(missing_ok=True)
+            listener.bind(str(new))
             if self._group is not None:
-                shutil.chown(self._path, group=self._group)
-            self._path.chmod(0o660)
+                shutil.chown(new, group=self._group)
+            new.chmod(0o660)
             listener.listen(64)
+            new.rename(self._path)
         except LookupError:
             listener.close()
+            new.unlink(missing_ok=True)
             raise UsageError(f"[control] group = {self._group!r}: there is no such group") from None
         except OSError as error:
             listener.close()
+            with contextlib.suppress(OSError):
+                new.unlink()
             raise HostError(f"{self._path}: cannot listen: {error.strerror or error}") from error
         await web.SockSite(runner, listener).start()
 

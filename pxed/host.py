@@ -4,10 +4,12 @@ import fcntl
 import os
 import pwd
 import resource
+import time
 from pathlib import Path
 
 from pxed.errors import HostError
 
+_LET_GO = 1.0  # seconds that a killed server's child may still hold its lock: until it has its exec
 _WRITTEN = ("config", "config/midlayers", "pxed.db", "leases.journal")
 
 
@@ -28,14 +30,12 @@ def claim(state_dir: Path) -> int:
         fd = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise HostError(f"{state_dir}: {error.strerror}: choose another state_dir") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not _locked(fd):
         os.close(fd)
         raise HostError(
             f"{state_dir}: another pxed serves this state directory: "
             "stop it, or choose another state_dir"
-        ) from None
+        )
     for path in (state_dir, *(state_dir / name for name in _WRITTEN)):
         if path.exists() and not os.access(path, os.W_OK | (os.X_OK if path.is_dir() else 0)):
             os.close(fd)
@@ -44,6 +44,19 @@ def claim(state_dir: Path) -> int:
                 "or choose another state_dir"
             )
     return fd
+
+
+def _locked(fd: int) -> bool:
+    until = time.monotonic() + _LET_GO
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.02)
+        else:
+            return True
 
 
 def _name() -> str:

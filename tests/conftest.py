@@ -1,15 +1,19 @@
 """Fixtures that every kind of test shares: namespaces with a cable between them, and `requires`."""
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pxed.client.debian import MIRROR
 from pxed.errors import HostError
@@ -19,6 +23,14 @@ WITHOUT_PRIVILEGE = ("setpriv", "--bounding-set", "-all", "--")
 """Before a command: it runs as root that may do nothing special (a plain user may not even be able
 to read this checkout)."""
 
+
+# An example is no slower because another program has the processor, and a run finds what the run
+# before it found: the same examples each time. PXED_EXPLORE=1 looks at others.
+settings.register_profile(
+    "pxed", deadline=None, derandomize="PXED_EXPLORE" not in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
+settings.load_profile("pxed")
 
 # A shell starts what is to run in the background with SIGINT ignored, and children inherit that: no
 # test that sends one could pass.
@@ -58,6 +70,20 @@ def mirror_answers(mirror: str = MIRROR) -> bool:
             return subprocess.run(argv, capture_output=True, timeout=120).returncode == 0
         except (FileNotFoundError, subprocess.TimeoutExpired):
             return False
+
+
+def no_loop_device(place: Path) -> None:
+    """Return when none has a file below ``place``: udev may look at one that was given up."""
+    until = time.monotonic() + 60
+    while any(str(place) in backing for backing in _backing_files()):
+        assert time.monotonic() < until, "a loop device is left"
+        time.sleep(0.05)
+
+
+def _backing_files() -> Iterator[str]:
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):  # given up meanwhile
+            yield path.read_text()
 
 
 @dataclass

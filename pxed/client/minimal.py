@@ -132,6 +132,6 @@ def _settle(root: Path, epoch: int) -> None:
 def _applets(program: Path) -> list[str]:
     program.chmod(0o755)
     listed = subprocess.run(
-        [str(program), "--list"], check=True, capture_output=True, text=True, timeout=10
+        [str(program), "--list"], check=True, capture_output=True, text=True, timeout=60
     )
     return listed.stdout.split()

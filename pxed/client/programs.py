@@ -22,7 +22,7 @@ def add_programs(archive: Cpio, programs: dict[str, str]) -> None:
         if path is None:
             raise HostError(f"{name} is missing: apt install {package}")
         archive.file(f"sbin/{name}", Path(path).read_bytes(), 0o755)
-        said = subprocess.run(["ldd", path], capture_output=True, text=True, timeout=10)
+        said = subprocess.run(["ldd", path], capture_output=True, text=True, timeout=60)
         libraries.update(dict.fromkeys(_LIBRARY.findall(said.stdout)))
     for library in sorted(libraries):
         archive.file(library, Path(library).read_bytes(), 0o755)

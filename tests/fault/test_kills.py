@@ -7,6 +7,7 @@ of that. Power cuts are test_power_loss.py's.
 
 import contextlib
 import math
+import os
 import random
 import signal
 import socket
@@ -24,13 +25,14 @@ from tests.aoe_frames import BROADCAST, READ_EXT, WRITE_EXT, ata
 from tests.conftest import Cable
 from tests.fault.history import INITIAL, Operation, Order, reorderings, violations
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(900)]
 
 SECTORS = 24
 CLIENTS = 4
 WINDOW = 6
 PATIENCE = 0.4
-RUN_S = 1.6
+RUN_S = 2.4  # at least, and until enough is answered
+ENOUGH = 100
 STAMP = struct.Struct("<QQ")
 
 
@@ -64,10 +66,13 @@ class Station:
         self._out: dict[int, tuple[int, int, float]] = {}  # tag: sector, value (reads: -1), sent
         self._pipeline: dict[int, Operation] = {}  # by sector: the latest answered write
         self.answered = 0
+        self.errors: list[str] = []
 
-    def run(self, until: float) -> None:
+    def run(self, stop: threading.Event) -> None:
+        # What one CPU sends arrives in its order; two have a queue each.
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         with self._socket:
-            while time.monotonic() < until:
+            while not stop.is_set():
                 while len(self._out) < WINDOW:
                     self._send()
                 self._receive()
@@ -97,7 +102,9 @@ class Station:
             if raw[:6] != self.mac or not raw[14] & 8 or tag not in self._out:
                 return
             sector, value, began = self._out.pop(tag)
-            assert raw[27] == 0x40, "an ATA error"
+            if raw[27] != 0x40:
+                self.errors.append(f"sector {sector}: an ATA error, {raw[24:36].hex()}")
+                return
             self.answered += 1
             if value < 0:
                 got = value_of(raw[36:548], sector)
@@ -141,26 +148,36 @@ def server(cable: Cable, disk: Path, control: Path) -> Iterator["subprocess.Pope
         process.stdout.close()
 
 
-def one_run(cable: Cable, directory: Path, seed: int) -> tuple[list[str], int, int]:
-    """What is wrong, how many requests were answered, how often the server was killed."""
+def one_run(
+    cable: Cable, directory: Path, seed: int, enough: int = ENOUGH
+) -> tuple[list[str], int, int]:
+    """What is wrong, how many requests were answered, how often the server was killed.
+
+    It goes on until there were ``enough`` answers, for two minutes at most.
+    """
     chance = random.Random(seed)
     disk, control = directory / f"disk{seed}", directory / "control"
     with disk.open("wb") as file:
         file.truncate(1 << 20)
     with cable.cli.inside():
         stations = [Station(number, seed) for number in range(CLIENTS)]
-    until = time.monotonic() + RUN_S + 1
-    threads = [threading.Thread(target=each.run, args=(until,)) for each in stations]
-    kills = 0
+    stop = threading.Event()
+    threads = [threading.Thread(target=each.run, args=(stop,)) for each in stations]
+    kills, began = 0, time.monotonic()
     for thread in threads:
         thread.start()
-    while time.monotonic() < until - 0.2:
-        with server(cable, disk, control) as process:
-            time.sleep(chance.uniform(0.01, 0.6))
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-    for thread in threads:
-        thread.join()
+    try:
+        while time.monotonic() < began + RUN_S or (
+            sum(each.answered for each in stations) <= enough and time.monotonic() < began + 120
+        ):
+            with server(cable, disk, control) as process:
+                time.sleep(chance.uniform(0.01, 0.6))
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
     history = [operation for each in stations for operation in each.history]
     data = disk.read_bytes()
     end = time.monotonic()
@@ -170,7 +187,9 @@ def one_run(cable: Cable, directory: Path, seed: int) -> tuple[list[str], int, i
     disk.unlink()
     orders = [order for each in stations for order in each.orders]
     return (
-        violations(history) + reorderings(history, orders),
+        violations(history)
+        + reorderings(history, orders)
+        + [text for each in stations for text in each.errors],
         sum(each.answered for each in stations),
         kills,
     )
@@ -180,12 +199,12 @@ def one_run(cable: Cable, directory: Path, seed: int) -> tuple[list[str], int, i
 def test_kill_9_under_load(cable: Cable, tmp_path: Path, seed: int) -> None:
     wrong, answered, kills = one_run(cable, tmp_path, seed)
     assert wrong == []
-    assert answered > 100
+    assert answered > ENOUGH
     assert kills >= 1
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_a_hundred_runs(cable: Cable, tmp_path: Path) -> None:
     answered = kills = 0
     for seed in range(100, 200):

@@ -20,10 +20,10 @@ from pxed.lab.qemu import Client
 from tests.conftest import requires
 from tests.guest import System, build_system, start_guest
 
-pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.timeout(3600)]
 
 RESTARTS, FLAPS = 20, 100
-RESUMES = 5.0
+RESUMES = 30.0  # seconds: much less than the driver waits until it gives a device up
 
 _PULSE = """
 import mmap, os, random, time
@@ -69,12 +69,17 @@ class Server:
         self.process: subprocess.Popen[bytes] = self._lab.server.popen(
             [sys.executable, "-m", "aoe_fast.cli", "serve", "-i", "eth0", "--spin-us", "0",
              "--control", str(self._lab.directory / "control"),
-             "--export", f"7.0={self.disk},rw,durable"],
+             "--export", f"7.0={self.disk},rw,durable"], stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )  # fmt: skip
+        assert self.process.stdout is not None
+        assert b"ready" in self.process.stdout.readline()
 
     def restart(self) -> None:
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(20) == 0
+        assert self.process.wait(60) == 0
+        assert self.process.stdout is not None
+        self.process.stdout.close()
         self.start()
 
 
@@ -104,8 +109,8 @@ def gaps(guest: Client) -> list[float]:
 
 def end(guest: Client) -> str:
     """Stop; what fio says. HostError if a program failed or the kernel saw an I/O error."""
-    guest.shell("touch /run/enough; sleep 1; kill -INT $(pidof fio); wait", 60)
-    guest.shell("grep -q done /run/gaps")
+    guest.shell("touch /run/enough; until grep -q done /run/gaps; do sleep 0.2; done", 120)
+    guest.shell("kill -INT $(pidof fio); wait", 120)
     guest.shell("! dmesg | grep -iE 'i/o error|aoe.*(down|fail)'")
     return guest.shell("cat /run/fio")
 
@@ -124,10 +129,12 @@ def test_restarts_and_a_flapping_cable(lab: Lab, system: System, tmp_path: Path)
         time.sleep(0.2)
         guest.cable(True)
         time.sleep(0.6)
-    time.sleep(RESUMES)
+    time.sleep(5)
     flapped = gaps(guest)
     said = end(guest)
+    flapped += gaps(guest)  # what lasted longer than that
+    longest = max(flapped, default=0.0)
     print(f"{RESTARTS} restarts: median {statistics.median(planned):.2f} s, "
-          f"longest {max(planned):.2f} s; {FLAPS} flaps: longest {max(flapped):.2f} s")  # fmt: skip
+          f"longest {max(planned):.2f} s; {FLAPS} flaps: longest {longest:.2f} s")  # fmt: skip
     assert "err= 0" in said, said
     assert max(planned + flapped) < RESUMES

@@ -24,7 +24,7 @@ from tests.conftest import requires
 from tests.fault.writelog import Disk, count, logged_disk
 from tests.guest import System, build_system, start_guest
 
-pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.timeout(5000)]
 
 ROUNDS = int(os.environ.get("PXED_POWER_ROUNDS", "120"))
 CUTS = int(os.environ.get("PXED_POWER_CUTS", "500"))
@@ -94,7 +94,7 @@ def record(lab: Lab, system: System, directory: Path, durability: str) -> Run:
         machine.shell(line.replace("KIND", durability), 120)
     machine.send("python3 /run/work.py\n")
     seen = 0
-    end = time.monotonic() + 400
+    end = time.monotonic() + 1800
     while True:
         words = re.findall(r"^@(\w+) ?(\d*) ?(\d*)\r?\n", machine.console(), re.MULTILINE)
         for kind, one, two in words[seen:]:

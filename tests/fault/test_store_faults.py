@@ -15,7 +15,7 @@ from tests.conftest import Cable
 from tests.fault import test_kills
 from tests.fault.variant import ROOT, environment
 
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(1200)]  # also to compile
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def request(peer: Peer, opcode: int, lba: int, tag: int) -> bytes:
 
 def errors(peer: Peer, opcode: int, many: int = 12) -> list[int]:
     """The ATA error register of so many requests, one after the other; 0: it succeeded."""
-    replies = [peer.ask(request(peer, opcode, number, number + 1)) for number in range(many)]
+    replies = [peer.ask(request(peer, opcode, number, number + 1), 60) for number in range(many)]
     assert {reply.status for reply in replies} <= {0x40, 0x41}
     return [reply.ata_error for reply in replies]
 
@@ -90,12 +90,13 @@ def test_durable_waits_for_a_slow_disk_and_writeback_does_not(
     cable: Cable, disk: Path, peer: Peer
 ) -> None:
     took = {}
-    for durability in ("durable", "writeback"):
-        with serving(cable, disk, "sync:delay=400000", durability):
+    for durability, delay in (("durable", 0.4), ("writeback", 60.0)):
+        with serving(cable, disk, f"sync:delay={delay * 1e6:.0f}", durability):
             began = time.monotonic()
-            assert peer.ask(request(peer, WRITE_EXT, 0, 1)).status == 0x40
+            assert peer.ask(request(peer, WRITE_EXT, 0, 1), 50).status == 0x40
             took[durability] = time.monotonic() - began
-    assert took["durable"] >= 0.4 > took["writeback"]
+    assert took["durable"] >= 0.4
+    assert took["writeback"] < 60
 
 
 def test_every_durable_acknowledgement_comes_after_a_sync(
@@ -104,7 +105,7 @@ def test_every_durable_acknowledgement_comes_after_a_sync(
     calls = tmp_path / "calls"
     with serving(cable, disk, f"log={calls}"):
         for number in range(5):
-            peer.ask(request(peer, WRITE_EXT, number, number + 1))
+            peer.ask(request(peer, WRITE_EXT, number, number + 1), 60)
             words = [line.split() for line in calls.read_text().splitlines()]
             kinds = [word[0] for word in words]
             assert kinds[-1] == "sync"
@@ -119,14 +120,17 @@ def test_the_usual_build_has_no_faults() -> None:
 def test_the_history_checker_sees_a_disk_that_lies(
     cable: Cable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kill tests can fail: here one write in 40 is acknowledged and never made."""
+    """The kill tests can fail: here one write in 20 is acknowledged and never made.
+
+    Nobody may have looked at a few of them before they are written over; there are many.
+    """
 
     @contextmanager
     def lying(cable: Cable, disk: Path, _control: Path) -> Iterator["subprocess.Popen[bytes]"]:
-        with serving(cable, disk, "write:every=40:lose") as process:
+        with serving(cable, disk, "write:every=20:lose") as process:
             yield process
 
     monkeypatch.setattr(test_kills, "server", lying)
-    wrong, answered, _ = test_kills.one_run(cable, tmp_path, 1)
-    assert answered > 100
+    wrong, answered, _ = test_kills.one_run(cable, tmp_path, 1, enough=4000)
+    assert answered > 4000
     assert any("stale or lost" in text or "it is lost" in text for text in wrong)

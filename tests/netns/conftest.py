@@ -1,10 +1,12 @@
 """``pxed serve`` in a namespace, with an image that is nothing but its files."""
 
 import json
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,13 @@ def make_state(folder: Path) -> Path:
     return folder / "state"
 
 
+def kept(state: Path, mac: str) -> dict[str, Any]:
+    """What the database of a running server holds of a client, which a kill leaves; {}: nothing."""
+    with closing(sqlite3.connect(f"file:{state}/pxed.db?mode=ro", uri=True, timeout=60)) as db:
+        row = db.execute("SELECT state, data FROM client WHERE mac = ?", (mac,)).fetchone()
+    return {} if row is None else {"state": row[0], **json.loads(row[1])}
+
+
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
     """A state directory of the test's own."""
@@ -50,7 +59,7 @@ class Serve:
         return [sys.executable, "-m", "pxed", "serve", "-c", str(self.config)]
 
     def refuses(self, text: str, status: int, *words: str) -> None:
-        done = self.cable.srv.run(self.command(text), check=False, timeout=30)
+        done = self.cable.srv.run(self.command(text), check=False, timeout=120)
         lines = done.stderr.strip().splitlines()
         assert done.returncode == status, done.stderr
         assert len(lines) == 1, done.stderr
@@ -61,7 +70,7 @@ class Serve:
     def start(self, text: str = GOOD) -> "subprocess.Popen[bytes]":
         """Run it in the background until it answers; the cable's end kills it."""
         process = self.cable.srv.popen(self.command(text), stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not (self.state / "control.sock").exists():
             assert process.poll() is None
             assert time.monotonic() < deadline
@@ -87,3 +96,4 @@ def running(serve: Serve) -> Iterator["subprocess.Popen[bytes]"]:
     process = serve.start()
     yield process
     process.kill()
+    process.wait()

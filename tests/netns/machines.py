@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pxed.client.kernel import fetch_kernel
-from tests.conftest import from_mirror, requires
+from tests.conftest import from_mirror, no_loop_device, requires
 
 PROGRAMS = ("mksquashfs", "unsquashfs", "mcopy", "syslinux", "objcopy", "busybox", "qemu-img",
             "sfdisk", "mke2fs", "mkfs.fat", "losetup")  # fmt: skip
@@ -106,8 +106,7 @@ class Importer:
     def is_clean(self) -> None:
         """No mount, no loop device and no half-made directory is left."""
         assert str(self.state) not in Path("/proc/self/mountinfo").read_text()
-        loops = Path("/sys/block").glob("loop*/loop/backing_file")
-        assert not [p for p in loops if str(self.state.parent) in p.read_text()]
+        no_loop_device(self.state.parent)
         assert not list(self.state.glob("images/*/.*-*"))
 
     def root(self, shown: dict[str, Any]) -> Path:

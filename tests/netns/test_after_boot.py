@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from aoe_fast.initiator import Initiator
 from pxed.control import ControlClient
 from pxed.dhcp.codec import Type
 from pxed.mac import Mac
+from pxed.netboot import GRACE
 from tests.conftest import Cable
 from tests.netns.conftest import GOOD, Serve
 from tests.netns.test_mode import dnsmasq, running, serve
@@ -29,11 +31,15 @@ def seat(cable: Cable) -> Cable:
     return cable
 
 
+def events(control: ControlClient) -> list[dict[str, Any]]:
+    return [e for e in control.follow("/v1/events") if e.get("mac") == MAC]
+
+
 def kinds(control: ControlClient) -> list[str]:
-    return [e["kind"] for e in control.follow("/v1/events") if e.get("mac") == MAC]
+    return [each["kind"] for each in events(control)]
 
 
-def eventually(what: Callable[[], bool], seconds: float = 15) -> None:
+def eventually(what: Callable[[], bool], seconds: float = 60) -> None:
     until = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < until
@@ -49,7 +55,7 @@ def take(seat: Cable) -> None:
 
 def report(seat: Cable, text: bytes) -> None:
     """A line in the report device, as the client's initramfs writes it."""
-    with seat.cli.inside(), Initiator("eth0") as initiator:
+    with seat.cli.inside(), Initiator("eth0", retries=60) as initiator:
         initiator.write(16, 4, 0, text.ljust(512, b"\0"))
 
 
@@ -59,11 +65,11 @@ def test_a_machine_that_runs_gives_its_temporary_lease_back(serve: Serve, seat: 
         take(seat)
         eventually(lambda: "midlayer-ready" in kinds(control))
         report(seat, b"running 2.0 lab")
-        eventually(lambda: control.get(f"/v1/clients/{MAC}")["state"] == "running")
-        assert "release" not in kinds(control)
-        eventually(lambda: "release" in kinds(control), 14)
+        eventually(lambda: "release" in kinds(control))
         time.sleep(0.5)
-        assert kinds(control).count("release") == 1
+        (runs,) = [e for e in events(control) if e["kind"] == "state" and e["state"] == "running"]
+        (release,) = [e for e in events(control) if e["kind"] == "release"]
+        assert release["time"] - runs["time"] > GRACE - 0.5  # a clock may be set
 
 
 def test_one_that_boots_again_meanwhile_keeps_it(serve: Serve, seat: Cable) -> None:
@@ -74,8 +80,10 @@ def test_one_that_boots_again_meanwhile_keeps_it(serve: Serve, seat: Cable) -> N
         report(seat, b"running 2.0 lab")
         eventually(lambda: control.get(f"/v1/clients/{MAC}")["state"] == "running")
         take(seat)
-        time.sleep(11)
-        assert "release" not in kinds(control)
+        time.sleep(GRACE + 1)
+        said = kinds(control)  # whoever answers has come to its timers
+        again = len(said) - said[::-1].index("discover")
+        assert "release" not in said[again:]
 
 
 def test_a_file_in_proxy_mode_is_known_to_be_this_machines(
@@ -87,9 +95,10 @@ def test_a_file_in_proxy_mode_is_known_to_be_this_machines(
         firmware = Firmware(seat.cli, 0, MAC)
         firmware.send(Type.DISCOVER)
         firmware.close()
+        eventually(lambda: "offer" in kinds(control))
         seat.cli.ip("addr replace 10.77.0.110/24 dev eth0")
         with seat.cli.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-            udp.settimeout(5)
+            udp.settimeout(60)
             udp.sendto(b"\0\1undionly.kpxe\0octet\0", ("10.77.0.1", 69))
             while len(data := udp.recvfrom(1024)) and len(data[0]) == 516:
                 udp.sendto(b"\0\4" + data[0][2:4], data[1])
@@ -134,12 +143,12 @@ def test_no_advertisement_where_that_is_switched_off(serve: Serve, seat: Cable) 
     with raw, running(serve, text) as control:
         take(seat)  # it is in its boot, and known
         raw.bind(("eth0", 0x86DD))
-        raw.settimeout(20)
+        raw.settimeout(60)
         solicit(seat)
         while (frame := raw.recv(2048))[20] != 58 or frame[54] != 133:
             pass
         take(seat)  # whatever came of it came before this
-        assert kinds(control).count("offer") == 2
+        assert kinds(control).count("offer") >= 2
         assert "router-advert" not in kinds(control)
 
 

@@ -23,7 +23,7 @@ PI = '[class.x86]\nimage = "lab"\n[class.rpi]\nimage = "pi"\n'
 
 def findings(room: Room, status: int) -> list[dict[str, Any]]:
     command = [*room.command()[:3], "doctor", "-c", str(room.config), "--json"]
-    done = room.cable.srv.run(command, check=False, timeout=30)
+    done = room.cable.srv.run(command, check=False, timeout=120)
     assert done.returncode == status, done.stdout + done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout)
     for each in found:

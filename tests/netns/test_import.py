@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import requires
+from tests.conftest import no_loop_device, requires
 from tests.netns.machines import MIB, RELEASE, Importer, disk, ext4, importer, machine
 from tests.netns.test_manage import M1, Room, room
 
@@ -294,6 +294,19 @@ def test_a_disk_that_is_in_use_is_refused(
         subprocess.run(["losetup", "--detach", name], check=True)
 
 
+def nobody_has(device: Path) -> None:
+    """Return when the last mount of it is gone: that may be after its program."""
+    until = time.monotonic() + 60
+    while True:
+        try:
+            os.close(os.open(device, os.O_RDONLY | os.O_EXCL))
+        except OSError:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        else:
+            return
+
+
 def test_a_block_device_is_imported_and_one_that_is_mounted_refused(
     importer: Importer, machine: Path, tmp_path: Path
 ) -> None:
@@ -310,6 +323,7 @@ def test_a_block_device_is_imported_and_one_that_is_mounted_refused(
         )  # fmt: skip
         assert done.returncode == 2
         assert "is in use, mounted or part of something else" in done.stderr
+        nobody_has(Path(name))
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     finally:
@@ -368,11 +382,7 @@ def test_killed_it_leaves_no_mount_and_the_next_one_cleans(
     source = disk(tmp_path / "disk", [("linux", ext4(machine, tmp_path / "root"))])
     with begun(importer.argv(source), slow) as process:
         process.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 30
-    loops = Path("/sys/block").glob
-    while any(str(tmp_path) in p.read_text() for p in loops("loop*/loop/backing_file")):
-        assert time.monotonic() < deadline, "a loop device is left"
-        time.sleep(0.1)
+    no_loop_device(tmp_path)
     assert not (importer.state / "images/lab/1").exists()
     assert importer(source, "--no-maintenance")["version"] == "1"
 

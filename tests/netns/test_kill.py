@@ -30,7 +30,7 @@ class Room:
         self._udp.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         self._udp.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
         self._udp.bind(("", 68))
-        self._udp.settimeout(5)
+        self._udp.settimeout(60)
 
     def say(self, mac: Mac, kind: Type, **more: bytes) -> None:
         options: dict[int, bytes] = {
@@ -76,7 +76,7 @@ class Room:
                 if offer.type == Type.OFFER:
                     self.say(offer.chaddr, Type.REQUEST, SERVER_ID=offer.options[Opt.SERVER_ID],
                              REQUESTED_IP=offer.yiaddr.packed)  # fmt: skip
-        self._udp.settimeout(5)
+        self._udp.settimeout(60)
 
     def gives_back(self, mac: Mac, ip: IPv4Address) -> None:
         options: dict[int, bytes] = {
@@ -133,7 +133,7 @@ def test_a_declined_address_stays_in_quarantine(serve: Serve) -> None:
     bad = room.boot(machine(0))
     room.decline(machine(0), bad)
     control = ControlClient(serve.state / "control.sock")
-    assert eventually(lambda: "decline" in [e["kind"] for e in control.follow("/v1/events")])
+    assert eventually(lambda: "decline" in [e["kind"] for e in control.follow("/v1/events")], 60)
     kill(process)
     (serve.state / "control.sock").unlink()
     process = serve.start(text)

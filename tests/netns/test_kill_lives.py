@@ -14,7 +14,7 @@ from pxed.mac import Mac, mac_bytes
 from tests.netns.test_manage import M1, M2, M3, Room, image, room
 
 __all__ = ["room"]
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(900)]
 
 KILLS = 20
 
@@ -22,12 +22,13 @@ KILLS = 20
 class Busy:
     """A client that writes to its /config, people who change things, and strangers who appear.
 
-    ``written`` and ``noted`` are what was acknowledged.
+    ``written``, ``noted`` and ``known`` (those strangers) are what was acknowledged.
     """
 
     def __init__(self, room: Room) -> None:
         self.room = room
         self.written = self.noted = self.strangers = 0
+        self.known = frozenset[Mac]()
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=each) for each in (self._write, self._manage)]
 
@@ -61,6 +62,7 @@ class Busy:
             stranger = Mac(f"52:54:00:00:01:{self.strangers & 0xFF:02x}")
             with contextlib.suppress(PxedError):
                 self.room.control.post("/v1/clients/note", {"select": [stranger], "note": "x"})
+                self.known |= {stranger}
             time.sleep(0.005)
 
 
@@ -76,27 +78,24 @@ def test_killed_at_any_moment(room: Room) -> None:
     room.pxed("client", "group", str(M3), "-a", "canary")
     room.pxed("client", "boot", str(M2), "provision", "--once")
     address = room.client(M1)["ip"]
-    known = 0
     with Busy(room) as busy:
         for _ in range(KILLS):
             time.sleep(moments.uniform(0, 0.3))
             room.stop(signal.SIGKILL)
-            written, noted = busy.written, busy.noted
+            written, noted, known = busy.written, busy.noted, busy.known
             room.start()
             assert int(room.client(M2)["note"] or 0) >= noted
             first = room.read(M1, 3, 8000)
             assert int(first.rstrip(b"\0") or 0) >= written
             assert room.read(M1, 0)[:1] == b"1"
             clients = {each["mac"]: each for each in room.control.get("/v1/clients")}
-            assert len(clients) >= known
-            known = len(clients)
+            assert known <= clients.keys()
             assert (clients[M1]["name"], clients[M1]["ip"]) == ("seat-01", address)
             assert (clients[M1]["state"], clients[M1]["image"]) == ("running", "lab@1")
             assert clients[M3]["groups"] == ["canary"]
             assert clients[M2]["once"] == "provision"
-    assert busy.noted > KILLS
-    assert busy.written > KILLS
-    assert known > 3
+        # However slow all this was: it goes on.
+        room.until(lambda: min(busy.noted, busy.written) > KILLS and len(busy.known) > 3)
     assert room.boot(M2) == "aoe:e16.2"
     assert room.boot(M2) == "aoe:e16.0"
 
@@ -112,7 +111,7 @@ def test_no_kill_leaves_anything_behind(room: Room) -> None:
     room.start()
     room.boot(M1)
     room.stop()
-    left = sorted(path.name for path in room.state.iterdir())
-    assert left == ["config", "images", "leases.journal", "lock", "pxed.db", "stopped"]
+    left = {path.name for path in room.state.iterdir()} - {"pxed.db.copy"}  # made after 10 s
+    assert left == {"config", "images", "leases.journal", "lock", "pxed.db", "stopped"}
     layers = sorted(path.name for path in (room.state / "config/midlayers").iterdir())
     assert layers == [".template-8192K.ext4", "525400000001.ext4", "525400000001.report"]

@@ -8,22 +8,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aoe_fast.initiator import Initiator
+from aoe_fast.initiator import Initiator, NoAnswer
 from pxed.ask import ControlClient, NoServer
 from pxed.dhcp.codec import BROADCAST_FLAG, Message, Op, Opt, Type, decode, encode
 from pxed.errors import UsageError
 from pxed.mac import Mac, mac_bytes
 from tests.conftest import Cable, requires
+from tests.netns.conftest import kept
 
 pytestmark = pytest.mark.netns
 
 CONFIG = 'interface = "eth0"\nstate_dir = "STATE"\n[midlayer]\nsize = "8M"\nkeep_free = 0\n'
-M1, M2, M3 = (Mac(f"52:54:00:00:00:{n:02x}") for n in (1, 2, 3))
+M1, M2, M3, NOBODY = (Mac(f"52:54:00:00:00:{n:02x}") for n in (1, 2, 3, 0xFF))
 
 
 def image(state: Path, version: str, fill: bytes, *, tfm: bool = True) -> Path:
@@ -43,7 +45,7 @@ class Room:
     def __init__(self, cable: Cable, tmp_path: Path) -> None:
         self.cable, self.state = cable, tmp_path / "state"
         self.config = tmp_path / "pxed.toml"
-        self.control = ControlClient(self.state / "control.sock")
+        self.control = ControlClient(self.state / "control.sock", timeout=60)
         self.process: subprocess.Popen[bytes] | None = None
         (self.state / "images" / "lab").mkdir(parents=True)
         shutil.copytree(image(self.state, "1", b"1"), self.state / "images" / "lab" / "1")
@@ -71,7 +73,7 @@ class Room:
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         assert self.process is not None
         self.process.send_signal(how)
-        self.process.wait(10)
+        self.process.wait(60)
         if how is signal.SIGKILL:
             (self.state / "control.sock").unlink()
 
@@ -84,7 +86,7 @@ class Room:
         assert "Traceback" not in done.stderr
         return done.stdout + done.stderr
 
-    def until(self, true: Callable[[], Any], seconds: float = 10) -> Any:
+    def until(self, true: Callable[[], Any], seconds: float = 60) -> Any:
         deadline = time.monotonic() + seconds
         while not (found := true()):
             log = (self.state.parent / "log").read_text()
@@ -101,8 +103,11 @@ class Room:
     def events(self, kind: str) -> list[dict[str, Any]]:
         return [e for e in self.control.follow("/v1/events") if e["kind"] == kind]
 
-    def discover(self, mac: Mac) -> str:
-        """A DISCOVER of an iPXE in the card's ROM; the root path or script it was offered."""
+    def discover(self, mac: Mac, seconds: float = 60) -> str:
+        """A DISCOVER of an iPXE in the card's ROM; the root path or script it was offered.
+
+        Empty if there was no answer in so many ``seconds``.
+        """
         options = {
             Opt.TYPE: bytes((Type.DISCOVER,)), Opt.PARAMETERS: bytes((1, 17, 66, 67)),
             Opt.VENDOR_CLASS: b"PXEClient:Arch:00000:UNDI:002001", Opt.ARCH: b"\0\0",
@@ -116,12 +121,16 @@ class Room:
             udp.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
             udp.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
             udp.bind(("", 68))
-            udp.settimeout(1.5)
+            until = time.monotonic() + seconds
             udp.sendto(encode(message), ("255.255.255.255", 67))
-            try:
-                answer = decode(udp.recv(2048))
-            except TimeoutError:
-                return ""
+            while True:
+                udp.settimeout(max(until - time.monotonic(), 0.001))
+                try:
+                    answer = decode(udp.recv(2048))
+                except TimeoutError:
+                    return ""
+                if (answer.chaddr, answer.xid) == (mac, message.xid):
+                    break  # and no late one to what was asked before
         root = answer.options.get(Opt.ROOT_PATH, b"")
         return (root or answer.file).decode()
 
@@ -136,16 +145,44 @@ class Room:
         self.until(lambda: "first AoE read" in str(self.client(mac)["timeline"]))
         return offered
 
+    def refused(self, mac: Mac, why: str) -> None:
+        """Its DISCOVER is heard, for this reason refused, and not answered."""
+        before = len(self.events("refused"))
+        assert self.discover(mac, 1) == ""
+        self.until(lambda: len(self.events("refused")) > before)
+        last = self.events("refused")[-1]
+        assert last["mac"] == mac
+        assert why in last["why"]
+
+    @contextmanager
+    def initiator(self, mac: Mac, retries: int = 60) -> Iterator[Initiator]:
+        """This machine's; by default it asks for a minute."""
+        with (
+            self.cable.cli.inside(),
+            Initiator("eth0", source_mac=mac_bytes(mac), retries=retries) as initiator,
+        ):
+            yield initiator
+
     def read(self, mac: Mac, slot: int, lba: int = 0) -> bytes:
         """One sector as this machine sees it; it counts as heard."""
-        with self.cable.cli.inside(), Initiator("eth0", source_mac=mac_bytes(mac)) as initiator:
+        with self.initiator(mac) as initiator:
             return initiator.read(16, slot, lba, 1)
+
+    def sees_no(self, mac: Mac, slot: int) -> None:
+        """Nothing answers this machine there, and something does another one's elsewhere."""
+        with self.initiator(mac, 2) as initiator, pytest.raises(NoAnswer, match=rf"16\.{slot}"):
+            initiator.read(16, slot, 0, 1)
+        self.read(NOBODY, 0)
 
     def runs(self, mac: Mac) -> None:
         """Its system says that it runs."""
-        with self.cable.cli.inside(), Initiator("eth0", source_mac=mac_bytes(mac)) as initiator:
+        with self.initiator(mac) as initiator:
             initiator.write(16, 4, 0, b"running 1.0".ljust(512, b"\0"))
         self.until(lambda: self.client(mac)["state"] == "running")
+
+    def kept(self, mac: Mac, **values: object) -> None:
+        """Return when the database holds this of the machine: a kill leaves it from now on."""
+        self.until(lambda: values.items() <= kept(self.state, mac).items())
 
 
 @pytest.fixture
@@ -232,9 +269,8 @@ def test_a_boot_from_the_clients_own_disk(room: Room) -> None:
 
 def test_strangers_wait_for_approval(room: Room) -> None:
     room.start('[clients]\nadmit = "approve"\n')
-    assert room.discover(M1) == ""
+    room.refused(M1, "waits for approval")
     assert "WAITS" in room.pxed("client", "list")
-    assert "waits for approval" in room.events("refused")[0]["why"]
     assert not (room.state / "config/midlayers/525400000001.ext4").exists()
     room.pxed("client", "approve", str(M1))
     room.pxed("client", "name", str(M1), "seat-01")
@@ -242,9 +278,8 @@ def test_strangers_wait_for_approval(room: Room) -> None:
     room.pxed("client", "block", "seat-01", "--now")
     room.stop(signal.SIGKILL)
     room.start('[clients]\nadmit = "approve"\n')
-    with pytest.raises(Exception, match=r"16\.0"):
-        room.read(M1, 0)
-    assert room.discover(M1) == ""
+    room.sees_no(M1, 0)
+    room.refused(M1, "blocked")
     room.pxed("client", "approve", "seat-*")
     room.boot(M1)
 
@@ -275,6 +310,7 @@ def test_a_restart_gives_a_running_client_its_view_again(room: Room) -> None:
     room.runs(M1)
     room.pxed("image", "add", str(image(room.state, "2", b"2")))
     room.pxed("image", "use", "lab@2")
+    room.kept(M1, state="running", image="lab@1")
     room.stop(signal.SIGKILL)
     room.start()
     assert room.read(M1, 0)[:1] == b"1"
@@ -284,7 +320,7 @@ def test_a_restart_gives_a_running_client_its_view_again(room: Room) -> None:
 def test_a_reset_gives_a_new_layer_and_keeps_the_old(room: Room) -> None:
     room.start()
     room.boot(M1)
-    with room.cable.cli.inside(), Initiator("eth0", source_mac=mac_bytes(M1)) as initiator:
+    with room.initiator(M1) as initiator:
         initiator.write(16, 3, 8000, b"precious".ljust(512, b"\0"))
     assert "at its next boot" in room.pxed("client", "reset", str(M1))
     assert room.read(M1, 3, 8000)[:8] == b"precious"
@@ -332,7 +368,7 @@ def test_a_disk_that_is_nearly_full(room: Room) -> None:
     room.pxed("config", "reload")
     room.discover(M2)
     room.until(lambda: room.events("midlayer-failed"))
-    assert "keep_free" in room.events("alarm")[0]["text"]
+    assert any("keep_free" in each["text"] for each in room.events("alarm"))
     room.boot(M1)  # who has one goes on
 
 
@@ -354,8 +390,7 @@ def test_a_layer_that_was_not_closed_is_mended_and_a_damaged_one_not_shown(room:
     assert checked[M1] in ("mended", "journal replayed")
     assert checked[M2] == "damaged"
     assert len(room.read(M1, 3)) == 512
-    with pytest.raises(Exception, match=r"16\.3"):
-        room.read(M2, 3)
+    room.sees_no(M2, 3)
     assert any("needs a person" in e["text"] for e in room.events("alarm"))
 
 
@@ -366,7 +401,7 @@ def test_two_cards_are_one_client(room: Room) -> None:
     assert "switch it off" in room.pxed("client", "join", str(M1), str(M2), status=2)
     room.pxed("client", "forget", str(M2), "--force")
     room.pxed("client", "join", str(M1), str(M2))
-    with room.cable.cli.inside(), Initiator("eth0", source_mac=mac_bytes(M1)) as initiator:
+    with room.initiator(M1) as initiator:
         initiator.write(16, 3, 8000, b"precious".ljust(512, b"\0"))
     assert room.read(M2, 3, 8000)[:8] == b"precious"
     room.stop(signal.SIGKILL)
@@ -374,8 +409,7 @@ def test_two_cards_are_one_client(room: Room) -> None:
     assert room.read(M2, 3, 8000)[:8] == b"precious"
     assert [c["mac"] for c in room.control.get("/v1/clients")] == [M1]
     room.pxed("client", "join", str(M1), str(M2), "--part")
-    with pytest.raises(Exception, match=r"16\.3"):
-        room.read(M2, 3)
+    room.sees_no(M2, 3)
 
 
 def test_wake_on_lan(room: Room) -> None:
@@ -383,7 +417,7 @@ def test_wake_on_lan(room: Room) -> None:
     with room.cable.cli.inside():
         heard = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0842))
     with heard:
-        heard.settimeout(5)
+        heard.settimeout(60)
         heard.bind(("eth0", 0x0842))
         room.pxed("client", "wake", str(M1))
         frame = heard.recv(2000)
@@ -396,12 +430,12 @@ def test_a_reload_is_whole_or_nothing(room: Room) -> None:
     assert "clients.admit: all -> approve" in room.pxed("config", "reload", "--dry-run")
     assert room.discover(M1) != ""
     assert "taken over" in room.pxed("config", "reload")
-    assert room.discover(M2) == ""
+    room.refused(M2, "waits for approval")
     room.write('[aoe]\nworkers = 2\n[clients]\nadmit = "all"\n')
     said = room.pxed("config", "reload", status=2)
     assert "aoe.workers: 1 -> 2  (needs a restart)" in said
     assert "nothing was taken over" in said
-    assert room.discover(M2) == ""
+    assert room.discover(M2, 1) == ""
     room.write('[clients]\nadmit = "some"\n')
     assert "admit" in room.pxed("config", "reload", status=2)
     room.write('[class.x86]\nimage = "other"\n')
@@ -442,7 +476,7 @@ def test_bad_requests_are_one_line(room: Room) -> None:
 def test_the_doctor_finds_a_working_server_and_a_broken_one(room: Room) -> None:
     room.start()
     command = [sys.executable, "-m", "pxed", "doctor", "-c", str(room.config)]
-    done = room.cable.srv.run(command, check=False, timeout=30)
+    done = room.cable.srv.run(command, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     for word in ("privileges", "MTU", "undionly.kpxe", "ring", "uefi client (simulated)"):
         assert word in done.stdout
@@ -451,7 +485,7 @@ def test_the_doctor_finds_a_working_server_and_a_broken_one(room: Room) -> None:
     room.stop()
     shutil.rmtree(room.state / "images")
     room.cable.srv.ip("addr flush dev eth0")
-    done = room.cable.srv.run([*command, "--json"], check=False, timeout=30)
+    done = room.cable.srv.run([*command, "--json"], check=False, timeout=120)
     assert done.returncode == 1
     broken = {f["about"] for f in json.loads(done.stdout) if f["grade"] == "BROKEN"}
     assert {"address", "image x86"} <= broken

@@ -13,7 +13,7 @@ from pxed.client.kernel import fetch_kernel
 from tests import piroot
 from tests.conftest import from_mirror, requires
 
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(1200)]
 
 RELEASE = "6.6.31+rpt-rpi-v8"
 EPOCH = "1767225600"  # 2026-01-01
@@ -30,7 +30,7 @@ def build(place: Path, host: str, umask: str, words: list[str], **env: str) -> d
     subprocess.run(
         ["unshare", "--uts", "sh", "-c", BUILD, "sh", host, umask, str(place), *argv],
         env={**os.environ, "TMPDIR": str(place / "tmp"), "SOURCE_DATE_EPOCH": EPOCH, **env},
-        check=True, capture_output=True, timeout=200,
+        check=True, capture_output=True, timeout=500,
     )  # fmt: skip
     (image,) = (place / "state/images").glob("*/1")
     return {

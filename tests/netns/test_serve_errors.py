@@ -125,7 +125,7 @@ def test_malformed_packets_of_every_protocol_are_counted_and_stop_nothing(
             for data in (b"", b"\x10", b"\xff" * 40, bytes(1400)):
                 raw.send(b"\xff" * 6 + b"\x02\0\0\0\0\1" + b"\x88\xa2" + data)
             raw.send(bytes.fromhex("333300000002020000000001") + b"\x86\xdd" + bytes(60))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         status = serve.ask("status")
         counted = status["dhcp"].get("malformed", 0), status["tftp"].get("malformed", 0)
@@ -138,7 +138,7 @@ def test_malformed_packets_of_every_protocol_are_counted_and_stop_nothing(
 
 def test_sigterm_ends_it_with_status_0(serve: Serve, running: "subprocess.Popen[bytes]") -> None:
     running.send_signal(signal.SIGTERM)
-    assert running.wait(10) == 0
+    assert running.wait(60) == 0
     assert not (serve.state / "control.sock").exists()
 
 

@@ -219,7 +219,7 @@ def room() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.mark.timeout(60 + FRAMES // 500)
+@pytest.mark.timeout(600 + FRAMES // 50)
 def test_core_and_reference_agree(room: Path) -> None:
     left, number = FRAMES, 0
     answered = 0

@@ -43,7 +43,7 @@ def socket_path(tmp_path: Path) -> Iterator[Path]:
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     yield path
-    asyncio.run_coroutine_threadsafe(control.close(), loop).result(10)
+    asyncio.run_coroutine_threadsafe(control.close(), loop).result(60)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
@@ -111,7 +111,7 @@ def test_a_follower_gets_what_comes_later() -> None:
         log.add({"n": 2})
         await asyncio.sleep(0)
         log.add({"n": 3})
-        await asyncio.wait_for(reader, 5)
+        await asyncio.wait_for(reader, 60)
         return got
 
     assert asyncio.run(follow()) == ['{"n": 1}', '{"n": 2}', '{"n": 3}']
@@ -213,9 +213,9 @@ def test_who_hangs_up_ends_a_stream_that_says_nothing_and_no_work(tmp_path: Path
                 writer.write(request + b" HTTP/1.1\r\nHost: x\r\n\r\n")
                 await begun.wait()
                 writer.close()
-            await asyncio.wait_for(ended.wait(), 10)
+            await asyncio.wait_for(ended.wait(), 60)
             go.set()
-            await asyncio.wait_for(done.wait(), 10)
+            await asyncio.wait_for(done.wait(), 60)
         finally:
             await control.close()
 

@@ -10,7 +10,7 @@ import pytest
 
 from pxed.client.diskfile import check_idle, format_of, to_raw
 from pxed.errors import HostError, PxedError, UsageError
-from tests.conftest import requires
+from tests.conftest import no_loop_device, requires
 
 SECRET = b"what only this machine knows " * 300
 
@@ -221,6 +221,7 @@ def test_a_file_that_is_a_loop_device_is_refused(raw: Path) -> None:
             check_idle(raw)
     finally:
         subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
+    no_loop_device(raw)
     check_idle(raw)
 
 

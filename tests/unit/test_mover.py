@@ -36,13 +36,13 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
             udp.bind(("127.0.0.1", 0))
         ours.connect(theirs.getsockname())
         theirs.connect(ours.getsockname())
-        theirs.settimeout(5)
+        theirs.settimeout(60)
         yield ours, theirs
 
 
 def ended(mover: Mover, transfer: Transfer) -> str:
     """Wait for the end; the news are read on the way."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         select.select([mover], [], [], 0.1)
         if transfer in mover.news() and transfer.end:
@@ -76,7 +76,7 @@ def test_a_file_arrives(
     (tmp_path / "f").write_bytes(CONTENT)
     with (tmp_path / "f").open("rb") as file:
         source = file.fileno() if on_disk else CONTENT
-        transfer = Transfer(source, len(CONTENT), blksize=blksize, windowsize=window)
+        transfer = Transfer(source, len(CONTENT), blksize=blksize, windowsize=window, wait=100)
         mover.add(transfer, ours.fileno())
         assert load(theirs, blksize, window) == CONTENT
         assert ended(mover, transfer) == "complete"
@@ -86,7 +86,7 @@ def test_a_file_arrives(
 def test_more_than_65535_blocks(mover: Mover, pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     content = bytes(8 * 66_000)
-    transfer = Transfer(content, len(content), blksize=8, windowsize=64)
+    transfer = Transfer(content, len(content), blksize=8, windowsize=64, wait=100)
     mover.add(transfer, ours.fileno())
     assert load(theirs, 8, 64) == content
     assert ended(mover, transfer) == "complete"
@@ -133,7 +133,7 @@ def test_a_client_that_is_gone(mover: Mover, pair: tuple[socket.socket, socket.s
 
 def test_stop_from_outside(mover: Mover, pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
-    transfer = Transfer(CONTENT, len(CONTENT))
+    transfer = Transfer(CONTENT, len(CONTENT), wait=100)
     mover.add(transfer, ours.fileno())
     theirs.recv(2048)
     mover.end(transfer)
@@ -141,7 +141,7 @@ def test_stop_from_outside(mover: Mover, pair: tuple[socket.socket, socket.socke
     assert ended(mover, transfer) == "stopped"
     mover.end(transfer)
     # The same socket again, in the same breath as its end.
-    again = Transfer(CONTENT, 100)
+    again = Transfer(CONTENT, 100, wait=100)
     mover.add(again, ours.fileno())
     assert theirs.recv(2048) == b"\0\3\0\1" + CONTENT[:100]
 
