@@ -79,10 +79,14 @@ class BootPlans:
         return replace(plan, root_path=None, script=script)
 
     def grub(self, mac: Mac | None) -> bytes | None:
-        """What GRUB of the signed chain is told to do for this machine; None: there is no chain."""
+        """What GRUB of the signed chain is told to do for this machine; None: there is no chain.
+
+        A machine that has begun with the chain goes on with it, also when a reload has ended it.
+        """
         client = self._choice.clients.get(mac) if mac is not None else None
         each = self._choice.config.classes.get("x86")
-        if each is None or not each.secure_boot:
+        begun = client is not None and client.in_boot and client.boot_file in signed.PROGRAMS
+        if each is None or not (each.secure_boot or begun):
             return None
         if mac is None or not self._choice.admits(mac, client):
             return signed.SORRY.encode()

@@ -197,7 +197,7 @@ class NetBoot:
                 "or name the directory with iPXE's files"
             )
         fold_case = self.config.tftp.fold_case
-        return Files(root, virtual=self._scripts, aliases=signed.files(root), fold_case=fold_case)
+        return Files(root, virtual=self._scripts, aliases=signed.files(), fold_case=fold_case)
 
     def _largest_block(self, mac: Mac | None) -> int:
         """The TFTP block size that a machine gets at most, whatever it asks for."""

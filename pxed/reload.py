@@ -10,7 +10,7 @@ from pxed.config import Config
 _LIVE = (
     "dhcp.lease", "dhcp.router", "dhcp.dns", "midlayer.", "clients.", "events.", "client.",
 )  # fmt: skip
-_LIVE_OF_CLASS = ("image", "mode", "ipxe")
+_LIVE_OF_CLASS = ("image", "mode", "ipxe", "secure_boot")
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,11 @@ class Client:
         return self.timeline[-1].stage if self.timeline else None
 
     @property
+    def boot_file(self) -> str:
+        """The last boot loader that it took from us in its current or last boot; empty: none."""
+        return next((step.detail for step in self.timeline if step.stage is Stage.BOOT_FILE), "")
+
+    @property
     def in_boot(self) -> bool:
         return self.state in (State.OFFERED, State.BOOTING)
 

@@ -20,6 +20,9 @@ _DEBIANS: Mapping[str, tuple[str, str]] = {
 }
 """The names under which they are asked for, where Debian has them, and its packages."""
 
+PROGRAMS = frozenset(_DEBIANS)
+"""What a machine of the chain has loaded when it asks for its configuration."""
+
 CONFIGURATIONS = frozenset(("grub/x86_64-efi/grub.cfg", "grub/grub.cfg", "grub.cfg"))
 """What GRUB asks TFTP for."""
 
@@ -27,14 +30,20 @@ ARCHES = (7, 9)
 """Architecture numbers of x64 UEFI."""
 
 
-def files(root: Path) -> dict[str, Path]:
-    """What is served by TFTP beside ``root``; one of that name in ``root`` comes first."""
-    return {name: Path(path) for name, (path, _) in _DEBIANS.items() if not (root / name).exists()}
+def files() -> dict[str, Path]:
+    """What is served beside a directory of programs that has none of these names."""
+    return {name: Path(path) for name, (path, _) in _DEBIANS.items()}
+
+
+def program(root: Path, name: str) -> Path:
+    """Where one of them is, or should be: one in ``root`` comes first."""
+    own = root / name
+    return own if own.exists() else Path(_DEBIANS[name][0])
 
 
 def missing(root: Path) -> str:
     """What has to be installed, in words; empty if all is there."""
-    lacks = [_DEBIANS[name] for name, path in files(root).items() if not path.is_file()]
+    lacks = [each for name, each in _DEBIANS.items() if not program(root, name).is_file()]
     if not lacks:
         return ""
     paths, packages = (" and ".join(words) for words in zip(*lacks, strict=True))

@@ -1,7 +1,8 @@
 """Which bytes a TFTP name stands for. Nothing outside the root is ever opened.
 
-In this order: virtual files (bytes), aliases (files that the administrator chose), mounts (a prefix
-such as a Pi's serial number, with a directory of its own), the root directory.
+In this order: virtual files (bytes), mounts (a prefix such as a Pi's serial number, with a
+directory of its own), the root directory, and where that has no such file, aliases (files from
+elsewhere).
 """
 
 import ctypes
@@ -115,15 +116,19 @@ class Files:
         content = self.virtual.get(path)
         if content is not None:
             return Bytes(content)
-        alias = self.aliases.get(path)
         try:
-            if alias is not None:
-                return _regular(os.open(alias, _FLAGS))
             first, _, rest = path.partition("/")
             if rest and first in self._mounts:
                 return self._below(self._mounts[first], rest)
+            alias = self.aliases.get(path)
             if self._root >= 0:
-                return self._below(self._root, path)
+                try:
+                    return self._below(self._root, path)
+                except FileNotFoundError:
+                    if alias is None:
+                        raise
+            if alias is not None:
+                return _regular(os.open(alias, _FLAGS))
         except OSError as error:
             raise _refusal(error) from None
         raise TftpError("file not found", Code.NOT_FOUND)

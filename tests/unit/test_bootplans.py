@@ -13,6 +13,7 @@ from pxed.dhcp.classify import Firmware
 from pxed.dhcp.replies import Mode
 from pxed.images import Image
 from pxed.mac import Mac
+from pxed.seat import Stage, State, Step
 
 MAC = Mac("52:54:00:00:00:01")
 KERNEL = Kernel(Path("/vmlinuz"), Path("/initrd"), "quiet")
@@ -105,6 +106,21 @@ def test_grub_is_told_by_machine() -> None:
 def test_grub_is_told_nothing_without_a_signed_chain() -> None:
     assert plans("[class.x86]").grub(MAC) is None
     assert plans("[class.rpi]").grub(MAC) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "file", "told"),
+    [(State.BOOTING, "shimx64.efi", True), (State.BOOTING, "grubx64.efi", True),
+     (State.BOOTING, "snponly.efi", False), (State.RUNNING, "grubx64.efi", False)],
+)  # fmt: skip
+def test_a_boot_that_began_with_the_chain_ends_with_it(state: State, file: str, told: bool) -> None:
+    """A reload that switches it off is for the boots that begin later."""
+    made = plans(SECURE.replace("true", "false"))
+    client = made._choice.clients.add(MAC)
+    client.state = state
+    client.timeline = [Step(Stage.DISCOVER, 1.0), Step(Stage.BOOT_FILE, 2.0, file)]
+    said = made.grub(MAC)
+    assert (said is not None and b"linux" in said) is told
 
 
 def test_a_machine_that_may_not_boot_gets_no_kernel_from_grub() -> None:

@@ -21,6 +21,7 @@ def test_the_same_is_no_difference() -> None:
         ('[dhcp]\nmode = "all"', "dhcp.mode: pxe-only -> all  (needs a restart)"),
         ('[clients]\nadmit = "approve"', "clients.admit: all -> approve"),
         ('[class.x86]\nimage = "lab"', "class.x86.image: unset -> lab"),
+        ("[class.x86]\nsecure_boot = true", "class.x86.secure_boot: False -> True"),
         ("[class.x86]\nshelf = 3", "class.x86.shelf: 16 -> 3  (needs a restart)"),
         ("[aoe]\nworkers = 2", "aoe.workers: 1 -> 2  (needs a restart)"),
         ('[control]\ngroup = "lab"', "control.group: unset -> lab  (needs a restart)"),

@@ -16,10 +16,11 @@ MAC = Mac("52:54:00:00:00:01")
 
 
 def test_what_is_in_the_root_comes_first(tmp_path: Path) -> None:
-    (tmp_path / "shimx64.efi").touch()
-    assert signed.files(tmp_path).keys() == {"grubx64.efi"}
-    (tmp_path / "grubx64.efi").touch()
-    assert signed.files(tmp_path) == {}
+    debians = signed.program(tmp_path, "shimx64.efi")
+    assert debians == signed.files()["shimx64.efi"]
+    for name in ("shimx64.efi", "grubx64.efi"):
+        (tmp_path / name).touch()
+        assert signed.program(tmp_path, name) == tmp_path / name
     assert signed.missing(tmp_path) == ""
 
 

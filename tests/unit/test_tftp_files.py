@@ -102,6 +102,15 @@ def test_virtual_and_alias(root: Path, tmp_path: Path) -> None:
     assert content(made, "rom") == b"S"
 
 
+def test_the_roots_own_file_comes_before_one_from_elsewhere(root: Path, tmp_path: Path) -> None:
+    """Also one that was put there while it serves."""
+    made = Files(root, aliases={"shim.efi": tmp_path / "secret"})
+    elsewhere = content(made, "shim.efi")
+    (root / "shim.efi").write_bytes(b"own")
+    assert content(made, "shim.efi") == b"own" != elsewhere
+    made.close()
+
+
 def test_without_a_root() -> None:
     assert code(Files(), "a.bin") == Code.NOT_FOUND
 
