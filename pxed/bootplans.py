@@ -9,7 +9,7 @@ from pxed.choice import Choice
 from pxed.dhcp.bootplan import BOOT_FILES, HTTP_FILES, BootPlan
 from pxed.dhcp.classify import Firmware, arch_name, class_of
 from pxed.dhcp.replies import Mode
-from pxed.http.site import efi_url, program_url, script_url
+from pxed.http.site import disk_url, efi_url, program_url, script_url
 from pxed.images import SLOTS, Image
 from pxed.mac import Mac
 from pxed.seat import LOCAL_SCRIPT
@@ -43,12 +43,14 @@ class BootPlans:
         mode = self._choice.mode_of(mac, class_name)
         boot_file = BOOT_FILES.get(arch if arch is not None else 0)
         if mode == "local":
-            unsigned = each.secure_boot and arch in signed.ARCHES
-            if firmware in (Firmware.RPI, Firmware.UEFI_HTTP) or unsigned:
+            signs = each.secure_boot and arch in signed.ARCHES
+            if firmware in (Firmware.RPI, Firmware.UEFI_HTTP) or signs:
                 return None  # without an answer it goes on to its own disk by itself
             return BootPlan(boot_file=boot_file, script=LOCAL_SCRIPT)
         if each.secure_boot and arch in signed.ARCHES and firmware is Firmware.PXE:
             return BootPlan(boot_file=signed.SHIM)
+        if each.secure_boot and arch == signed.HTTP_ARCH and firmware is Firmware.UEFI_HTTP:
+            return self._secure_disk(mac, tfm=mode == "provision")
         http_file = HTTP_FILES.get(arch if arch is not None else -1)
         plan = BootPlan(
             boot_file=boot_file,
@@ -65,6 +67,13 @@ class BootPlans:
             if not tfm or image.maintenance is not None:
                 return replace(plan, root_path=None, script=script_url(base, image, tfm=tfm))
         return plan
+
+    def _secure_disk(self, mac: Mac, *, tfm: bool) -> BootPlan:
+        image = self._choice.image_of(mac, "x86")
+        if (image.maintenance if tfm else image.kernel) is None:
+            what = "maintenance kernel" if tfm else "kernel"
+            return BootPlan(why=f"image {image} names no {what} in its manifest: build it again")
+        return BootPlan(http_url=disk_url(self._base(), image, mac, tfm=tfm))
 
     def _arm(self, plan: BootPlan, image: Image, arch: int | None) -> BootPlan:
         """For UEFI on ARM, which does nothing with the boot disk of a Raspberry Pi's image."""
@@ -89,17 +98,17 @@ class BootPlans:
         if each is None or not (each.secure_boot or begun):
             return None
         if mac is None or not self._choice.admits(mac, client):
-            return signed.SORRY.encode()
+            return signed.sorry(mac).encode()
         image, tfm = (
             self._choice.image_of(mac, "x86"),
             self._choice.mode_of(mac, "x86") == "provision",
         )
         kernel = image.maintenance if tfm else image.kernel
         if kernel is None:
-            return signed.SORRY.encode()
-        folder = f"{'tfm' if tfm else 'image'}/{image}"
+            return signed.sorry(mac).encode()
         server = urlsplit(self._base()).hostname or ""
-        return signed.configuration(server, folder, kernel, each.shelf, mac)
+        folder = signed.by_tftp(server, f"{'tfm' if tfm else 'image'}/{image}")
+        return signed.configuration(folder, kernel, each.shelf, mac)
 
     def scripts(self) -> dict[str, bytes]:
         """The iPXE scripts that TFTP serves, by name."""

@@ -302,7 +302,7 @@ def _boot_file(client: Client, event: Event) -> Iterator[Change]:
 def _http_file(client: Client, event: Event) -> Iterator[Change]:
     """UEFI HTTP boot loads iPXE this way, or all in one; iPXE a script, a kernel and an initrd."""
     file = str(event.detail.get("file", ""))
-    if file.startswith("/ipxe/") or file.endswith(".efi"):
+    if file.startswith("/ipxe/") or file.endswith((".efi", ".img")):
         yield from _boot_file(client, event)
     elif client.in_boot:
         client.state = State.BOOTING

@@ -2,6 +2,9 @@
 
 Firmware loads shim, shim GRUB, GRUB asks for its configuration and loads a kernel that Debian has
 signed, which is as far as signatures go: the initramfs and its disks are not looked at.
+
+By PXE each of them asks TFTP for the next. By UEFI's HTTP boot that ends at GRUB, whose signed
+build has no HTTP; so the firmware gets a disk with all of them, which it keeps in memory.
 """
 
 from collections.abc import Mapping
@@ -10,10 +13,10 @@ from pathlib import Path
 from pxed.bootable import Kernel
 from pxed.mac import Mac
 
-SHIM = "shimx64.efi"
+SHIM, GRUB = "shimx64.efi", "grubx64.efi"
 _DEBIANS: Mapping[str, tuple[str, str]] = {
     SHIM: ("/usr/lib/shim/shimx64.efi.signed", "shim-signed"),
-    "grubx64.efi": (
+    GRUB: (
         "/usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed",
         "grub-efi-amd64-signed",
     ),
@@ -26,8 +29,8 @@ PROGRAMS = frozenset(_DEBIANS)
 CONFIGURATIONS = frozenset(("grub/x86_64-efi/grub.cfg", "grub/grub.cfg", "grub.cfg"))
 """What GRUB asks TFTP for."""
 
-ARCHES = (7, 9)
-"""Architecture numbers of x64 UEFI."""
+ARCHES, HTTP_ARCH = (7, 9), 16
+"""Architecture numbers of x64 UEFI, and of its HTTP boot."""
 
 
 def files() -> dict[str, Path]:
@@ -50,8 +53,19 @@ def missing(root: Path) -> str:
     return f"{paths} missing: install Debian's {packages}"
 
 
-def configuration(server: str, folder: str, kernel: Kernel, shelf: int, mac: Mac) -> bytes:
-    """GRUB's, to load kernel and initrd from ``folder`` by TFTP: Debian's signed one has no HTTP.
+def disk(root: Path, kernel: Kernel, shelf: int, mac: Mac) -> dict[str, bytes | Path]:
+    """What is on the disk for UEFI's HTTP boot, by its path there."""
+    return {
+        "EFI/BOOT/BOOTX64.EFI": program(root, SHIM),
+        "EFI/BOOT/GRUBX64.EFI": program(root, GRUB),
+        "GRUB/GRUB.CFG": configuration("", kernel, shelf, mac),
+        "VMLINUZ": kernel.vmlinuz,
+        "INITRD": kernel.initrd,
+    }
+
+
+def configuration(folder: str, kernel: Kernel, shelf: int, mac: Mac) -> bytes:
+    """GRUB's, to load kernel and initrd from ``folder``, on a server or on the disk it came from.
 
     BOOTIF names the card that booted; the shelf is the server's.
     """
@@ -59,15 +73,23 @@ def configuration(server: str, folder: str, kernel: Kernel, shelf: int, mac: Mac
     quoted = " ".join("'" + word.replace("'", "'\\''") + "'" for word in words)
     return (
         "set timeout=0\n"
-        f"linux (tftp,{server})/{folder}/vmlinuz {quoted}\n"
-        f"initrd (tftp,{server})/{folder}/initrd\n"
+        f"linux {folder}/vmlinuz {quoted}\n"
+        f"initrd {folder}/initrd\n"
         "boot\n"
-        f"{SORRY}"
+        f"{sorry(mac)}"
     ).encode()
 
 
-SORRY = """\
-echo "pxed: this machine cannot boot; pxed client show $net_default_mac on the server tells more"
-sleep 10
-exit
-"""
+def by_tftp(server: str, folder: str) -> str:
+    """A folder of ours as GRUB calls it."""
+    return f"(tftp,{server})/{folder}"
+
+
+def sorry(mac: Mac | None) -> str:
+    """What GRUB says where there is nothing to boot; then the firmware goes on."""
+    who = mac or "$net_default_mac"
+    return (
+        f'echo "pxed: this machine cannot boot; pxed client show {who} on the server tells more"\n'
+        "sleep 10\n"
+        "exit\n"
+    )

@@ -14,7 +14,7 @@ from pxed.dhcp.classify import arch_name
 from pxed.dhcp.replies import Mode
 from pxed.events import Event, Kind
 from pxed.seat import Client, Stage
-from pxed.signed import SHIM
+from pxed.signed import GRUB, SHIM
 
 AT_ONCE = 2.0  # seconds: nothing can change this cause but somebody who acts
 NO_REQUEST = 15.0  # firmware takes an offer within 4 s, iPXE within 10
@@ -122,11 +122,11 @@ def explain(client: Client, trace: Sequence[Event], now: float, scene: Scene) ->
         return None  # the end of that is told, however long it takes
     loaded = _last(trace, Kind.TFTP_DONE, Kind.HTTP_DONE)
     if loaded is not None and not any(_ipxe(trace[n]) for n in asked):
-        return _never_came_back(client, loaded, now)
+        return _never_came_back(client, loaded, now, scene)
     # The card has an iPXE of its own, which has loaded ours.
     program = _program(trace)
     if program is not None and not _asked_since(trace, program):
-        return _never_came_back(client, trace[program], now)
+        return _never_came_back(client, trace[program], now, scene)
     acked = acks[-1] if acks else -1
     offer = trace[promises[-1]]
     if acked < (asked[-1] if asked else 0) and not any(e.kind in _TFTP + _HTTP for e in after):
@@ -317,11 +317,28 @@ def _not_asked(
     return None
 
 
-def _no_kernel(name: str) -> Reason:
+_BELIEVED = "Microsoft's UEFI CA (third-party CA) not allowed, a kernel that Debian did not sign, "
+
+
+def _no_kernel(name: str, more: str = "") -> Reason:
     return Reason(
         f"it loaded {name} and its kernel has not found its disks",
-        "see its screen: a missing network driver in the initrd, or a VLAN or switch filter "
+        f"see its screen: {more}a missing network driver in the initrd, or a VLAN or switch filter "
         "for Ethernet type 0x88A2",
+    )
+
+
+def _no_configuration(name: str, scene: Scene) -> Reason:
+    """GRUB asks the server that the answer with its address named, whoever named the boot file."""
+    if scene.mode is Mode.PROXY:
+        return Reason(
+            f"it loaded {name}, which looks for grub.cfg where the site's DHCP server says",
+            "make this server's address the next-server (siaddr) there, or let the seat boot by "
+            'UEFI HTTP boot, or use mode = "pxe-only"',
+        )
+    return Reason(
+        f"it loaded {name} and asked for no grub.cfg: shim does not believe that file",
+        "see its screen; take shimx64.efi and grubx64.efi from the same release of Debian",
     )
 
 
@@ -357,7 +374,7 @@ def _get(name: str, root: str) -> str:
     )
 
 
-def _never_came_back(client: Client, loaded: Event, now: float) -> Reason | None:
+def _never_came_back(client: Client, loaded: Event, now: float, scene: Scene) -> Reason | None:
     """iPXE is there, and no DISCOVER of its."""
     if now - loaded.time < NO_IPXE:
         return None
@@ -368,6 +385,8 @@ def _never_came_back(client: Client, loaded: Event, now: float) -> Reason | None
             "has signed is started",
             "see its screen; build the image with Debian's own kernel",
         )
+    if name.endswith(".img"):  # a disk with all of the chain
+        return None if now - loaded.time < NO_KERNEL else _no_kernel(name, _BELIEVED)
     if "@" in name:  # a kernel in an EFI program, or an initrd: its disks come next
         return None if now - loaded.time < NO_KERNEL else _no_kernel(name)
     if client.firmware == "rpi":
@@ -377,6 +396,8 @@ def _never_came_back(client: Client, loaded: Event, now: float) -> Reason | None
             f"it loaded {name} and asked for nothing more: its firmware does not believe that file",
             "allow Microsoft's UEFI CA (third-party CA) in its Secure Boot settings",
         )
+    if name == GRUB:
+        return _no_configuration(name, scene)
     if client.arch in (None, 0):
         return Reason(f"it loaded {name} and was not heard again", _TREE)
     return Reason(

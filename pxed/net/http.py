@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import socket
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from pxed.errors import HostError
 from pxed.events import Event, Kind
+from pxed.http.fatdisk import FatDisk
 from pxed.http.site import Site
 from pxed.mac import Mac
 from pxed.net.link import Link
@@ -29,6 +31,7 @@ from pxed.net.thread import LoopThread
 _log = logging.getLogger("pxed.http")
 _BACKLOG = 1024  # a room that is switched on at once
 _CHUNK = 1 << 20
+_READ = os.O_RDONLY | os.O_CLOEXEC
 _SHUTDOWN = 1.0
 _AT_ONCE = 4096
 _PER_CLIENT = 16  # firmware has one, iPXE one, a browser six
@@ -169,7 +172,9 @@ class HttpServer:
             self._tell(Kind.HTTP_MISSING, ip, about)
             return web.Response(status=404, text="no such file\n")
         response: web.StreamResponse
-        if found.path is None:
+        if found.disk is not None:
+            response = _Disk(found.disk)
+        elif found.path is None:
             response = web.Response(body=found.content, content_type="text/plain")
         else:
             response = _Whole(found.path, chunk_size=_CHUNK)
@@ -179,6 +184,8 @@ class HttpServer:
         began = time.monotonic()
         try:
             await response.prepare(request)
+            if isinstance(response, _Disk) and request.method == "GET":
+                await response.send()
             await response.write_eof()
             if request.method == "GET" and response.status in (200, 206):
                 self.counters["done"] += 1
@@ -189,6 +196,8 @@ class HttpServer:
         except (ConnectionError, asyncio.CancelledError) as error:
             self.counters["failed"] += 1
             why = f"the client hung up: {error!r}"
+            if isinstance(error, _Changed):
+                why = str(error)
             self._tell(Kind.HTTP_FAILED, ip, {**about, "why": why})
             raise
         finally:
@@ -197,7 +206,7 @@ class HttpServer:
 
     async def _begins(self, request: web.Request, response: web.StreamResponse) -> None:
         """Its header goes out; of what is there at once nothing is told but its end."""
-        file = isinstance(response, _Whole) and response.status in (200, 206)
+        file = isinstance(response, (_Whole, _Disk)) and response.status in (200, 206)
         if request.method == "GET" and file:
             ip = request.remote or ""
             about: dict[str, object] = {"ip": ip, "file": _shown(request.path)}
@@ -237,6 +246,52 @@ class _Whole(web.FileResponse):
         if self.prepared:
             return await web.StreamResponse.prepare(self, request)
         return await super().prepare(request)
+
+
+class _Changed(ConnectionError):
+    """A file of a disk is not what it was when the disk's size was said."""
+
+
+class _Disk(web.StreamResponse):
+    """A disk that is made while it is sent; its length is known, parts of it cannot be asked for.
+
+    The type is what UEFI 2.10 section 24.7.3 wants; EDK2 takes the name's ``.img`` as well.
+    """
+
+    def __init__(self, disk: FatDisk) -> None:
+        super().__init__(headers={"Accept-Ranges": "none"})
+        self.content_type = "application/vnd.efi-img"
+        self.content_length = disk.size
+        self._disk = disk
+
+    async def send(self) -> None:
+        """All of it; ``_Changed`` if a file has another size by now."""
+        loop = asyncio.get_running_loop()
+        for piece in self._disk.pieces():
+            if piece.path is None:
+                await self.write(piece.content)
+                await self._zeros(piece.size - len(piece.content))
+                continue
+            try:
+                fd = await loop.run_in_executor(None, os.open, piece.path, _READ)
+            except OSError as error:
+                raise _Changed(f"{piece.path}: {error.strerror}") from None
+            try:
+                left = piece.size
+                while left:
+                    data = await loop.run_in_executor(None, os.read, fd, min(left, _CHUNK))
+                    if not data:
+                        raise _Changed(f"{piece.path} has become shorter")
+                    left -= len(data)
+                    await self.write(data)
+            finally:
+                os.close(fd)
+
+    async def _zeros(self, count: int) -> None:
+        while count:
+            some = min(count, _CHUNK)
+            await self.write(bytes(some))
+            count -= some
 
 
 class _Door:

@@ -295,3 +295,55 @@ def test_it_has_a_thread_of_its_own_and_tells_the_others(cable: Cable, site: Sit
 def look_up_in(cable: Cable) -> Link:
     with cable.srv.inside():
         return look_up("eth0")
+
+
+SECURE = "/secure/52-54-00-00-00-01/lab@1.img"
+
+
+def chain(folder: Path) -> None:
+    for name in ("shimx64.efi", "grubx64.efi"):
+        (folder / name).write_bytes(name.encode() * 100)
+
+
+def test_a_disk_is_sent_as_it_is_made(cable: Cable, site: Site, tmp_path: Path) -> None:
+    requires("mcopy", "fsck.fat")
+    chain(tmp_path)
+    image = tmp_path / "got.img"
+    with serving(cable, site, lambda ip: MAC) as (_, events):
+        head = curl(cable, SECURE, "-I").lower()
+        assert "content-type: application/vnd.efi-img" in head
+        curl(cable, SECURE, "-o", str(image))
+        eventually(lambda: [e.kind for e in events] == [Kind.HTTP_READ, Kind.HTTP_DONE])
+    assert f"content-length: {image.stat().st_size}" in head.split("\n")
+    assert events[1].detail["bytes"] == image.stat().st_size
+    cable.cli.run(["fsck.fat", "-n", str(image)])
+    out = tmp_path / "out"
+    for name, there in (
+        ("VMLINUZ", "images/lab/1/vmlinuz"),
+        ("EFI/BOOT/BOOTX64.EFI", "shimx64.efi"),
+    ):
+        cable.cli.run(["mcopy", "-n", "-i", str(image), f"::/{name}", str(out)])
+        assert out.read_bytes() == (tmp_path / there).read_bytes()
+        out.unlink()
+
+
+def test_a_disk_whose_file_has_become_shorter_ends_early(
+    cable: Cable, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain(tmp_path)
+    whole = Site.find
+
+    def cut(self: Site, path: str, base: str) -> Found | None:
+        found = whole(self, path, base)
+        (tmp_path / "images/lab/1/vmlinuz").write_bytes(b"short")
+        return found
+
+    monkeypatch.setattr(Site, "find", cut)
+    with serving(cable, site, lambda ip: MAC) as (_, events):
+        done = cable.cli.run(
+            ["curl", "-sS", "-m", "30", "-o", "/dev/null", BASE + SECURE], check=False
+        )
+        assert done.returncode == 18  # a partial file
+        eventually(lambda: [e.kind for e in events] == [Kind.HTTP_READ, Kind.HTTP_FAILED])
+        assert "vmlinuz has become shorter" in str(events[1].detail["why"])
+        assert code(cable, "/ipxe/snponly.efi") == "200"

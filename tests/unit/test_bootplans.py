@@ -1,5 +1,6 @@
 """What a machine's DHCP answer names, by its processor and by what its image has."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,10 +89,34 @@ def test_secure_boot_loads_shim(firmware: Firmware, arch: int, file: str) -> Non
     assert got.script == (None if file == "shimx64.efi" else "http://10.0.0.1/boot/x86@1.ipxe")
 
 
+def test_secure_boot_by_http_loads_a_disk() -> None:
+    """By HTTP too only x64 has a chain; without Secure Boot it is iPXE as ever."""
+    base = "http://10.0.0.1"
+    got = plan(Firmware.UEFI_HTTP, 16, SECURE)
+    assert got == BootPlan(http_url=f"{base}/secure/52-54-00-00-00-01/x86@1.img")
+    for arch, classes in ((16, SECURE.replace("true", "false")), (15, SECURE)):
+        got = plan(Firmware.UEFI_HTTP, arch, classes)
+        assert got is not None
+        assert (got.http_url or "").startswith(f"{base}/ipxe/")
+
+
+def test_a_disk_of_maintenance_mode_needs_its_kernel() -> None:
+    made = plans(SECURE)
+    made._choice.clients.add(MAC).order = "provision"
+    got = made.plan(MAC, Firmware.UEFI_HTTP, 16, frozenset())
+    assert got is not None
+    assert "names no maintenance kernel" in got.why
+    made._choice.images["x86"] = replace(made._choice.images["x86"], maintenance=KERNEL)
+    got = made.plan(MAC, Firmware.UEFI_HTTP, 16, frozenset())
+    assert got is not None
+    assert got.http_url == "http://10.0.0.1/secure-tfm/52-54-00-00-00-01/x86@1.img"
+
+
 def test_secure_boot_leaves_the_way_to_the_disk_to_the_firmware() -> None:
     made = plans(SECURE)
     made._choice.clients.add(MAC).order = "local"
     assert made.plan(MAC, Firmware.PXE, 7, frozenset()) is None
+    assert made.plan(MAC, Firmware.UEFI_HTTP, 16, frozenset()) is None
     assert made.plan(MAC, Firmware.PXE, 0, frozenset()) is not None
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from pxed import images
 from pxed.errors import UsageError
-from pxed.http.site import Site, efi_url, program_url, script_url
+from pxed.http.site import Found, Site, disk_url, efi_url, program_url, script_url
+from pxed.mac import Mac
 
 BASE = "http://10.77.0.1"
 
@@ -114,6 +115,39 @@ def test_maintenance_mode_has_a_kernel_of_its_own(site: Site, images_dir: Path) 
     other = site.find("/image/lab@1/initrd", BASE)
     assert other is not None
     assert other.path == directory / "initrd"
+
+
+def on_disk(found: Found | None) -> bytes:
+    assert found is not None
+    assert found.disk is not None
+    return b"".join(
+        (piece.path.read_bytes() if piece.path else piece.content) for piece in found.disk.pieces()
+    )
+
+
+def test_a_machines_disk_for_secure_boot(site: Site, images_dir: Path, tmp_path: Path) -> None:
+    image = images.find(images_dir, "lab", "x86")
+    path = disk_url(BASE, image, Mac("52:54:00:00:00:01")).removeprefix(BASE)
+    for name in ("shimx64.efi", "grubx64.efi"):
+        (tmp_path / name).write_bytes(f"the {name}".encode())
+    content = on_disk(site.find(path, BASE))
+    for part in (b"the shimx64.efi", b"the grubx64.efi", b"vmlinuz-6.1", b"initrd"):
+        assert part in content
+    words = b"linux /vmlinuz 'quiet' 'pxed.shelf=21' 'BOOTIF=01-52-54-00-00-00-01'\n"
+    assert words in content
+    assert site.find(path.replace("/secure/", "/secure-tfm/"), BASE) is None
+    for wrong in ("52-54-00-00-00", "52:54:00:00:00:01", "..", "x"):
+        assert site.find(f"/secure/{wrong}/lab@1.img", BASE) is None
+    assert site.find("/secure/52-54-00-00-00-01/lab@2.img", BASE) is None
+
+
+def test_no_disk_without_the_programs_of_the_chain(
+    site: Site, tmp_path: Path, images_dir: Path
+) -> None:
+    for name in ("shimx64.efi", "grubx64.efi"):
+        (tmp_path / name).mkdir()  # whatever Debian has
+    path = disk_url("", images.find(images_dir, "lab", "x86"), Mac("52:54:00:00:00:01"))
+    assert site.find(path, BASE) is None
 
 
 @pytest.mark.parametrize("key", ["kernel", "maintenance"])

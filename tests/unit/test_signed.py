@@ -34,7 +34,7 @@ def test_what_is_missing_is_named_with_its_packages(
 
 def test_the_command_line_reaches_the_kernel_as_it_is() -> None:
     kernel = Kernel(Path("/v"), Path("/i"), "a=$x; b='{c}'")
-    said = signed.configuration("10.0.0.1", "image/lab@1", kernel, 17, MAC).decode()
+    said = signed.configuration("(tftp,10.0.0.1)/image/lab@1", kernel, 17, MAC).decode()
     line = next(each for each in said.splitlines() if each.startswith("linux"))
     assert shlex.split(line) == [
         "linux", "(tftp,10.0.0.1)/image/lab@1/vmlinuz", "a=$x;", "b='{c}'",

@@ -47,9 +47,9 @@ class Boot:
         self(Kind.REQUEST, firmware=firmware, arch=self.arch, ip="10.77.0.50")
         return self(Kind.ACK, ip="10.77.0.50", **what)
 
-    def loaded(self) -> "Boot":
-        self.acked()(Kind.TFTP_READ, file="snponly.efi")
-        return self(Kind.TFTP_DONE, file="snponly.efi")
+    def loaded(self, file: str = "snponly.efi") -> "Boot":
+        self.acked()(Kind.TFTP_READ, file=file)
+        return self(Kind.TFTP_DONE, file=file)
 
     def san(self) -> "Boot":
         return self.loaded().acked("ipxe", boot_file="", root_path="aoe:e16.0")
@@ -250,6 +250,22 @@ def test_secure_boot() -> None:
     boot = Boot().loaded()
     assert boot.why(30) == ""
     assert "Secure Boot refuses" in boot.why(46)
+
+
+def test_the_signed_grub_asks_who_gave_the_address() -> None:
+    said = Boot(mode=Mode.PROXY).loaded("grubx64.efi").why(46)
+    assert "looks for grub.cfg where the site's DHCP server says" in said
+    assert "next-server" in said
+    assert "UEFI HTTP boot" in said
+    said = Boot().loaded("grubx64.efi").why(46)
+    assert "asked for no grub.cfg: shim does not believe" in said
+
+
+def test_a_disk_of_the_signed_chain_that_does_not_start() -> None:
+    boot = Boot(arch=16).acked("uefi-http", boot_file="http://10.77.0.1/secure/x/lab@1.img")
+    boot(Kind.HTTP_READ, file="/secure/x/lab@1.img")(Kind.HTTP_DONE, file="/secure/x/lab@1.img")
+    assert boot.why(46) == ""
+    assert "third-party CA" in boot.why(300)
 
 
 def test_a_bios_machine_that_does_not_come_back_is_not_told_of_secure_boot() -> None:
