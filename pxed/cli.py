@@ -104,7 +104,7 @@ def status(config_path: Path | None, state_dir: Path | None, as_json: bool) -> N
     lines = [
         ("serving", f"{got['interface']} ({got['mac']}, {got['ip']}, MTU {got['mtu']})"),
         ("since", f"{ago(got['uptime'])} ago, pid {got['pid']}"),
-        ("dhcp", f"{got['dhcp']['mode']}{auto}, {got['dhcp']['range']}"),
+        ("dhcp", f"{got['dhcp']['mode']}{auto}, {_addresses(got['dhcp'])}"),
         *((f"image {k}", v) for k, v in got["images"].items()),
         ("midlayers", (f"{got['midlayers']['count']} of {amount(got['midlayers']['size'])}, "
                       f"{got['midlayers']['durability']}")),
@@ -117,6 +117,12 @@ def status(config_path: Path | None, state_dir: Path | None, as_json: bool) -> N
     click.echo(table(["", ""], [list(line) for line in lines], header=False))
     for each in got["conflicts"]:  # never cut: it says what to do
         click.echo(f"\nconflict: {_conflict(each)}")
+
+
+def _addresses(dhcp: dict[str, Any]) -> str:
+    """The range, and what is left of it; a proxy gives no addresses."""
+    left = f", {dhcp['free']} of {dhcp['size']} free" if dhcp["mode"] != "proxy" else ""
+    return f"{dhcp['range']}{left}"
 
 
 def _conflict(each: dict[str, Any]) -> str:

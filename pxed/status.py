@@ -70,7 +70,9 @@ class Status:
             "mtu": self._core.link.mtu,
             "state_dir": str(config.state_dir),
             "dhcp": {"mode": str(boot.mode), "configured": config.dhcp.mode,
-                     "range": boot.leases.range, **_counts(boot.dhcp.counters),
+                     "range": boot.leases.range, "size": boot.leases.size,
+                     "free": boot.leases.free, "unclaimed": boot.leases.unclaimed,
+                     "idle": boot.leases.idle, **_counts(boot.dhcp.counters),
                      "dropped": boot.dhcp.dropped},
             "conflicts": [
                 {"what": f.what.value, "rival": f.mac, "ip": f.ip, "offer": f.offer,

@@ -4,11 +4,12 @@ The key is the MAC: one machine shows three client identifiers on its way up (do
 address is *held* from the OFFER on, for seconds; *bound* from the ACK on. A machine's last bound
 address stays its **home**: it gets the same one again.
 
-A bound lease is **idle** until its machine is seen to do something (``used``), as whoever makes up
-addresses can send REQUESTs too. Such a flood does not take the home of a machine that did: those go
-to strangers last, a few at a time, and back when their machines return. Nor can it keep new
-machines out: when the pool is empty, an offer that nobody has claimed for ``CLAIM`` seconds and a
-lease that was idle for ``IDLE`` go to others (``pxed.dhcp.pressure``). Every table is bounded.
+A bound lease is **idle** until its machine is seen to do something (``used``), or says by ARP that
+it is there (``answers``): who makes up addresses can send REQUESTs too. Such a flood does not take
+the home of a machine that did: those go to strangers last, a few at a time, and back when their
+machines return. Nor can it keep new machines out: when the pool is empty, an offer that nobody has
+claimed for ``CLAIM`` seconds and a lease that was idle for ``IDLE`` go to others
+(``pxed.dhcp.pressure``). Every table is bounded.
 """
 
 import heapq
@@ -16,6 +17,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address
+from itertools import islice
 
 from pxed.dhcp.ahead import Ahead
 from pxed.dhcp.lease import Lease, State
@@ -63,6 +65,7 @@ class Leases:
         self._doubtful: OrderedDict[IPv4Address, None] = OrderedDict()
         self.ahead = Ahead()
         self._next_look = 0  # offset into the range
+        self._next_idle = 0  # and into the idle leases
         self._unclaimed: OrderedDict[IPv4Address, None] = OrderedDict()  # on offer, oldest first
         self._pressure = Pressure()
         self._ends: list[tuple[float, IPv4Address]] = []  # heap; stale entries are skipped
@@ -162,14 +165,18 @@ class Leases:
         ip = self._of_mac.get(mac)
         if ip is not None:
             lease = self._active[ip]
-            if lease.state is State.OFFERED:
+            # Who makes up addresses could hold them for ever by asking on.
+            again = self.is_known(mac) or not self._pressure.lasts(now)
+            if lease.state is State.OFFERED and again:
                 lease = self._set(Lease(mac, ip, State.OFFERED, now + hold))
             return lease
         ip = None
         held = len(self._unclaimed) + len(self._idle)
         room = self.size - len(self._active) + held
         if self.is_known(mac) or self._pressure.admits(mac, now, held=held, room=room):
-            ip = self._pick(mac, wanted, now) or self._take_back(now)
+            if self.is_known(mac) or not self._pressure.crowds(mac) or self._leave_room(now):
+                ip = self._pick(mac, wanted, now)
+            ip = ip or self._take_back(now)
             if ip is None and self._away and (mac in self._real or 4 * held < self.size):
                 ip = next(iter(self._away))
             if ip is None:
@@ -219,6 +226,20 @@ class Leases:
                 self._settle(mac, lease.ip)
                 self._set(lease)
         self._sort(self._home[mac])
+
+    def answers(self, holder: Mac, ip: IPv4Address, now: float) -> None:
+        """``holder`` says by ARP that it has ``ip``: if it is idle there, it is there."""
+        if ip in self._idle and self._active[ip].mac == holder:
+            self.used(holder, now)
+
+    def to_look_at(self, count: int) -> list[IPv4Address]:
+        """Up to ``count`` of the idle leases' addresses, others at each call."""
+        if not self._idle:
+            return []
+        begin = self._next_idle % len(self._idle)
+        found = list(islice(self._idle, begin, begin + count))
+        self._next_idle = begin + len(found)
+        return found
 
     def withdraw(self, mac: Mac, now: float) -> None:
         """The machine took another server's offer: let go of what is held for it."""
@@ -410,8 +431,20 @@ class Leases:
                     return ip
         return next(iter(self._doubtful), None)
 
-    def _take_back(self, now: float) -> IPv4Address | None:
-        """What a stranger was offered longest ago and could have claimed; else the longest idle."""
+    def _leave_room(self, now: float) -> bool:
+        """Whether a quarter of what nobody uses is free; offers that had their time end for it.
+
+        Who asks on and on may not have that: it is for whoever comes.
+        """
+        while True:
+            held = len(self._unclaimed) + len(self._idle)
+            if 4 * held < 3 * (self.size - len(self._active) + held):
+                return True
+            if self._unclaimed_for_long(now) is None:
+                return False
+
+    def _unclaimed_for_long(self, now: float) -> IPv4Address | None:
+        """Take back what a stranger was offered longest ago and could have claimed."""
         for ip in self._unclaimed:
             lease = self._active[ip]
             left = lease.expires - now
@@ -421,6 +454,12 @@ class Leases:
                 break
             self._drop(ip)
             return ip
+        return None
+
+    def _take_back(self, now: float) -> IPv4Address | None:
+        """What a stranger was offered longest ago and could have claimed; else the longest idle."""
+        if (offered := self._unclaimed_for_long(now)) is not None:
+            return offered
         for ip, since in self._idle.items():
             if now - since < IDLE:
                 break

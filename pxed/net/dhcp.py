@@ -271,6 +271,7 @@ class DhcpServer:
             said = arp_sender(frame)
             if said is None:
                 continue
+            self.policy.leases.answers(mac_text(said[0]), said[1], time.time())
             if said[1] in self._lookout:
                 self._heard(said[1], said[0])
             if said[1] not in self._probes:

@@ -3,6 +3,9 @@
 An offer of an address that was never used here is preceded by an ARP probe (RFC 2131 section 2.2),
 and a probe takes as long as one waits for its answer. Done ahead of time it costs nobody a wait: a
 few dozen addresses are always known to be free, more while a room of new machines comes.
+
+Also asks who took an address and was not heard since: a system that boots nothing here says so by
+its answer, and keeps its lease whoever else wants one.
 """
 
 import asyncio
@@ -45,6 +48,7 @@ class Lookout:
         self._asked: dict[IPv4Address, float] = {}  # when; oldest first
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
+        self._visit = 0.0  # when idle leases are looked at next
 
     def start(self) -> None:
         self._again(0)
@@ -93,14 +97,22 @@ class Lookout:
             missing = self._target - len(self._leases.ahead) - len(self._asked)
             due = self._leases.ahead.ending(wall + _RENEW) + self._leases.unseen(max(missing, 0))
             self._probe(due, now)
+            if now >= self._visit:
+                self._visit = now + _IDLE
+                self._ask_each(self._leases.to_look_at(_AT_ONCE))
         if not self._asked:
             self._target = max(_FEWEST, self._target // 2)
         self._again(self._wait / 4 if self._asked else _IDLE)
 
     def _probe(self, due: list[IPv4Address], now: float) -> None:
-        for ip in [ip for ip in due if ip not in self._asked][:_AT_ONCE]:
+        fresh = [ip for ip in due if ip not in self._asked][:_AT_ONCE]
+        self._asked |= dict.fromkeys(self._ask_each(fresh), now)
+
+    def _ask_each(self, due: list[IPv4Address]) -> list[IPv4Address]:
+        """Those that were asked for: not all of them while the link is down."""
+        for count, ip in enumerate(due):
             try:
                 self._ask(ip)
             except OSError:
-                return  # the link is down: later
-            self._asked[ip] = now
+                return due[:count]
+        return due

@@ -16,6 +16,7 @@ import pytest
 
 from pxed.control import ControlClient
 from pxed.dhcp.codec import Type
+from pxed.dhcp.pressure import MANY
 from pxed.lab.netns import Namespace
 from pxed.mac import Mac
 from pxed.tftp.codec import Request, encode
@@ -111,14 +112,16 @@ def fetch(host: Namespace, address: str) -> int:
 
 
 @contextmanager
-def of_many(say: Callable[[Mac], object], pause: float = 0) -> Iterator[None]:
+def of_many(
+    say: Callable[[Mac], object], pause: float = 0, machines: int = 1 << 16
+) -> Iterator[None]:
     """``say`` in the name of one machine after the other that is not there, until the end."""
     stop = threading.Event()
 
     def flood() -> None:
         number = 0
         while not stop.wait(pause):
-            number += 1
+            number = (number + 1) % machines
             say(Mac(f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"))
 
     thread = threading.Thread(target=flood)
@@ -165,6 +168,25 @@ def test_a_new_machine_gets_an_address_while_a_flood_goes_on(serve: Serve) -> No
     assert done.returncode == 0, done.stderr
     assert "lease of 10.77.0." in done.stderr + done.stdout
     assert full["unclaimed"] == full["size"] == 20
+
+
+def test_a_new_machine_gets_an_address_while_the_same_ones_ask_on(serve: Serve) -> None:
+    """A hundred made-up machines that repeat their DISCOVERs for ever, more than there is room."""
+    requires("udhcpc")
+    host = serve.cable.cli
+    host.ip("addr flush dev eth0")
+    text = GOOD + '[dhcp]\nrange = "10.77.0.50-10.77.0.69"\n'
+    with running(serve, text) as control:
+        room = Room(host)
+        with of_many(lambda mac: room.say(mac, Type.DISCOVER), 0.002, 100):
+            eventually(lambda: control.get("/v1/status")["dhcp"]["received"] > 100 * 2 * MANY, 120)
+            done = host.run(
+                ["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "20", "-T", "3", "-s", "/bin/true",
+                 "-V", "PXEClient:Arch:00000:UNDI:002001"], check=False, timeout=90,
+            )  # fmt: skip
+        room.close()
+    assert done.returncode == 0, done.stderr
+    assert "lease of 10.77.0." in done.stderr + done.stdout
 
 
 def test_an_address_that_says_much_leaves_the_log_to_the_others(serve: Serve) -> None:

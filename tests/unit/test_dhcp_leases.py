@@ -6,7 +6,7 @@ import pytest
 
 from pxed.dhcp.lease import Lease, State, carve
 from pxed.dhcp.leases import CLAIM, HOLD, IDLE, QUARANTINE, Leases
-from pxed.dhcp.pressure import AGAIN, PRESSURE
+from pxed.dhcp.pressure import AGAIN, MANY, PRESSURE
 from pxed.errors import UsageError
 from pxed.mac import Mac, mac_text
 
@@ -185,6 +185,52 @@ def test_when_the_flood_is_over_strangers_are_answered_at_once(leases: Leases) -
     end = flooded(leases, 0, 20) + PRESSURE
     assert leases.offer(A, end) is not None
     assert leases.unclaimed == 1
+
+
+@pytest.mark.parametrize("machines", [30, 500, 3000])
+def test_the_same_made_up_addresses_again_and_again_do_not_keep_a_new_machine_out(
+    leases: Leases, machines: int
+) -> None:
+    """They ask more often than firmware does; it asks at 0 and 4 s, and needs no luck."""
+    now = 0.0
+    for _ in range(2 * MANY):
+        for number in range(machines):
+            leases.offer(stranger(number), now + number / machines)
+        now += 1
+    assert leases.offer(A, now) is None
+    for turn in range(4):
+        for number in range(machines):
+            leases.offer(stranger(number), now + turn + number / machines)
+    offer = leases.offer(A, now + 4)
+    assert offer is not None
+    assert leases.bind(A, offer.ip, now + 5, 600) is not None
+
+
+def test_who_asked_too_often_is_not_shut_out(leases: Leases) -> None:
+    """A machine that a flood kept from an address has it when the pool is not that short."""
+    taking(leases, 0, 1, rate=10)
+    for now in range(1, 2 * MANY):
+        leases.offer(A, now)
+    assert leases._pressure.crowds(A)
+    assert leases.of(A, now) is not None  # in place of one that was idle
+
+
+def test_a_system_that_answers_at_its_address_is_not_idle(leases: Leases) -> None:
+    ip, other = bound(leases, A), bound(leases, B)
+    assert sorted(leases.to_look_at(9)) == sorted((ip, other))
+    leases.answers(B, ip, 1)  # somebody else's word
+    leases.answers(A, FIRST + 9, 1)
+    assert leases.idle == 2
+    leases.answers(A, ip, 1)
+    assert leases.idle == 1
+    assert leases.to_look_at(9) == [other]
+
+
+def test_idle_leases_are_looked_at_in_turn() -> None:
+    leases = Leases(FIRST, FIRST + 9)
+    ips = {bound(leases, stranger(n)) for n in range(10)}
+    seen = {ip for _ in range(4) for ip in leases.to_look_at(3)}
+    assert seen == ips
 
 
 def test_who_asked_in_a_flood_is_remembered_within_bounds(leases: Leases) -> None:
