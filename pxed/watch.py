@@ -20,6 +20,7 @@ from pxed.mac import Mac, mac_bytes, mac_text
 SECTOR = 512
 REPORT_LINES = 24  # what follows them on the device is what the server says to an installer
 HEARD_EVERY_NS = 5_000_000_000
+LATE_NS = 10_000_000_000  # a write that had to wait for the disk is counted before it is there
 
 _FIRSTS = (
     ("first_query_ns", Kind.AOE_FOUND),
@@ -146,8 +147,13 @@ class Watch:
         writes: npt.NDArray[np.uint64] = stats["writes"]
         changed = writes[self._reports] != self._writes[self._reports]
         for row in self._reports[changed].tolist():
-            self._writes[row] = writes[row]
-            events += self._read_report(self._rows[row][0], when(int(last[row])))
+            count = writes[row]
+            said = self._read_report(self._rows[row][0], when(int(last[row])))
+            # Fewer lines than writes: one of them may be on its way yet, and is looked for again.
+            all_there = len(said) >= int(count) - int(self._writes[row])
+            if all_there or monotonic_ns - int(last[row]) > LATE_NS:
+                self._writes[row] = count
+            events += said
         events.sort(key=lambda event: event.time)
         return events
 

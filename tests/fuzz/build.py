@@ -102,7 +102,7 @@ def fuzz(*limits: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [str(program), str(grown), str(SEEDS), f"-artifact_prefix={findings}/", "-max_len=20000",
          f"-dict={WORDS}",
-         "-len_control=20", "-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", *limits],
+         "-len_control=20", "-timeout=60", "-rss_limit_mb=2048", "-print_final_stats=1", *limits],
         env=environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
 

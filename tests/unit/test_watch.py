@@ -9,7 +9,7 @@ import pytest
 from aoe_fast import Export, Target
 from pxed.events import Event, Kind
 from pxed.mac import Mac, mac_bytes
-from pxed.watch import SECTOR, Watch, erase_report, parse_report, rows_of
+from pxed.watch import LATE_NS, SECTOR, Watch, erase_report, parse_report, rows_of
 
 MAC = Mac("52:54:00:00:00:01")
 OWN = bytes.fromhex("525400ffffff")
@@ -96,6 +96,34 @@ def test_a_report_is_told_once(bench: Bench) -> None:
     bench.poll()
     bench.say(1, "root 1.50")
     assert [e.detail["step"] for e in bench.poll() if e.kind is Kind.REPORT] == ["root"]
+
+
+def test_a_line_that_is_counted_before_it_is_there_is_told(bench: Bench) -> None:
+    """A write that waits for the disk."""
+    for line, text in enumerate(("kernel 1.00", "root 1.50")):
+        bench.say(line, text)
+    with bench.report.open("r+b") as file:
+        file.seek(SECTOR)
+        there = file.read(SECTOR)
+        file.seek(SECTOR)
+        file.write(bytes(SECTOR))
+    assert [e.detail["step"] for e in bench.poll() if e.kind is Kind.REPORT] == ["kernel"]
+    with bench.report.open("r+b") as file:
+        file.seek(SECTOR)
+        file.write(there)
+    assert [e.detail["step"] for e in bench.poll() if e.kind is Kind.REPORT] == ["root"]
+    assert bench.kinds() == []
+
+
+def test_a_report_that_says_nothing_is_not_read_for_ever(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.say(5, "a line that follows none")
+    assert Kind.REPORT not in bench.kinds()
+    later = time.monotonic_ns() + LATE_NS
+    bench.watch.poll(later, time.time())
+    monkeypatch.setattr(bench.watch, "_read_report", None)
+    assert bench.watch.poll(later, time.time()) == []
 
 
 def test_an_erased_report_begins_again(bench: Bench) -> None:
