@@ -1,8 +1,10 @@
 """e2fsprogs on what a client wrote: bounded in time and memory, and its words are safe to show."""
 
 import os
+import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,16 +29,30 @@ def becomes(path: Path, text: str) -> None:
 def test_one_that_does_not_end_is_ended(
     e2fsck: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pid = tmp_path / "pid"
+
+    class Begun(subprocess.Popen[str]):
+        """It has said who it is before anybody's patience begins to run out."""
+
+        def communicate(self, *args: Any, **options: Any) -> tuple[str, str]:
+            until = time.monotonic() + 60
+            while not (pid.exists() and pid.read_text().endswith("\n")):
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            return super().communicate(*args, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", Begun)
     monkeypatch.setattr(ext4, "PATIENCE", 0.2)
-    becomes(e2fsck, f"echo $$ > {tmp_path}/pid; exec sleep 1000")
+    becomes(e2fsck, f"echo $$ > {pid}; exec sleep 1000")
     with pytest.raises(HostError, match=r"e2fsck had not ended after 0\.2 s"):
         ext4.mend(tmp_path / "disk")
     with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
+        os.kill(int(pid.read_text()), 0)
 
 
 def test_its_memory_is_bounded(e2fsck: Path, tmp_path: Path) -> None:
-    becomes(e2fsck, f"sleep 0.3; ulimit -v > {tmp_path}/limit")
+    wait = 'while [ "$(ulimit -v)" = unlimited ]; do sleep 0.05; done'  # it is set from outside
+    becomes(e2fsck, f"{wait}; ulimit -v > {tmp_path}/limit")
     ext4.mend(tmp_path / "disk")
     assert int((tmp_path / "limit").read_text()) == (1 << 30) // 1024
 

@@ -18,7 +18,7 @@ def shell(script: str, stdin: str = "", files: tuple[str, ...] = ("rule", "state
     read = "".join(f". {INSTALLER}/{name}.sh\n" for name in files)
     done = subprocess.run(
         [str(busybox()), "sh", "-c", read + script],
-        input=stdin, capture_output=True, text=True, timeout=60, check=True,
+        input=stdin, capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
     assert done.stderr == ""
     return done.stdout

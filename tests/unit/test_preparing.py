@@ -25,13 +25,14 @@ class Layers:
         self.folder = folder
         self.made: list[Mac] = []
         self.unclean: set[Mac] = set()
-        self.go = threading.Event()
+        self.begun, self.go = threading.Event(), threading.Event()
         self.slow = {ONE}
 
     def prepare(self, mac: Mac, _size: object, **_options: object) -> Prepared:
         self.made.append(mac)
         if mac in self.slow:
-            assert self.go.wait(20)
+            self.begun.set()
+            assert self.go.wait(120)
         return Prepared(True)
 
     def is_unclean(self, mac: Mac) -> bool:
@@ -68,7 +69,8 @@ def test_one_that_begins_again_and_again_is_prepared_once_more(tmp_path: Path) -
         client = Client(ONE)
         tasks = [asyncio.create_task(here.prepare(client, 0.0)) for _ in range(50)]
         other = asyncio.create_task(here.prepare(Client(TWO), 0.0))
-        await asyncio.wait_for(other, 20)  # although the first is far from ready
+        await asyncio.wait_for(other, 60)  # although the first is far from ready
+        assert await asyncio.to_thread(layers.begun.wait, 60)
         assert layers.made.count(ONE) == 1
         layers.go.set()
         await asyncio.gather(*tasks)
@@ -88,7 +90,7 @@ def test_those_that_must_be_mended_hold_up_nobody_else(tmp_path: Path) -> None:
     async def boots() -> None:
         here = preparing(layers, told)
         tasks = [asyncio.create_task(here.prepare(Client(mac), 0.0)) for mac in broken]
-        await asyncio.wait_for(here.prepare(Client(TWO), 0.0), 20)
+        await asyncio.wait_for(here.prepare(Client(TWO), 0.0), 60)
         layers.go.set()
         await asyncio.gather(*tasks)
         here.close()

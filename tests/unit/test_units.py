@@ -16,7 +16,7 @@ def exposure(unit: Path) -> float:
     requires("systemd-analyze", root=False)
     done = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)],
-        capture_output=True, text=True, check=True, timeout=60,
+        capture_output=True, text=True, check=True, timeout=600,
     )  # fmt: skip
     found = re.search(r"exposure level for \S+: ([0-9.]+)", done.stdout)
     assert found, done.stdout + done.stderr
@@ -46,7 +46,7 @@ def test_systemd_knows_every_key(unit: Path, tmp_path: Path) -> None:
     copy.write_text(text)
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(copy)],
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert not [line for line in done.stderr.splitlines() if copy.name in line], done.stderr
 
