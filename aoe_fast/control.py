@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+_PATIENCE_S = 5  # with one who has connected, on a machine that is busy, and says nothing yet
+
 
 def default_path(interface: str) -> str:
     """Where the server on ``interface`` listens unless it was told otherwise."""
@@ -65,7 +67,7 @@ class Control:
         except OSError:
             return
         with peer:
-            peer.settimeout(0.5)
+            peer.settimeout(_PATIENCE_S)
             try:
                 line = b""
                 while not line.endswith(b"\n") and len(line) < 1 << 16:
@@ -92,7 +94,7 @@ class Control:
             self._made = None
 
 
-def ask(path: str, request: dict[str, Any], *, patience: float = 5) -> dict[str, Any]:
+def ask(path: str, request: dict[str, Any], *, patience: float = 30) -> dict[str, Any]:
     """A running server's answer; ClickException (exit 1) if none runs there."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as peer:

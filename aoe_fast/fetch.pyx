@@ -35,9 +35,19 @@ cdef uint32_t delay_us = 0
 
 
 def set_delay(uint32_t microseconds):
-    """Make every fetch of this process wait first, as a slow disk would; for tests."""
+    """Make every fetch of this process wait first, as a slow disk would; for tests.
+
+    Those that wait already end with the new delay.
+    """
     global delay_us
     delay_us = microseconds
+
+
+cdef void dawdle() noexcept nogil:
+    cdef uint32_t waited = 0
+    while waited < delay_us:
+        usleep(1000)
+        waited += 1000
 
 
 cdef Fetches *new_fetches() except NULL:
@@ -116,7 +126,7 @@ cdef void serve(Fetch *node, Batch *batch, Outbox *outbox, uint8_t *scratch) noe
             node.backing.fd, <off_t>(node.backing.offset + chunk * CHUNK_BYTES), CHUNK_BYTES
         )
     if delay_us:
-        usleep(delay_us)
+        dawdle()
     batch.count = 0
     reply = put_late(batch, &node.late)
     reply.data = scratch

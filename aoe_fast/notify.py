@@ -16,6 +16,9 @@ _PRIORITY = {
 }  # fmt: skip
 
 
+_PATIENCE_S = 2.0
+
+
 class Notifier:
     """Tells the service manager named by NOTIFY_SOCKET, which no child inherits from then on."""
 
@@ -40,7 +43,8 @@ class Notifier:
             return
         text = "\n".join(f"{name}={value}" for name, value in words.items())
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.setblocking(False)
+            # A manager that is behind is waited for, but not with what is said again soon.
+            sock.settimeout(0 if "WATCHDOG" in words else _PATIENCE_S)
             sock.sendto(text.encode(), self._address)
 
     def ready(self, status: str) -> None:

@@ -38,9 +38,19 @@ cdef uint32_t delay_us = 0
 
 
 def set_delay(uint32_t microseconds):
-    """Make every parked write of this process wait first, as a slow disk would; for tests."""
+    """Make every parked write of this process wait first, as a slow disk would; for tests.
+
+    Those that wait already end with the new delay.
+    """
     global delay_us
     delay_us = microseconds
+
+
+cdef void dawdle() noexcept nogil:
+    cdef uint32_t waited = 0
+    while waited < delay_us:
+        usleep(1000)
+        waited += 1000
 
 
 cdef Parking *new_parking() except NULL:
@@ -172,7 +182,7 @@ cdef void apply(
     cdef uint32_t failures = aoe_acquire32(&backing.failures)
     cdef int code
     if delay_us:
-        usleep(delay_us)
+        dawdle()
     code = backing_write(
         backing, node.sector, <const uint8_t *>node + sizeof(Parked), node.size
     )

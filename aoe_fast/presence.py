@@ -26,8 +26,7 @@ Seen = Mapping[tuple[int, int], frozenset[str] | None]
 _log = logging.getLogger("aoe_fast")
 _NETWORK = Path("/proc/thread-self/net")
 _ETHERTYPE = 0x88A2
-_PATIENCE = 2.0
-_STARTING = 10.0  # for one that may be starting itself, and answers when it has
+_PATIENCE = 10.0  # one that is starting answers when it has; another may share a busy machine
 _MOST = 16 << 20
 LOOK_S = 60.0
 
@@ -81,10 +80,13 @@ class Presence:
         self._thread: threading.Thread | None = None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.since = time.monotonic_ns()
-        """Of two that start at once, the one that began earlier is the one that stays."""
+        """Of two that start at once, the one that began to listen earlier is the one that stays."""
 
     def listen(self, interface: str) -> None:
         """Be found on ``interface``; where that cannot be, others do not find us."""
+        if not self._listeners:
+            # As late as can be: one who looks before it sees us must have begun earlier than we.
+            self.since = time.monotonic_ns()
         with contextlib.suppress(OSError):
             index = socket.if_nametoindex(interface)
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -158,14 +160,14 @@ def neighbours(interface: str, before: int | None = None) -> Iterator[Neighbour]
             continue
         if before is not None and int(since) >= before:
             continue  # it looks for us
-        answer = _ask(f"\0{name[1:]}", index, _PATIENCE if before is None else _STARTING)
+        answer = _ask(f"\0{name[1:]}", index)
         if answer is not None:
             yield answer
 
 
-def _ask(name: str, index: int, patience: float) -> Neighbour | None:
+def _ask(name: str, index: int) -> Neighbour | None:
     """What the server that listens there says; None: nothing sensible, or nobody to believe."""
-    end = time.monotonic() + patience
+    end = time.monotonic() + _PATIENCE
     with contextlib.suppress(OSError, ValueError, TypeError, LookupError, AttributeError):
         with contextlib.ExitStack() as stack:
             # Whoever is asked answers those only that hear this interface: so hear it.
@@ -175,7 +177,7 @@ def _ask(name: str, index: int, patience: float) -> Neighbour | None:
             peer = stack.enter_context(
                 socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
             )
-            peer.settimeout(patience)
+            peer.settimeout(_PATIENCE)
             peer.connect(name)
             if not _believed(peer, index):
                 return None

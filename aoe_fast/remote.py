@@ -147,6 +147,7 @@ def add_export(interface: str | None, control: str | None, export: str) -> None:
         _socket_of(interface, control),
         # The server's folder is another one.
         {"command": "add", "export": f"{address}={os.path.abspath(rest)}"},
+        patience=_PATIENCE_S,
     )
     click.echo(f"aoe-fast: added {answer['added']}")
     if answer.get("warning"):

@@ -292,7 +292,7 @@ class Pxed(Room):
         return int(self.said()["aoe"]["drops"])
 
     def running(self) -> int:
-        until = time.monotonic() + 5
+        until = time.monotonic() + 30
         while (count := int(self.said()["clients"].get("running", 0))) < self.clients:
             if time.monotonic() > until:
                 break

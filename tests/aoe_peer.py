@@ -1,6 +1,7 @@
 """A raw AoE station in the client's namespace, and a server in the other: for netns tests."""
 
 import contextlib
+import itertools
 import select
 import socket
 import time
@@ -11,22 +12,39 @@ from aoe_fast import Server, Target
 from tests.aoe_frames import BROADCAST, READ, WRITE, Reply, ata
 from tests.conftest import Cable
 
+PATIENCE = 60.0
+"""Seconds that something which is bound to come may take: a machine may be busy elsewhere."""
+
+_LAST = 0x88B5  # IEEE's for experiments: no AoE
+_tags = itertools.count(0xF0000000)
+
 
 class Peer:
     """A raw AoE socket on an interface of the client's namespace."""
 
     def __init__(self, cable: Cable, mac: bytes | None = None, interface: str = "eth0") -> None:
+        self._cable, self._interface = cable, interface
         with cable.cli.inside():
             self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self.socket.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE
         self.socket.bind((interface, 0x88A2))
-        self.socket.settimeout(3)
+        self.socket.settimeout(PATIENCE)
         self.mac: bytes = mac or self.socket.getsockname()[4]
 
     def send(self, request: bytes) -> None:
         self.socket.send(request)
 
-    def receive(self, seconds: float = 3) -> Reply | None:
+    def arrived(self) -> None:
+        """Return when all that was sent is in the server's receive queues."""
+        with self._cable.srv.inside():
+            witness = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        with witness:
+            witness.bind((self._interface, _LAST))
+            witness.settimeout(PATIENCE)
+            self.send((BROADCAST + self.mac + _LAST.to_bytes(2, "big")).ljust(60, b"\0"))
+            witness.recv(100)
+
+    def receive(self, seconds: float = PATIENCE) -> Reply | None:
         """The next reply to this peer, or None after ``seconds``."""
         end = time.monotonic() + seconds
         while select.select([self.socket], [], [], max(0, end - time.monotonic()))[0]:
@@ -36,26 +54,41 @@ class Peer:
                     return Reply(raw)
         return None
 
-    def ask(self, request: bytes, seconds: float = 3) -> Reply:
+    def ask(self, request: bytes, seconds: float = PATIENCE) -> Reply:
+        """The reply to this request: it has its tag."""
         self.send(request)
-        reply = self.receive(seconds)
-        assert reply is not None, "no reply"
-        return reply
+        end = time.monotonic() + seconds
+        while (reply := self.receive(max(0, end - time.monotonic()))) is not None:
+            if reply.raw[20:24] == request[20:24]:
+                return reply
+        raise AssertionError("no reply")
 
-    def ask_until(self, request: bytes, seconds: float = 8) -> Reply:
-        """Like a client that repeats: the first answer within ``seconds``."""
+    def ask_until(self, request: bytes, seconds: float = PATIENCE) -> Reply:
+        """Like a client that repeats: the first answer within ``seconds``.
+
+        Late answers to its repetitions have a tag that nothing else has.
+        """
+        request = request[:20] + next(_tags).to_bytes(4, "big") + request[24:]
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            with contextlib.suppress(OSError):
-                self.send(request)
-                if (reply := self.receive(0.1)) is not None:
-                    return reply
+            with contextlib.suppress(OSError, AssertionError):
+                return self.ask(request, 0.1)
+            time.sleep(0.01)
         raise AssertionError(f"no reply in {seconds} s")
 
-    def drain(self) -> list[Reply]:
-        """What arrives until nothing does for 50 ms."""
+    def answers(self, count: int) -> list[Reply]:
+        """The next ``count`` replies to this peer, which must come."""
+        replies: list[Reply] = []
+        while len(replies) < count:
+            reply = self.receive()
+            assert reply is not None, f"only {len(replies)} replies of {count}"
+            replies.append(reply)
+        return replies
+
+    def drain(self, seconds: float = 0.05) -> list[Reply]:
+        """What arrives until nothing does for a moment; ``answers`` for what must come."""
         replies = []
-        while (reply := self.receive(0.05)) is not None:
+        while (reply := self.receive(seconds)) is not None:
             replies.append(reply)
         return replies
 
@@ -84,7 +117,7 @@ def total(server: Server, name: str) -> int:
     return int(server.counters[name].sum())
 
 
-def eventually(done: Any, seconds: float = 5) -> bool:
+def eventually(done: Any, seconds: float = PATIENCE) -> bool:
     """Whether ``done()`` became true in time."""
     end = time.monotonic() + seconds
     while not done():

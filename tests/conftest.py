@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from aoe_fast.initiator import Initiator
 from pxed.client.debian import MIRROR
 from pxed.errors import HostError
 from pxed.lab.netns import Namespace, veth
@@ -84,6 +85,17 @@ def _backing_files() -> Iterator[str]:
     for path in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):  # given up meanwhile
             yield path.read_text()
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Initiators of tests wait a minute for an answer that must come, however busy the machine is.
+
+    A test of what nobody answers says how often to ask.
+    """
+    defaults = Initiator.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "retries", 60)
 
 
 @dataclass

@@ -15,6 +15,9 @@
    after the last reply. Says one line of JSON. */
 #include "ring.h"
 
+/* So much longer a measurement lasts that has heard nothing yet: a disk may stand still for a moment. */
+#define NOTHING_NS 10000000000
+
 enum { BATCH = 32, MOST_SECTORS = 16, HEAD = 36, OCTAVE = 64, BUCKETS = 64 * OCTAVE };
 
 struct request {
@@ -298,7 +301,7 @@ int main(int argc, char **argv)
             ring_release(&ring, 1);
             count++;
         }
-        if (now < end) {
+        if (now < end || (!replies && now < end + NOTHING_NS)) {
             uint64_t allowed = rate > 0 ? (uint64_t)((double)(now - start) * rate / 1e9) : UINT64_MAX;
             while (sending < BATCH && waiting_count && sent_total + sending < allowed) {
                 uint32_t slot = slots[sending] = waiting[waiting_head];

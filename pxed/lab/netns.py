@@ -7,14 +7,20 @@ with the namespace every veth, tap and bridge. So nothing is left even after kil
 
 import contextlib
 import ctypes
+import fcntl
 import os
+import socket
+import struct
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from pxed.errors import HostError
 
 _CLONE_NEWNET = 0x40000000
+_SIOCGIFFLAGS, _IFF_RUNNING = 0x8913, 0x40  # netdevice(7)
+_CARRIER_S = 10.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -149,6 +155,18 @@ def _setns(fd: int) -> None:
 
 
 def veth(a: Namespace, a_name: str, b: Namespace, b_name: str) -> None:
-    """A cable: ``a_name`` in ``a`` and ``b_name`` in ``b``, both up."""
+    """A cable: ``a_name`` in ``a`` and ``b_name`` in ``b``, both up and carrying frames."""
     a.ip(f"link add {a_name} type veth peer name {b_name} netns {b.pid}", f"link set {a_name} up")
     b.ip(f"link set {b_name} up")
+    # The end that came up before there was a carrier begins to send when a thread of the kernel has
+    # seen to it; what is sent before that is lost.
+    end = time.monotonic() + _CARRIER_S
+    while not _carries(a, a_name) and time.monotonic() < end:
+        time.sleep(0.001)
+
+
+def _carries(space: Namespace, name: str) -> bool:
+    request = struct.pack("16sH22x", name.encode(), 0)
+    with space.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        answer = fcntl.ioctl(probe, _SIOCGIFFLAGS, request)
+    return bool(struct.unpack_from("16sH", answer)[1] & _IFF_RUNNING)

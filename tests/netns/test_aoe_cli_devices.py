@@ -3,13 +3,13 @@
 import contextlib
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from aoe_fast.initiator import AtaError, Initiator
+from tests.aoe_peer import PATIENCE, eventually
 from tests.conftest import Cable, requires
 from tests.netns.test_aoe_cli_hot import AOE_FAST, Start, refused, start
 
@@ -139,12 +139,10 @@ def test_a_sync_that_fails_for_want_of_room(start: Start, cable: Cable, tmp_path
                 assert failures[-5:] == [(0x41, 0x40)] * 5  # media error
                 assert initiator.read(16, 0, 0, 8) == b"a" * 4096
                 # What came with the failed ones fails as well; then all is well again.
-                until = time.monotonic() + 10
-                while failure(initiator, 0, b"b" * 4096) is not None:
-                    assert time.monotonic() < until
+                assert eventually(lambda: failure(initiator, 0, b"b" * 4096) is None)
                 assert initiator.read(16, 0, 0, 8) == b"b" * 4096
             server.terminate()
-            server.communicate(timeout=20)
+            server.communicate(timeout=PATIENCE)
     finally:
         subprocess.run(["umount", "--lazy", str(room)], check=True)
 

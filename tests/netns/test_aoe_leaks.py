@@ -12,7 +12,7 @@ from aoe_fast.memory import live_blocks
 from aoe_fast.store import live_backings
 from bench.native import program
 from tests.aoe_frames import BROADCAST, FLUSH, ata, config, frame
-from tests.aoe_peer import Peer, serving, total
+from tests.aoe_peer import Peer, eventually, serving, total
 from tests.conftest import Cable
 
 pytestmark = pytest.mark.netns
@@ -32,6 +32,14 @@ def held() -> tuple[int, int, int, int]:
     gc.collect()
     fds = len(os.listdir("/proc/self/fd"))
     return live_blocks(), live_backings(), fds, threading.active_count()
+
+
+def nothing_more_than(before: tuple[int, int, int, int]) -> bool:
+    """Soon; what tests before this one left to the collector may be gone besides."""
+    if eventually(lambda: all(now <= then for now, then in zip(held(), before, strict=True)), 10):
+        return True
+    print(f"{held()}, and {before} before")
+    return False
 
 
 @pytest.fixture
@@ -58,11 +66,12 @@ def test_every_path_gives_its_memory_back(cable: Cable, disk: Path) -> None:
                 peer.send(peer.read(tag, tag=tag))
                 peer.send(peer.write(tag, b"x" * 512, tag=tag))
             peer.send(ata(FLUSH, src=peer.mac, dst=BROADCAST))
-            assert len(peer.drain()) == 501
+            peer.answers(501)
+            assert peer.drain() == []
         for export in exports:
             export.close()
         del target, exports
-    assert held() == before
+    assert nothing_more_than(before)
 
 
 @pytest.mark.parametrize("what", ["read", "write"])
@@ -88,11 +97,12 @@ def test_what_waits_for_a_disk_at_the_stop_is_given_back(
                     peer.send(peer.read(tag * 128, tag=tag))
                 else:
                     peer.send(peer.write(tag * 128, b"x" * 512, tag=tag))
+            peer.arrived()
         del target
     finally:
         for module in (fetch, parking):
             module.set_delay(0)
-    assert held() == before
+    assert nothing_more_than(before)
 
 
 def test_a_failed_start_leaves_nothing(cable: Cable, disk: Path) -> None:
@@ -104,7 +114,7 @@ def test_a_failed_start_leaves_nothing(cable: Cable, disk: Path) -> None:
         with cable.srv.inside(), pytest.raises(AoeError):
             server.start()
         del server
-    assert held() == before
+    assert nothing_more_than(before)
 
 
 @pytest.mark.timeout(240)
@@ -120,9 +130,9 @@ def test_starting_and_stopping_again_and_again(cable: Cable, disk: Path) -> None
             assert peer.ask(peer.write(0, b"w" * 512)).status == 0x40
         if cycle == 20:
             memory = resident_kb()
-    assert held() == before
+    assert nothing_more_than(before)
     # One leaked batch or outbox each time would be 50 MiB.
-    assert resident_kb() - memory < 8192
+    assert resident_kb() - memory < 24 << 10
 
 
 @pytest.mark.long
@@ -150,4 +160,4 @@ def test_ten_million_requests(cable: Cable, disk: Path) -> None:
             cable.cli.run(load)
         assert resident_kb() - memory < 4096
         print(f"{total(server, 'replies')} requests, {resident_kb() - memory} KiB more")
-    assert held() == before
+    assert nothing_more_than(before)

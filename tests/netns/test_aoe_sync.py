@@ -12,7 +12,7 @@ import pytest
 from aoe_fast import Export, Target
 from aoe_fast.store import live_backings
 from tests.aoe_frames import BROADCAST, UNC, WRITE, ata
-from tests.aoe_peer import Peer, eventually, serving, total
+from tests.aoe_peer import PATIENCE, Peer, eventually, serving, total
 from tests.conftest import Cable, requires
 
 ROOT = Path(__file__).parents[2]
@@ -58,9 +58,7 @@ def test_every_write_to_many_exports_is_acknowledged_after_its_own_sync(
                             tag=tag)
                     )  # fmt: skip
             tags = set()
-            for _ in range(EXPORTS * 4):
-                reply = peer.receive()
-                assert reply is not None
+            for reply in peer.answers(EXPORTS * 4):
                 assert reply.status == 0x40
                 tags.add(reply.tag)
             assert tags == set(range(asked - EXPORTS * 4 + 1, asked + 1))
@@ -68,7 +66,7 @@ def test_every_write_to_many_exports_is_acknowledged_after_its_own_sync(
         assert EXPORTS * 5 <= total(server, "syncs") <= asked
     # What waited held its export, and let go.
     target.set_view(None, {})
-    assert live_backings() == before
+    assert live_backings() <= before
     peer.socket.close()
 
 
@@ -81,11 +79,9 @@ def test_what_is_written_as_the_server_stops_is_still_acknowledged(
             peer.send(
                 ata(WRITE, 1, 1, data=b"s" * 512, src=peer.mac, dst=BROADCAST, slot=slot, tag=slot)
             )
+        peer.arrived()
         server.stop()
-        tags = set()
-        while (reply := peer.receive(0.2)) is not None:
-            tags.add(reply.tag)
-    assert tags == set(range(EXPORTS))
+        assert {reply.tag for reply in peer.answers(EXPORTS)} == set(range(EXPORTS))
     assert all(path.read_bytes()[512:1024] == b"s" * 512 for path in disks)
     peer.socket.close()
 
@@ -100,7 +96,7 @@ def test_the_process_ends_with_sync_threads_idle(cable: Cable, disks: list[Path]
     """
     done = subprocess.run(
         cable.srv.command([sys.executable, "-c", textwrap.dedent(script), str(disks[0])]),
-        capture_output=True, text=True, check=False, timeout=20,
+        capture_output=True, text=True, check=False, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
@@ -191,12 +187,12 @@ class BlindDisk:
         data = bytes([tag]) * 512
         self.peer.send(self.peer.write(tag, data, tag=tag))
         place = slice(512 * tag, 512 * tag + 512)
-        assert eventually(lambda: self.disk.read_bytes()[place] == data, 30)
-        assert syncs is None or eventually(lambda: len(self.syncs()) >= syncs, 30)
+        assert eventually(lambda: self.disk.read_bytes()[place] == data)
+        assert syncs is None or eventually(lambda: len(self.syncs()) >= syncs)
 
     def told(self) -> tuple[int, int, int]:
         """Tag, status and error of the next reply."""
-        reply = self.peer.receive(30)
+        reply = self.peer.receive()
         assert reply is not None
         return reply.tag, reply.status, reply.ata_error
 

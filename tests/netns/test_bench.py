@@ -14,6 +14,7 @@ import pytest
 from bench import pattern, rows
 from bench.aoe import summary, sweep
 from bench.report import plot, show, show_wanted
+from tests.aoe_peer import PATIENCE, eventually
 from tests.conftest import requires
 
 pytestmark = pytest.mark.netns
@@ -55,13 +56,12 @@ def test_a_row_is_measured(row: str, tmp_path: Path) -> None:
 def test_nothing_is_left_when_it_is_interrupted(number: signal.Signals, tmp_path: Path) -> None:
     requires("gcc", "vblade", "taskset", "nsenter")
     argv = [sys.executable, "-m", "bench", "aoe", "--only", "read-1k", "--dir", str(tmp_path)]
+    argv += ["--runs", "100"]  # it does not come to its end by itself
     bench = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    until = time.monotonic() + 30
-    while not list(tmp_path.glob("*/1-0.img")) and time.monotonic() < until:
-        time.sleep(0.05)
+    assert eventually(lambda: list(tmp_path.glob("*/1-0.img")))
     time.sleep(1.5)
     bench.send_signal(number)
-    _, complaint = bench.communicate(timeout=30)
+    _, complaint = bench.communicate(timeout=PATIENCE)
     assert bench.returncode in (130, 143)
     assert b"Traceback" not in complaint
     assert not list(tmp_path.iterdir())

@@ -17,7 +17,7 @@ import pytest
 
 from aoe_fast.initiator import Initiator
 from pxed import ext4
-from tests.aoe_peer import eventually
+from tests.aoe_peer import PATIENCE, eventually
 from tests.conftest import WITHOUT_PRIVILEGE, Cable
 from tests.netns.conftest import GOOD, Serve
 
@@ -95,10 +95,14 @@ def may_be_nice() -> None:
 def test_it_comes_before_what_else_this_machine_does(served: Serve) -> None:
     """Also as a user who could not ask for that any more; its event loop after what moves data."""
     pid = served.start(AS_USER).pid
-    assert eventually(lambda: nices(pid)[pid] == -8)
-    others = [nice for thread, nice in nices(pid).items() if thread != pid]
-    assert set(others) <= {-10, -8}
-    assert others.count(-10) >= 3  # of AoE, TFTP and HTTP
+
+    def in_their_places() -> bool:
+        found = nices(pid)
+        others = [nice for thread, nice in found.items() if thread != pid]
+        # At -10 those of AoE, TFTP and HTTP.
+        return found[pid] == -8 and {*others} <= {-10, -8} and others.count(-10) >= 3
+
+    assert eventually(in_their_places), nices(pid)
 
 
 @pytest.mark.usefixtures("may_be_nice")
@@ -130,7 +134,11 @@ def test_as_its_own_user(served: Serve) -> None:
     assert {each["Uid"].split()[0] for each in status(process.pid)} == {str(user.pw_uid)}
     assert capabilities(process.pid) == {(RAW | BIND, RAW | BIND, RAW | BIND)}
     assert "0" not in {g for each in status(process.pid) for g in each["Groups"].split()}
-    assert {path.stat().st_uid for path in served.state.rglob("*")} == {user.pw_uid}
+    owners = set()
+    for path in served.state.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # of what is being made some files go again
+            owners.add(path.stat().st_uid)
+    assert owners == {user.pw_uid}
 
 
 def test_its_own_user_makes_a_midlayer_and_mends_it(served: Serve) -> None:
@@ -139,11 +147,11 @@ def test_its_own_user_makes_a_midlayer_and_mends_it(served: Serve) -> None:
 
     def discover() -> None:
         served.cable.cli.run(
-            ["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "3", "-T", "1", "-s", "/bin/true",
+            ["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "50", "-T", "1", "-s", "/bin/true",
              "-V", "PXEClient:Arch:00000:UNDI:002001"], check=False,
         )  # fmt: skip
 
-    served.cable.cli.ip("link set eth0 down", f"link set eth0 address {SEAT}", "link set eth0 up")
+    served.cable.cli.ip(f"link set eth0 address {SEAT}")
     discover()
     assert eventually(path.exists)
     assert path.stat().st_uid == pwd.getpwnam(USER).pw_uid
@@ -151,7 +159,7 @@ def test_its_own_user_makes_a_midlayer_and_mends_it(served: Serve) -> None:
     subprocess.run(["debugfs", "-w", "-R", "set_super_value state 0", str(path)], check=True)
     assert not ext4.look(path).clean
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 0
+    assert process.wait(PATIENCE) == 0
     for database in served.state.glob("pxed.db*"):
         database.unlink()
     served.start(AS_USER)
@@ -161,16 +169,17 @@ def test_its_own_user_makes_a_midlayer_and_mends_it(served: Serve) -> None:
 
 def test_the_helper_widens_buffers_and_can_do_nothing_else(serve: Serve) -> None:
     process = serve.start()
-    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    # For a moment there may be one that makes a file system besides.
+    assert eventually(lambda: len(children.read_text().split()) == 1)
+    (child,) = children.read_text().split()
     assert capabilities(int(child)) == {(ADMIN, ADMIN, ADMIN)}
     shown = serve.cable.srv.run(["ss", "-ulnm", "sport = 67"]).stdout
     assert "rb8388608" in shown  # the kernel counts its own part: twice what was asked for
     process.kill()
     process.wait()
-    end = time.monotonic() + 5
-    while Path(f"/proc/{child}").exists():
-        assert time.monotonic() < end, "the helper outlives its server"
-        time.sleep(0.02)
+    gone = Path(f"/proc/{child}")
+    assert eventually(lambda: not gone.exists()), "the helper outlives its server"
 
 
 def test_without_the_helper_a_buffer_is_what_the_system_allows(cable: Cable) -> None:
@@ -199,7 +208,7 @@ def test_a_unit_with_a_user_needs_no_root(served: Serve) -> None:
          "--ambient-caps", "-all,+net_raw,+net_bind_service", "--", *command],
         stderr=subprocess.PIPE,
     )  # fmt: skip
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE
     while not (served.state / "control.sock").exists():
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         assert time.monotonic() < end
@@ -248,7 +257,7 @@ def test_the_block_server_keeps_raw_sockets_alone(cable: Cable, tmp_path: Path) 
         assert client.read(7, 0, 0, 1) == b"x" * 512
     process.send_signal(signal.SIGTERM)
     said = process.stdout.read().decode()
-    assert process.wait(10) == 0
+    assert process.wait(PATIENCE) == 0
     assert "stopping: answering" in said
     assert "all synced" in said
 
@@ -256,7 +265,7 @@ def test_the_block_server_keeps_raw_sockets_alone(cable: Cable, tmp_path: Path) 
 def test_ready_watchdog_and_stop_are_told(serve: Serve, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
-        manager.settimeout(20)
+        manager.settimeout(PATIENCE)
         process = serve.cable.srv.popen(
             serve.command(GOOD), stderr=subprocess.DEVNULL,
             env=os.environ | {"NOTIFY_SOCKET": str(tmp_path / "notify"),
@@ -272,13 +281,15 @@ def test_ready_watchdog_and_stop_are_told(serve: Serve, tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         while not manager.recv(4096).startswith(b"STOPPING=1"):
             pass
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_what_the_user_cannot_write_is_found_at_the_start(served: Serve) -> None:
     folder = served.state / "config" / "midlayers"
     folder.mkdir(parents=True)
-    served.start(AS_USER).kill()
+    first = served.start(AS_USER)
+    first.kill()
+    first.wait(PATIENCE)
     (served.state / "control.sock").unlink()
     os.chown(folder, 0, 0)
     served.refuses(AS_USER, 1, str(folder), USER)
@@ -300,7 +311,7 @@ def test_the_block_servers_state_must_be_writable_for_its_user(
         str(tmp_path / "control"), "--export", f"7.0={disk},rw", "--user", USER,
         "--state", str(folder / "aoe.json"),
     ]  # fmt: skip
-    done = cable.srv.run(command, check=False, timeout=30)
+    done = cable.srv.run(command, check=False, timeout=PATIENCE)
     assert done.returncode == 1, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert str(folder) in done.stderr
@@ -312,4 +323,4 @@ def test_the_block_servers_state_must_be_writable_for_its_user(
     assert process.stdout is not None
     assert b"ready on eth0" in process.stdout.readline()
     process.terminate()
-    assert process.wait(10) == 0
+    assert process.wait(PATIENCE) == 0

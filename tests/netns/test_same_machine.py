@@ -97,6 +97,20 @@ def test_two_that_start_at_once_do_not_both_give_way(cable: Cable, tmp_path: Pat
             each.communicate()
 
 
+def test_who_looked_before_the_other_could_be_found_began_earlier(cable: Cable) -> None:
+    """So the other one finds it, and gives way, whatever held it up before it listened."""
+    with cable.srv.inside():
+        slow, quick = Presence("slow", dict), Presence("quick", dict)
+        try:
+            quick.listen("eth0")
+            assert not list(neighbours("eth0", quick.since))
+            slow.listen("eth0")
+            assert quick.since < slow.since
+        finally:
+            slow.close()
+            quick.close()
+
+
 def test_pxed_beside_aoe_fast(start: Start, serve: Serve, tmp_path: Path) -> None:
     disk = image(tmp_path / "a.img")
     first = start(serve.cable.srv, "--export", f"16.1={disk}")
@@ -149,7 +163,7 @@ def test_what_comes_later_is_looked_for(
     try:
         assert not found
         start(cable.srv, "--export", f"16.0={image(tmp_path / 'a.img')}")
-        assert eventually(lambda: found.count("aoe-fast") > 1, 20)
+        assert eventually(lambda: found.count("aoe-fast") > 1)
     finally:
         presence.close()
         presence.close()

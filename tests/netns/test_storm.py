@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from bench.storm import TRACE, Cable, options, storm
 from bench.stormservers import NEEDED, ROOMS, WITH_HTTP, Images, Vblade
 from bench.trace import Kind
 from pxed.errors import HostError
+from tests.aoe_peer import PATIENCE, eventually
 from tests.conftest import requires
 
 pytestmark = pytest.mark.netns
@@ -134,7 +134,7 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
     ROOMS["empty"] = Empty
     try:
-        found = measured("empty", boot, images, "--limit", "3")
+        found = measured("empty", boot, images, "--limit", "6")
     finally:
         del ROOMS["empty"]
     assert found["running"] == 0
@@ -150,7 +150,7 @@ def measured(
     name: str, boot: trace.Trace, images: Images, *words: str, clients: int = 2
 ) -> dict[str, Any]:
     requires("gcc", "taskset")
-    return storm(name, clients, boot, images, options().parse_args(["--limit", "20", *words]))
+    return storm(name, clients, boot, images, options().parse_args(["--limit", "90", *words]))
 
 
 def test_one_wrong_byte_is_noticed(tmp_path: Path, short: trace.Trace) -> None:
@@ -191,22 +191,16 @@ def test_a_server_that_ends_is_said(tmp_path: Path, short: trace.Trace) -> None:
 def test_nothing_is_left_of_a_storm_that_is_ended(number: signal.Signals, tmp_path: Path) -> None:
     requires("gcc", "taskset")
     child = subprocess.Popen(
-        [*COMMAND, "--clients", "3", "--server", "pxed", "--dir", str(tmp_path), "--think", "1"],
+        [*COMMAND, "--clients", "3", "--server", "pxed", "--dir", str(tmp_path), "--think", "1000"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    until = time.monotonic() + 40
-    while not list(tmp_path.glob("pxed-storm-*/pxed-3/state/control.sock")):
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    assert eventually(lambda: list(tmp_path.glob("pxed-storm-*/pxed-3/state/control.sock")))
     child.send_signal(number)
-    child.communicate(timeout=30)
+    child.communicate(timeout=PATIENCE)
     if number != signal.SIGKILL:
         assert child.returncode == 130
         assert list(tmp_path.iterdir()) == []
-    deadline = time.monotonic() + 10
-    while left := processes_of(tmp_path):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
+    assert eventually(lambda: not processes_of(tmp_path)), processes_of(tmp_path)
     done = run("--clients", "1", "--server", "floor", "--share", "0.01", "--dir", str(tmp_path))
     assert done.returncode == 0
     assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> socket.socket:
     """A service manager's socket, in the environment as systemd sets it."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     sock.bind(str(tmp_path / "notify"))
-    sock.settimeout(2)
+    sock.settimeout(60)
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     monkeypatch.setenv("WATCHDOG_USEC", "20000000")
     monkeypatch.delenv("WATCHDOG_PID", raising=False)
@@ -34,6 +35,26 @@ def test_the_watchdog_is_told_at_half_its_time(manager: socket.socket) -> None:
     assert notifier.watchdog == 10
     notifier.alive()
     assert manager.recv(4096) == b"WATCHDOG=1"
+
+
+def test_a_manager_that_is_behind_is_waited_for(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its queue is short; a READY that was lost would be a start that never ends."""
+    monkeypatch.setattr("aoe_fast.notify._PATIENCE_S", 60)
+    notifier = Notifier()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others:
+        others.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                others.sendto(b"X=1", manager.getsockname())
+    notifier.alive()  # lost, and nobody waits
+    teller = threading.Thread(target=notifier.ready, args=("serving eth0",))
+    teller.start()
+    while (said := manager.recv(4096)) == b"X=1":
+        pass
+    teller.join()
+    assert said.startswith(b"READY=1")
 
 
 def test_a_watchdog_that_is_meant_for_another_process(
