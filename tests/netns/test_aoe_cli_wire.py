@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("aoe_fast.server", reason="the extension is not built: run script/bootstrap")
 
 from aoe_fast import Server
+from tests.aoe_peer import PATIENCE
 from tests.conftest import Cable
 from tests.property.test_aoe_differential import OWN, World, frame
 
@@ -52,14 +53,14 @@ def test_server_and_reference_agree(cable: Cable, tmp_path: Path, mtu: int) -> N
             wire.send(data)
             got: list[bytes] = []
             # One who answers too much is caught by the next frame.
-            while len(got) < len(want) and select.select([wire], [], [], 2)[0]:
+            while len(got) < len(want) and select.select([wire], [], [], PATIENCE)[0]:
                 got.append(wire.recv(65536))
             if not want:
                 # The next change of views must not reach the server before this frame did; what
                 # the kernel's filter refuses (no AoE, a reply, another's) is never counted.
                 request = len(data) > 14 and data[12:14] == b"\x88\xa2" and not data[14] & 8
                 counted = request and (data[:6] == OWN or data[0] & 1)
-                end = time.monotonic() + (5 if counted else 0.005)
+                end = time.monotonic() + (PATIENCE if counted else 0.005)
                 while server.counters["frames"].sum() == seen and time.monotonic() < end:
                     time.sleep(0.0005)
             # A wildcard's answers may overtake those that wait for a sync.

@@ -73,7 +73,7 @@ def test_an_mtu_without_room_for_a_sector_is_waited_out(cable: Cable, disk: Path
     with serving(cable, target_of(disk), alarm=alarms.append) as server:
         cable.srv.ip("link set eth0 mtu 400")
         assert eventually(lambda: not server.ports[0].opened)
-        assert any("MTU 400 is too small" in text for text in alarms)
+        assert eventually(lambda: any("MTU 400 is too small" in text for text in alarms))
         cable.srv.ip("link set eth0 mtu 1500")
         peer = Peer(cable)
         assert peer.ask_until(peer.read(0)).status == 0x40
