@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from aoe_fast.initiator import Initiator
 from pxed.client.debian import MIRROR
 from pxed.errors import HostError
 from pxed.lab.netns import Namespace, veth
@@ -93,6 +92,9 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
     A test of what nobody answers says how often to ask.
     """
+    # Not before pytest has installed its handler of SIGBUS: aoe_fast has one of its own.
+    from aoe_fast.initiator import Initiator
+
     defaults = Initiator.__init__.__kwdefaults__
     assert defaults is not None
     monkeypatch.setitem(defaults, "retries", 60)
