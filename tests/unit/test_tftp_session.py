@@ -180,6 +180,16 @@ def test_netascii_lines(engine: Engine) -> None:
     assert decode(packet) == Data(1, b"a\r\nb\r\0")
 
 
+def test_netascii_has_no_window(engine: Engine) -> None:
+    """Whatever it asks for: a line end may lie on both sides of a block's end."""
+    server = engine(Request("f", "netascii", {"windowsize": "8"}), Bytes(b"a\n" * 2000), PEER)
+    (first,) = server.start(0, 0)
+    assert isinstance(decode(first), Data)
+    (second,) = server.receive(encode(Ack(1)), 0.1, 0)
+    assert isinstance(packet := decode(second), Data)
+    assert packet.block == 2
+
+
 def test_other_modes_are_refused(engine: Engine) -> None:
     with pytest.raises(TftpError, match="use octet"):
         engine(Request("f", "mail"), Bytes(b""), PEER)
