@@ -261,7 +261,7 @@ class App:
 
     @config.setter
     def config(self, new: Config) -> None:
-        self.choice.config = new
+        self.choice.config = self.netboot.config = new
 
     @property
     def images(self) -> dict[str, Image]:

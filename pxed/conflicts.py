@@ -61,7 +61,8 @@ class Conflicts:
     """The rivals that are known now. ``in_pool`` says whether an address is one of ours to give.
 
     ``gone``: seconds of silence after which a rival is no longer one. ``mode`` may change,
-    and with ``auto`` it follows what is found.
+    and with ``auto`` it follows what is found. ``signed``: whether machines get the chain for
+    Secure Boot now.
     """
 
     def __init__(
@@ -71,8 +72,10 @@ class Conflicts:
         *,
         gone: float = GONE,
         auto: bool = False,
+        signed: Callable[[], bool] = lambda: False,
     ) -> None:
         self.mode = mode
+        self._signed = signed
         self._gone = gone
         self._auto = auto
         self._in_pool = in_pool
@@ -158,7 +161,8 @@ class Conflicts:
     def _of_dhcp(self, rival: Rival) -> tuple[bool, str]:
         clash = bool(rival.address) and self._in_pool(IPv4Address(rival.address))
         if self.mode is Mode.PROXY or self._auto:
-            return False, "none: in proxy mode it hands out the addresses"
+            more = f"; {_SIGNED}" if self._signed() else ""
+            return False, f"none: in proxy mode it hands out the addresses{more}"
         if clash:
             return True, (
                 f"{rival.address} is in our range too, so two machines may get one address: "
@@ -172,6 +176,10 @@ class Conflicts:
         return False, "none as long as its addresses are not in our range: it serves the systems"
 
 
+_SIGNED = (
+    "but x64 UEFI seats that boot by PXE with the chain for Secure Boot need this server as "
+    "next-server (siaddr) in its answers; those that boot by UEFI HTTP boot do not"
+)
 _BOOTS = (
     "firmware may take its offer instead of ours and boot something else, or nothing: "
     "remove its boot options (next-server, file name, options 66, 67 and 43) or stop it"

@@ -118,6 +118,7 @@ class NetBoot:
             lambda ip: ip in self.leases,
             gone=GONE,
             auto=config.dhcp.mode == "auto",
+            signed=lambda: any(each.secure_boot for each in self.config.classes.values()),
         )
         address = link.address()
         settings = Settings(

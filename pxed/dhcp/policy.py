@@ -109,6 +109,15 @@ class Policy:
         self._keep_out()
         return True
 
+    def configure(
+        self, router: IPv4Address | None, dns: tuple[IPv4Address, ...], lease: int
+    ) -> None:
+        """What answers say from now on; the new router's address is nobody else's."""
+        moved = router != self.settings.router
+        self.settings = replace(self.settings, router=router, dns=dns, lease=lease)
+        if moved:
+            self._keep_out()
+
     def taken(self, mac: Mac, now: float) -> None:
         """The machine uses the address on offer, whether it said so or not (a Pi 3 never does)."""
         lease = self.leases.of(mac, now)

@@ -1,7 +1,5 @@
 """The configuration of a running server: shown, and taken over again from its file."""
 
-from dataclasses import replace
-
 from pxed.config import Config
 from pxed.control import Call, Json
 from pxed.errors import UsageError
@@ -27,10 +25,7 @@ def reload_configuration(core: Core) -> list[Difference]:
     core.midlayers.keep_free = new.midlayer.keep_free
     core.keeper.keep = new.events.keep
     core.exports.durability = new.midlayer.durability
-    core.policy.settings = replace(
-        core.policy.settings,
-        router=new.dhcp.router, dns=new.dhcp.dns, lease=new.dhcp.lease,
-    )  # fmt: skip
+    core.policy.configure(new.dhcp.router, new.dhcp.dns, new.dhcp.lease)
     for mac, override in new.clients.items():
         client = core.clients.get(mac)
         if client is not None and override.name:

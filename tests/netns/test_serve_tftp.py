@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pxed.ask import ControlClient
 from pxed.mac import Mac
 from pxed.tftp.codec import Ack, Data, Oack, Request, decode, encode
 from tests.conftest import Cable, requires
@@ -60,5 +61,9 @@ def test_blocks_are_clamped_for_all_and_for_one(cable: Cable, serve: Serve, root
     assert answer() == Oack({"blksize": "1400"})
     server.terminate()
     server.wait(20)
-    serve.start(f'{both}[client."{mac}"]\nmax_blksize = 1024\n')
+    one = f'{both}[client."{mac}"]\nmax_blksize = '
+    serve.start(f"{one}1024\n")
     assert answer() == Oack({"blksize": "1024"})
+    serve.command(f"{one}1000\n")  # which writes the file
+    ControlClient(serve.state / "control.sock").post("/v1/config/reload", {})
+    assert answer() == Oack({"blksize": "1000"})

@@ -1,6 +1,7 @@
 """What rivals mean for our clients: one event for each, in words, and one when it is gone."""
 
 from dataclasses import replace
+from functools import partial
 from ipaddress import IPv4Address
 
 from pxed.conflicts import GONE, TFTP_LOOKS, Conflicts, What
@@ -31,6 +32,14 @@ def test_the_sites_server_is_no_trouble_beside_pxe_only() -> None:
     assert event.detail["ip"] == "10.77.0.2"
     assert event.detail["offer"] == "address 10.77.0.100"
     assert event.detail["serious"] is False
+
+
+def test_a_proxy_with_the_chain_for_secure_boot_needs_to_be_its_next_server() -> None:
+    for signed in (True, False):
+        watch = Conflicts(Mode.PROXY, lambda _: False, signed=partial(bool, signed))
+        event = only(watch.dhcp(SITE, 1.0))
+        assert ("next-server" in str(event.detail["consequence"])) is signed
+        assert event.detail["serious"] is False
 
 
 def test_it_is_told_once() -> None:

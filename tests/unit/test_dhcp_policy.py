@@ -368,6 +368,18 @@ def test_the_server_never_offers_its_own_address() -> None:
     assert only(discover(server, wants)).yiaddr == IPv4Address("10.77.0.51")
 
 
+def test_a_new_routers_address_is_nobody_elses() -> None:
+    """As a reload brings it; the one of before is free then."""
+    server, router = policy(last="10.77.0.51"), IPv4Address("10.77.0.50")
+    wants = {**BIOS, Opt.REQUESTED_IP: router.packed, Opt.PARAMETERS: bytes((Opt.ROUTER,))}
+    server.configure(router, (), 600)
+    offer = only(discover(server, wants))
+    assert offer.yiaddr == IPv4Address("10.77.0.51")
+    assert offer.options[Opt.ROUTER] == router.packed
+    server.configure(None, (), 600)
+    assert router in server.leases
+
+
 def test_a_probe_is_asked_for_once() -> None:
     server = policy()
     first = discover(server, BIOS)
