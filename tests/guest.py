@@ -186,6 +186,6 @@ def start_guest(lab: Lab, system: System, *disks: Path, **options: Any) -> Clien
     """The same, at its shell."""
     guest = add_guest(lab, system, *disks, **options)
     guest.power_on()
-    guest.wait_for("GUEST IS UP", 90)
-    guest.wait_for("(?s)GUEST IS UP.*# ", 30)
+    guest.wait_for("GUEST IS UP", 150)
+    guest.wait_for("(?s)GUEST IS UP.*# ", 60)
     return guest

@@ -14,6 +14,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pxed.lab.netns import Namespace
 from pxed.lab.qemu import Client, Firmware
 
 _PREFIX = "pxed-lab-"
+LINK_LIMIT = 60.0
 _SERVER_ADDRESS = "10.77.0.1/24"
 
 
@@ -42,6 +44,7 @@ class Lab:
         self.directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
         (self.directory / "owner").write_text(_identity(os.getpid()) or "")
         self._ports = 0
+        self._port_of: dict[str, str] = {}
         try:
             self.switch = Namespace("switch")
             # Nobody waits for spanning tree here, and no multicast or broadcast frame is lost.
@@ -66,8 +69,23 @@ class Lab:
             f" peer name eth0 mtu {self.mtu} netns {host.pid}",
             f"link set {port} master br0 up",
         )
+        self._port_of[name] = port
         host.ip("link set eth0 up", *([f"addr add {address} dev eth0"] if address else []))
+        self.wait_link(name)
         return host
+
+    def wait_link(self, name: str) -> None:
+        """Wait until the switch forwards what this host, whose ``eth0`` is up, sends; HostError.
+
+        The kernel tells the bridge of a carrier in a work queue of its own: what is sent before is
+        lost.
+        """
+        shown = ["bridge", "link", "show", "dev", self._port_of[name]]
+        until = time.monotonic() + LINK_LIMIT
+        while "state forwarding" not in self.switch.run(shown).stdout:
+            if time.monotonic() > until:
+                raise HostError(f"the switch does not forward what {name} sends")
+            time.sleep(0.01)
 
     def add_client(
         self,

@@ -68,11 +68,14 @@ class Client:
 
     # Power
 
-    def power_on(self) -> None:
-        """Start the machine; ``powered_at`` is then, on time.monotonic's clock."""
+    def power_on(self, *, plugged: bool = True) -> None:
+        """Start the machine; ``powered_at`` is then, on time.monotonic's clock.
+
+        ``plugged``: whether its network cable is in, from its first instruction on.
+        """
         if self.running:
             raise HostError(f"{self.name} is on already")
-        argv = self._argv()
+        argv = self._argv() if plugged else [*self._argv(), "-S"]
         self._mark = self.serial_log.stat().st_size
         with (
             self.serial_log.open("ab") as serial,
@@ -84,6 +87,9 @@ class Client:
             self._process = self._namespace.popen(
                 argv, stdin=self._keyboard, stdout=serial, stderr=said
             )
+        if not plugged:
+            self.cable(False)
+            self.monitor("cont")
 
     def power_off(self) -> None:
         """Pull the plug: nothing is flushed, no shutdown runs. Fine if the machine is off."""
@@ -167,7 +173,7 @@ class Client:
         if not self.running or os.write(self._keyboard, data) != len(data):
             raise HostError(f"{self.name} is off, or takes no more input")
 
-    def shell(self, command: str, timeout: float = 30, *, check: bool = True) -> str:
+    def shell(self, command: str, timeout: float = 100, *, check: bool = True) -> str:
         """Run a command in the console's shell and return what it printed, both streams.
 
         The machine must be at its shell (``wait_running``). HostError for a status other than 0 if
@@ -189,7 +195,7 @@ class Client:
         """Wait until the system says that it runs; seconds since power-on or reset."""
         self.wait_for(r"pxed: [0-9.]+ running ", timeout)
         took = time.monotonic() - self.powered_at
-        self.wait_for(r"running [^\n]*\n(?s:.*)# ", 30)
+        self.wait_for(r"running [^\n]*\n(?s:.*)# ", 60)
         return took
 
     # QEMU's monitor
@@ -212,8 +218,8 @@ class Client:
 
     def _connect(self, name: str) -> socket.socket:
         line = socket.socket(socket.AF_UNIX)
-        line.settimeout(10)
-        until = time.monotonic() + 5
+        line.settimeout(60)
+        until = time.monotonic() + 60
         while True:
             try:
                 line.connect(str(self.directory / name))

@@ -14,8 +14,8 @@ from pxed.lab.lab import Lab
 from pxed.lab.qemu import Client
 from pxed.seat import State
 
-START_LIMIT = 20.0  # seconds to answer on the control socket; a busy machine needs some
-STOP_LIMIT = 10.0
+START_LIMIT = 60.0  # seconds to answer on the control socket; a busy machine needs some
+STOP_LIMIT = 60.0
 REPORT_LIMIT = 60.0  # from what a console says to the server's knowing it
 
 

@@ -66,7 +66,7 @@ class Room:
         """A client that was powered on and has come to its shell, and the server knows."""
         client = self.lab.add_client(firmware=firmware)
         client.power_on()
-        self.server.wait_running(client, 100)
+        self.server.wait_running(client, 200)
         return client
 
     def stages(self, client: Client) -> list[str]:

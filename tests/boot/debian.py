@@ -66,7 +66,7 @@ def power_on(client: Client) -> None:
 def log_in(client: Client) -> None:
     """From the login prompt to root's shell."""
     client.send("root\n")
-    client.wait_for(r"root@[^\n]*# ", 60)
+    client.wait_for(r"root@[^\n]*# ", 200)
 
 
 def shut_down(client: Client) -> None:
@@ -76,7 +76,7 @@ def shut_down(client: Client) -> None:
     client.power_off()
 
 
-def eventually(true: Callable[[], bool], limit: float = 60) -> bool:
+def eventually(true: Callable[[], bool], limit: float = 100) -> bool:
     """Whether it comes true within ``limit`` seconds."""
     until = time.monotonic() + limit
     while not true():

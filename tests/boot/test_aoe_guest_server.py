@@ -14,7 +14,7 @@ from tests.boot.test_aoe_linux import DISK, FOUND, Room, room, system
 from tests.guest import System, start_guest
 
 __all__ = ["room", "system"]  # fixtures
-pytestmark = [pytest.mark.boot, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(500)]
 
 VLAN = "modprobe 8021q; ip link add link eth0 name eth0.5 type vlan id 5; ip link set eth0.5 up"
 
@@ -23,7 +23,7 @@ def serve(guest: Client, *arguments: str) -> None:
     """``aoe-fast serve`` inside, until it is ready."""
     words = " ".join(arguments)
     guest.shell(f"python3 -m aoe_fast.cli serve --spin-us 0 {words} > /tmp/said 2>&1 &")
-    guest.shell("until grep -q ready /tmp/said; do sleep .2; kill -0 $! || break; done", 60)
+    guest.shell("until grep -q ready /tmp/said; do sleep .2; kill -0 $! || break; done", 150)
     assert "ready" in guest.shell("cat /tmp/said")
 
 
@@ -40,13 +40,13 @@ def test_a_vlan_is_served_and_followed(room: Room) -> None:
     guest.shell(VLAN)
     guest.shell(FOUND)
     assert re.search(r"e16\.0\s+0\.008GB\s+eth0\.5 8192\s+up", guest.shell("aoe-stat"))
-    assert guest.shell(f"md5sum < {DISK}", 60) == want
+    assert guest.shell(f"md5sum < {DISK}", 150) == want
     guest.shell("echo 1 > /proc/sys/vm/drop_caches")
     server.shell("ip link del eth0.5")
     guest.send(f"\x15md5sum < {DISK}; echo 'RE''AD'\n")
     time.sleep(1)
     server.shell(VLAN)
-    guest.wait_for("READ", 60)
+    guest.wait_for("READ", 150)
     assert guest.console().count(want.split()[0]) == 2
     assert "I/O error" not in guest.shell("dmesg")
 

@@ -17,13 +17,15 @@ from pxed.lab.lab import Lab
 from pxed.lab.netns import Namespace
 from pxed.lab.qemu import Client
 from tests.aoe_frames import BROADCAST, config, frame
+from tests.boot.debian import eventually
 from tests.conftest import requires
 from tests.guest import System, build_system, start_guest
 
-pytestmark = [pytest.mark.boot, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(400)]
 
 DISK = "/dev/etherd/e16.0"
-FOUND = f"aoe-discover; until [ -b {DISK} ]; do sleep .1; done"
+TOLD = "/sys/kernel/debug/aoe/e16.0"  # the driver makes it after the device, and then is done
+FOUND = f"aoe-discover; until [ -b {DISK} ] && [ -e {TOLD} ]; do sleep .1; done"
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +88,7 @@ def room(system: System, tmp_path: Path) -> Iterator[Room]:
 
 def driver(guest: Client) -> str:
     """What the driver tells of e16.0, for debugging its authors, and us."""
-    return guest.shell("cat /sys/kernel/debug/aoe/e16.0")
+    return guest.shell(f"cat {TOLD}")
 
 
 def paths(guest: Client) -> dict[str, tuple[int, int, int]]:
@@ -116,9 +118,18 @@ def test_a_file_system_is_made_written_and_whole(room: Room, mtu: int, payload: 
     md5 = subprocess.run(["md5sum"], input=read, capture_output=True, check=True).stdout
     assert md5.decode() == wrote
     assert sum(worker["drops"] for worker in room.stat()["workers"]) == 0
-    # A frame sent again would have closed the driver's window.
+    # A frame sent again would have closed the driver's window, which opens by one for each window
+    # that comes back whole: it is open after a machine held us up, and never where frames are lost.
+    assert eventually(lambda: its_window_is_open(guest)), driver(guest)
+
+
+def its_window_is_open(guest: Client) -> bool:
+    """Whether as many requests may be under way as the server takes; if not, it then reads more."""
     ((_, window, bufcnt),) = paths(guest).values()
-    assert window == bufcnt == 64, driver(guest)
+    assert bufcnt == 64
+    if window < bufcnt:
+        guest.shell(f"echo 1 > /proc/sys/vm/drop_caches; cat {DISK} > /dev/null", 150)
+    return window == bufcnt
 
 
 def test_aoetools_in_the_guest(room: Room) -> None:
@@ -135,19 +146,26 @@ def test_aoetools_in_the_guest(room: Room) -> None:
     room.ask("export", "add", f"16.0={larger},rw")
     guest.shell("aoe-revalidate e16.0")
     guest.shell("until [ $(cat '/sys/block/etherd!e16.0/size') = 32768 ]; do sleep .1; done")
-    guest.shell("aoe-flush -a")
-    assert "e16.0" not in guest.shell("aoe-stat", check=False)
+    # The driver does not let go of a device that it is still busy with, and says nothing.
+    guest.shell("while aoe-stat | grep e16.0; do aoe-flush -a; sleep .1; done")
     guest.shell(FOUND)
     assert "up" in guest.shell("aoe-stat")
 
 
 LOAD = (
-    "(for i in 1 2 3 4; do head -c 3000000 /dev/urandom > /tmp/w$i;"
-    f" dd if=/tmp/w$i of={DISK} bs=512k seek=$((i*6)) conv=fsync 2>/dev/null || echo FAILED;"
+    "(i=0; until [ -e /tmp/stop ]; do i=$((i % 4 + 1)); head -c 3000000 /dev/urandom > /tmp/w;"
+    f" dd if=/tmp/w of={DISK} bs=512k seek=$((i*6)) conv=fsync 2>/dev/null || echo FAILED;"
     f" dd if={DISK} iflag=direct bs=512k skip=$((i*6)) count=6 2>/dev/null"
-    " | head -c 3000000 | cmp - /tmp/w$i || echo DIFFERS; sleep .3; done; echo 'ALL DO''NE') &"
+    " | head -c 3000000 | cmp - /tmp/w || echo DIFFERS; echo >> /tmp/rounds; done;"
+    " echo 'ALL DO''NE') &"
 )
-"""Writes and compares 12 MB in some seconds."""
+"""Writes and compares 3 MB again and again, until there is /tmp/stop."""
+
+
+def one_more_round(guest: Client) -> None:
+    """Wait for a round that begins and ends from now on."""
+    count = "$(wc -l < /tmp/rounds)"
+    guest.shell(f"n={count}; until [ {count} -ge $((n + 2)) ]; do sleep .1; done", 150)
 
 
 @pytest.mark.parametrize(
@@ -164,27 +182,40 @@ def test_io_outlives_an_outage(room: Room, how: str) -> None:
     server = room.serve("--export", f"16.0={disk},rw")
     guest = room.boot()
     guest.shell(FOUND)
+    guest.shell("touch /tmp/rounds")
     guest.send(f"\x15{LOAD}\n")
-    time.sleep(1.0)
+    assert eventually(lambda: has_asked(guest))
     if how == "server's link":
         room.lab.server.ip("link set eth0 down")
-        time.sleep(1.5)
+        waits_for_an_answer(guest)
         room.lab.server.ip("link set eth0 up")
     elif how == "guest's cable":
         guest.cable(False)
-        time.sleep(1.5)
+        waits_for_an_answer(guest)
         guest.cable(True)
     else:
         server.send_signal(signal.SIGKILL if how == "killed" else signal.SIGTERM)
-        server.wait(20)
-        time.sleep(1.0)
+        server.wait(60)
+        waits_for_an_answer(guest)
         room.serve("--export", f"16.0={disk},rw")
-    assert "ALL DONE" not in guest.console(), "it came too late"
+    one_more_round(guest)
+    guest.shell("touch /tmp/stop")
     guest.wait_for("ALL DONE", 150)
     said = guest.console()
     assert "FAILED" not in said.replace("echo FAILED", "")
     assert "DIFFERS" not in said.replace("echo DIFFERS", "")
     assert "I/O error" not in guest.shell("dmesg")
+
+
+def has_asked(guest: Client) -> bool:
+    """Whether a request of the guest's is under way."""
+    return any(out for out, _, _ in paths(guest).values())
+
+
+def waits_for_an_answer(guest: Client) -> None:
+    """Until a request of the guest's is on its way, which nobody answers, and for a while more."""
+    assert eventually(lambda: has_asked(guest))
+    time.sleep(1.5)
 
 
 def test_two_servers_of_one_image_share_the_load(room: Room) -> None:
@@ -197,12 +228,14 @@ def test_two_servers_of_one_image_share_the_load(room: Room) -> None:
     room.serve("--shared", "--export", f"16.0={room.folder}/b.img", host=other, name="ctl2")
     guest = room.boot()
     guest.shell(FOUND)
-    assert len(paths(guest)) == 2
+    assert eventually(lambda: len(paths(guest)) == 2), driver(guest)
     (room.folder / "want").write_bytes(data)
     want = subprocess.run(["md5sum"], input=data, capture_output=True, check=True).stdout
     assert guest.shell(f"dd if={DISK} bs=1M 2>/dev/null | md5sum", 60) == want.decode()
-    reads = [room.stat(name)["exports"][0]["reads"] for name in ("ctl", "ctl2")]
-    assert min(reads) > sum(reads) / 4, reads
+    # Half and half, unless one of the two was held up: then as many as may be under way to it.
+    assert eventually(
+        lambda: min(room.stat(name)["exports"][0]["reads"] for name in ("ctl", "ctl2")) >= 32
+    )
     # One of them goes: the other one takes over, and nothing fails.
     guest.shell("echo 1 > /proc/sys/vm/drop_caches")
     other.ip("link set eth0 down")
@@ -220,7 +253,7 @@ def test_the_driver_follows_a_smaller_bufcnt(room: Room) -> None:
     assert before == 64
     crowd = room.lab.add_host("crowd")
     ask_as_many(crowd, 300)
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while (after := next(iter(paths(guest).values()))[2]) == before:
         assert time.monotonic() < until, driver(guest)
         time.sleep(0.2)

@@ -19,7 +19,7 @@ from tests.conftest import requires
 from tests.netns.conftest import make_state
 from tests.netns.site import site_server
 
-pytestmark = [pytest.mark.boot, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(400)]
 
 # How each is made: its firmware, what the class needs, QEMU's words, and what it loads first.
 MACHINES: dict[str, tuple[Any, str, tuple[str, ...], str]] = {
@@ -51,7 +51,7 @@ def events_of(server: LabServer, client: Client) -> list[dict[str, Any]]:
     return [e for e in server.control.follow("/v1/events") if e["mac"] == client.mac]
 
 
-def until_aoe(server: LabServer, client: Client, limit: float = 120) -> list[dict[str, Any]]:
+def until_aoe(server: LabServer, client: Client, limit: float = 180) -> list[dict[str, Any]]:
     """Switch it on; what was seen of it until its first AoE frame."""
     client.power_on()
     until = time.monotonic() + limit

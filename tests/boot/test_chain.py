@@ -4,7 +4,7 @@ import pytest
 
 from tests.boot.conftest import RoomMaker
 
-pytestmark = [pytest.mark.boot, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(400)]
 
 
 def test_bios_loads_undionly_by_tftp_and_boots(make_room: RoomMaker) -> None:

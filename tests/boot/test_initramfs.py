@@ -14,7 +14,7 @@ from pxed.lab.lab import Lab
 from pxed.lab.qemu import Client
 from tests.conftest import requires
 
-pytestmark = [pytest.mark.boot, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(400)]
 
 Starter = Callable[..., Client]
 
@@ -70,7 +70,7 @@ def disks(lab: Lab, lab_image: Path) -> Disks:
 
 @pytest.fixture
 def start(lab: Lab, lab_image: Path) -> Starter:
-    def power_on(more: str = "") -> Client:
+    def power_on(more: str = "", *, plugged: bool = True) -> Client:
         client = lab.add_client(
             extra=(
                 "-kernel", str(lab_image / "vmlinuz"),
@@ -78,7 +78,7 @@ def start(lab: Lab, lab_image: Path) -> Starter:
                 "-append", f"console=ttyS0 quiet cryptomgr.notests pxed.shelf=16 {more}",
             ),
         )  # fmt: skip
-        client.power_on()
+        client.power_on(plugged=plugged)
         return client
 
     return power_on
@@ -89,7 +89,7 @@ def test_with_all_disks_it_runs_and_reports_each_step(disks: Disks, start: Start
     disks.config()
     disks.report()
     client = start()
-    client.wait_running(timeout=30)
+    client.wait_running()
     client.shell("sync")
     lines = disks.lines()
     assert [line.split()[0] for line in lines] == ["kernel", "root", "config", "running"]
@@ -103,7 +103,7 @@ def test_its_layer_is_of_its_image_and_safe_against_another_lower(
     disks.root()
     disks.config()
     client = start()
-    client.wait_running(timeout=30)
+    client.wait_running()
     client.shell("echo mine > /etc/mine")
     assert client.shell("ls /config/layers/lab@1/upper/etc").split() == ["mine"]
     mount = client.shell("grep ' / overlay' /proc/mounts")
@@ -118,8 +118,8 @@ def test_the_boot_disk_is_mounted_where_that_is_asked_for(
     disks.root()
     disks.config()
     disks.serve(0, lab_image / "boot.img")
-    client = start("pxed.mount=boot,tfm pxed.config_wait=2")
-    client.wait_running(timeout=30)
+    client = start("pxed.mount=boot,tfm pxed.config_wait=4")
+    client.wait_running()
     assert "syslinux.cfg" in client.shell("ls /boot")
     assert "/dev/etherd/e16.0p1 /boot vfat ro" in client.shell("cat /proc/mounts")
     assert "no answer from AoE disk e16.2: nothing is mounted at /tfm" in client.console()
@@ -129,7 +129,7 @@ def test_without_a_config_disk_it_is_degraded_and_says_so(disks: Disks, start: S
     disks.root()
     disks.report()
     client = start("pxed.config_wait=1")
-    client.wait_running(timeout=30)
+    client.wait_running()
     assert "no answer from AoE disk e16.3" in client.shell("cat /run/pxed/degraded")
     assert "DEGRADED" in client.console()
     client.shell("echo kept in memory > /etc/mine")
@@ -142,42 +142,41 @@ def test_a_config_disk_without_a_file_system_is_degraded_too(disks: Disks, start
     disks.root()
     disks.serve(3, disks.blank(3, 1 << 20))
     client = start()
-    client.wait_running(timeout=30)
+    client.wait_running()
     assert "no ext4 file system" in client.shell("cat /run/pxed/degraded")
 
 
 def test_without_a_root_it_says_why_and_starts_again(disks: Disks, start: Starter) -> None:
     disks.report()
     client = start("pxed.wait=2 pxed.reboot=1")
-    client.wait_for("cannot start: no answer from AoE disk e16.1 within 2 s on eth0", timeout=30)
-    client.wait_for("restarting in 1 s", timeout=10)
-    client.wait_for(r"(?s)restarting in 1 s.*cannot start", timeout=30)
+    client.wait_for("cannot start: no answer from AoE disk e16.1 within 2 s on eth0", timeout=100)
+    client.wait_for("restarting in 1 s", timeout=100)
+    client.wait_for(r"(?s)restarting in 1 s.*cannot start", timeout=100)
     assert disks.lines()[1].startswith("failed no answer from AoE disk e16.1")
 
 
 def test_a_root_that_is_no_file_system_is_named(disks: Disks, start: Starter) -> None:
     disks.serve(1, disks.blank(1, 1 << 20))
     client = start("pxed.reboot=0")
-    client.wait_for("cannot start: disk e16.1 holds no squashfs, erofs or ext4", timeout=30)
+    client.wait_for("cannot start: disk e16.1 holds no squashfs, erofs or ext4", timeout=100)
 
 
 def test_a_root_that_comes_late_is_found(disks: Disks, start: Starter) -> None:
     client = start()
-    client.wait_for("kernel", timeout=30)
+    client.wait_for("kernel", timeout=100)
     disks.root()
     disks.config()
-    client.wait_running(timeout=30)
+    client.wait_running()
 
 
 def test_a_cable_that_comes_late_is_waited_for(disks: Disks, start: Starter) -> None:
     disks.root()
     disks.config()
-    client = start()
-    client.cable(plugged=False)
+    client = start(plugged=False)
     with pytest.raises(Exception, match="no 'pxed: '"):
         client.wait_for("pxed: ", timeout=6)
     client.cable(plugged=True)
-    client.wait_running(timeout=30)
+    client.wait_running()
 
 
 @pytest.mark.parametrize("kind", ["ext4", "erofs"])
@@ -199,6 +198,6 @@ def test_another_kind_of_root_at_another_address_boots(
     disks.serve(7, disk)
     disks.config()
     client = start("pxed.root=e16.7")
-    client.wait_running(timeout=30)
+    client.wait_running()
     (layer,) = client.shell("ls /config/layers").split()
     assert len(layer) == 32

@@ -23,7 +23,7 @@ from tests.boot.test_kernel_boot import NO_PXE
 from tests.conftest import from_mirror, requires
 from tests.netns.test_rpi import DISCOVER_4, MAC_4, SERIAL_4, discover, fetch
 
-pytestmark = [pytest.mark.boot, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(500)]
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,7 @@ class Room:
         """Everything that a 4B's firmware does before it starts the kernel; the command line."""
         host = self.lab.hosts["firmware"]
         host.ip("link set eth0 up")
+        self.lab.wait_link("firmware")
         offer = discover(host, DISCOVER_4)
         host.ip(f"addr add {offer.yiaddr}/24 dev eth0")
         try:
@@ -88,7 +89,7 @@ class Room:
             self.seat.reset()
         else:
             self.seat.power_on()
-        self.server.wait_running(self.seat)
+        self.server.wait_running(self.seat, 200)
 
 
 def make_room(lab: Lab, image: Path, more: str = "", memory: int = 512) -> Room:

@@ -11,7 +11,7 @@ from pxed.lab.qemu import Client, Firmware
 from tests.boot.conftest import PROGRAMS, Room, RoomMaker
 from tests.conftest import requires
 
-pytestmark = [pytest.mark.boot, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(500)]
 
 POLICY = "[class.x86.provision]\nsupported_until = 2027-12-31\n"
 
@@ -51,12 +51,12 @@ def order(room: Room, client: Client) -> None:
     room.server.control.post("/v1/clients/boot", body)
 
 
-def comes_from_its_disk(client: Client, image: str, timeout: float = 150) -> None:
+def comes_from_its_disk(client: Client, image: str, timeout: float = 300) -> None:
     client.wait_for(rf"(?s)restarting.*from vda, system [ab].*running {image}", timeout)
-    client.wait_for(rf"running {image}[^\n]*\n(?s:.*)# ", 30)
+    client.wait_for(rf"running {image}[^\n]*\n(?s:.*)# ", 60)
 
 
-def eventually(true: Callable[[], bool], limit: float = 20) -> bool:
+def eventually(true: Callable[[], bool], limit: float = 60) -> bool:
     until = time.monotonic() + limit
     while not true():
         if time.monotonic() > until:
@@ -83,6 +83,7 @@ def test_the_server_knows_what_became_of_it(room: Room, seat: Client) -> None:
 
 
 def test_its_log_has_every_step(room: Room, seat: Client) -> None:
+    assert eventually(lambda: room.server.client(seat.mac)["state"] == "local")
     events = list(room.server.control.follow("/v1/events"))
     steps = [e["step"] for e in events if e["kind"] == "report" and e["mac"] == seat.mac]
     assert steps[:3] == ["kernel", "root", "disk"]
@@ -103,6 +104,7 @@ def test_a_rolling_upgrade_keeps_its_settings(room: Room, seat: Client) -> None:
     seat.reset()
     comes_from_its_disk(seat, "lab@1.1")
     assert seat.shell("cat /etc/mine") == "mine\n"
+    assert eventually(lambda: room.server.client(seat.mac)["state"] == "local")
     shown = room.server.client(seat.mac)
     assert shown["result"].startswith("upgraded lab@1.0 to lab@1.1 on vda")
     assert (shown["order"], shown["once"], shown["provisioned"]) == ("local", "", "lab@1.1")
@@ -113,7 +115,7 @@ def test_a_uefi_machine_is_installed_over_a_restart_of_the_server(room: Room) ->
     client = with_disk(room, "uefi")
     order(room, client)
     client.power_on()
-    client.wait_for("maintenance mode", 100)
+    client.wait_for("maintenance mode", 200)
     room.server.stop()
     room.server.start()
     comes_from_its_disk(client, r"lab@1\.[01]", 200)
@@ -129,7 +131,7 @@ def test_a_machine_without_a_disk_says_so(room: Room) -> None:
     client = room.lab.add_client()
     order(room, client)
     client.power_on()
-    client.wait_for("this machine has no disk that this image has a driver for", 60)
+    client.wait_for("this machine has no disk that this image has a driver for", 200)
     assert eventually(lambda: room.server.client(client.mac)["state"] == "failed")
     shown = room.server.client(client.mac)
     assert "no disk" in shown["why"]
@@ -146,10 +148,10 @@ def test_the_installer_can_be_loaded_by_http(
     client = with_disk(room, firmware)
     order(room, client)
     client.power_on()
-    client.wait_for("pxed: [0-9.]+ installed lab@1.0 on vda", 150)
+    client.wait_for("pxed: [0-9.]+ installed lab@1.0 on vda", 300)
     assert eventually(lambda: room.server.client(client.mac)["state"] == "local")
     assert room.server.client(client.mac)["provisioned"] == "lab@1.0"
     events = room.server.control.follow("/v1/events")
     files = [e["file"] for e in events if e["kind"] == "http-done" and e["mac"] == client.mac]
-    assert files == ["/tfm/lab@1.0.ipxe", "/tfm/lab@1.0/vmlinuz", "/tfm/lab@1.0/initrd"]
+    assert files[:3] == ["/tfm/lab@1.0.ipxe", "/tfm/lab@1.0/vmlinuz", "/tfm/lab@1.0/initrd"]
     client.power_off()

@@ -14,7 +14,7 @@ from tests.boot.test_kernel_boot import NO_PXE
 from tests.conftest import Cable, from_mirror, requires
 from tests.netns.test_mode import dnsmasq
 
-pytestmark = [pytest.mark.boot, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(500)]
 FILES = {
     "shimx64.efi": ("shim-signed", "usr/lib/shim/shimx64.efi.signed"),
     "grubx64.efi": (
@@ -66,7 +66,7 @@ def test_what_is_not_signed_is_not_started(room: Room) -> None:
     (root / "shimx64.efi").write_bytes((root / "snponly.efi").read_bytes())
     try:
         seat.power_on()
-        seat.wait_for("Access Denied|Security Violation", timeout=120)
+        seat.wait_for("Access Denied|Security Violation", timeout=300)
     finally:
         (root / "shimx64.efi").write_bytes(shim)
         seat.power_off()

@@ -7,7 +7,7 @@ import pytest
 from pxed.lab.qemu import Client
 from tests.boot.conftest import Room, RoomMaker
 
-pytestmark = [pytest.mark.boot, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(500)]
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def seats(room: Room) -> list[Client]:
     for client in clients:
         client.power_on()
     for client in clients:
-        room.server.wait_running(client, 150)
+        room.server.wait_running(client, 200)
     return clients
 
 
@@ -78,6 +78,6 @@ def test_uefi_finds_its_file_again_after_its_next_boot(room: Room, seats: list[C
     client.shell("echo again > /root/mine && sync")
     client.power_off()
     client.power_on()
-    room.server.wait_running(client, 150)
+    room.server.wait_running(client, 200)
     assert client.shell("cat /root/mine") == "again\n"
     assert room.server.client(client.mac)["boots"] == 2

@@ -15,7 +15,7 @@ from pxed.errors import HostError, UsageError
 from pxed.lab.lab import Lab
 from tests.conftest import requires
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(autouse=True)
@@ -37,20 +37,22 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def _namespaces() -> set[str]:
-    found = set()
+def _inside(spaces: set[str]) -> list[int]:
+    """The processes in these namespaces, whose numbers may soon be those of others."""
+    found = []
     for path in Path("/proc").glob("[0-9]*/ns/net"):
         try:
-            found.add(os.readlink(path))
+            if os.readlink(path) in spaces:
+                found.append(int(path.parts[2]))
         except OSError:
             continue
     return found
 
 
-def _all_gone(pids: list[int], spaces: set[str], seconds: float = 10) -> bool:
+def _all_gone(pids: list[int], seconds: float = 60) -> bool:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        if not any(_alive(pid) for pid in pids) and not spaces & _namespaces():
+        if not any(_alive(pid) for pid in pids):
             return True
         time.sleep(0.05)
     return False
@@ -64,8 +66,9 @@ def test_after_close_everything_is_gone(lab: Lab) -> None:
     pids = [client.pid, lab.switch.pid, lab.server.pid]
     spaces = {os.readlink(f"/proc/{pid}/ns/net") for pid in pids}
     assert os.readlink("/proc/self/ns/net") not in spaces
+    pids += _inside(spaces)
     lab.close()
-    assert _all_gone(pids, spaces)
+    assert _all_gone(pids)
     assert not lab.directory.exists()
     lab.close()
 
@@ -78,7 +81,7 @@ client = lab.add_client()
 client.power_on()
 client.monitor("query-status")
 print(lab.directory, client.pid, lab.switch.pid, lab.server.pid, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -91,10 +94,11 @@ def test_after_kill_9_nothing_runs_and_the_next_lab_cleans_up() -> None:
     pids = [int(number) for number in numbers]
     spaces = {os.readlink(f"/proc/{pid}/ns/net") for pid in pids}
     assert Path(directory) not in Lab.clean_stale()  # its owner lives
+    pids += _inside(spaces)
     os.kill(owner.pid, signal.SIGKILL)
     owner.wait()
     owner.stdout.close()
-    assert _all_gone(pids, spaces)
+    assert _all_gone(pids)
     assert Path(directory).exists()
     Lab.clean_stale()
     assert not Path(directory).exists()
@@ -114,7 +118,7 @@ def test_a_directory_without_an_owner_is_left_alone(
 
 def test_hosts_reach_each_other_over_the_switch(lab: Lab) -> None:
     other = lab.add_host("other", "10.77.0.2/24")
-    seen = other.run(["busybox", "ping", "-c1", "-W2", "10.77.0.1"], check=False)
+    seen = other.run(["busybox", "ping", "-c1", "-W30", "10.77.0.1"], check=False)
     assert seen.returncode == 0, seen.stdout
     with pytest.raises(UsageError, match="other"):
         lab.add_host("other")
@@ -128,7 +132,7 @@ def test_frames_of_the_labs_mtu_pass() -> None:
         with other.inside():
             said = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
         with heard, said:
-            heard.settimeout(5)
+            heard.settimeout(60)
             heard.bind(("eth0", 0x88B5))
             said.bind(("eth0", 0))
             frame = b"\xff" * 6 + b"\x02" * 6 + b"\x88\xb5" + b"x" * 9000
@@ -177,7 +181,7 @@ def test_waiting_ends_in_time_and_says_for_what(lab: Lab) -> None:
     started = time.monotonic()
     with pytest.raises(HostError, match="no 'never said' on the console"):
         client.wait_for("never said", timeout=0.3)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
     client.power_off()
     with pytest.raises(HostError, match="went off"):
         client.wait_for("never said", timeout=5)
@@ -187,7 +191,7 @@ def test_qemus_own_words_come_with_the_error(lab: Lab) -> None:
     client = lab.add_client(extra=("-device", "no-such-device"))
     client.power_on()
     with pytest.raises(HostError, match="no-such-device"):
-        client.wait_for("anything", timeout=10)
+        client.wait_for("anything", timeout=60)
 
 
 def test_a_command_too_long_to_type_is_refused(lab: Lab) -> None:
@@ -206,8 +210,7 @@ def test_a_machine_asks_for_its_address_over_the_switch(lab: Lab) -> None:
         )
     client = lab.add_client()
     client.power_on()
-    until = time.monotonic() + 30
-    while "BOOTP/DHCP, Request" not in caught.read_text():
-        assert time.monotonic() < until, "no DHCP request in 30 s"
+    until = time.monotonic() + 100
+    while f"BOOTP/DHCP, Request from {client.mac}" not in caught.read_text():
+        assert time.monotonic() < until, caught.read_text()
         time.sleep(0.05)
-    assert client.mac in caught.read_text()

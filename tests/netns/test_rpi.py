@@ -116,7 +116,7 @@ def fetch(host: Namespace, name: str, blksize: int, *, only_size: bool = False) 
     with host.inside():
         udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with udp:
-        udp.settimeout(5)
+        udp.settimeout(30)
         asked = b"\0\1" + name.encode() + b"\0octet\0tsize\0000\0"
         if not only_size:
             asked += b"blksize\0%d\0" % blksize
@@ -135,8 +135,10 @@ def fetch(host: Namespace, name: str, blksize: int, *, only_size: bool = False) 
         while True:
             data = udp.recv(2048)
             number = struct.unpack_from("!H", data, 2)[0]
-            body += data[4:]
             udp.sendto(struct.pack("!HH", 4, number), server)
+            if number != (len(body) // blksize + 1) & 0xFFFF:
+                continue  # sent again: our answer was late
+            body += data[4:]
             if len(data) - 4 < blksize:
                 assert len(body) == size
                 return bytes(body)
