@@ -76,6 +76,8 @@ class Lives:
 
     def emit(self, event: Event) -> None:
         """Take an event from any protocol: log it, feed it to the clients, act on the changes."""
+        if event.kind is Kind.DISCOVER and event.mac is not None:
+            self._hear_out(event.mac)
         if event.kind is Kind.TFTP_DONE:
             self.tftp_bytes += int(str(event.detail.get("bytes", 0)))
         if event.kind is not Kind.AOE_HEARD:
@@ -98,6 +100,18 @@ class Lives:
             (self._keeper.changed if changes else self._keeper.heard)(client)
             self.traces.add(event)
             self._look_into(client, event)
+
+    def _hear_out(self, mac: Mac) -> None:
+        """What it wrote before it began again belongs to the boot that ends now.
+
+        A loop that was held up comes to both at once, and a new boot's report is an empty one: an
+        installer's result would be lost, and the machine be installed again.
+        """
+        client = self._choice.clients.get(mac)
+        if client is not None and client.in_boot:
+            for each in client.all_macs:
+                for event in self._watch.reports(each, time.monotonic_ns(), time.time()):
+                    self.emit(event)
 
     def _proven(self, mac: Mac, now: float) -> None:
         client = self._choice.clients.get(mac)

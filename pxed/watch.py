@@ -157,6 +157,16 @@ class Watch:
         events.sort(key=lambda event: event.time)
         return events
 
+    def reports(self, mac: Mac, monotonic_ns: int, wall: float) -> list[Event]:
+        """The new lines of one client, as ``poll`` would return them."""
+        stats = self._target.stats
+        events: list[Event] = []
+        for row in self._rows_of.get(mac, ()):
+            if self._rows[row][2] == REPORT_SLOT and stats["writes"][row] != self._writes[row]:
+                latest = wall - (monotonic_ns - int(stats["last_ns"][row])) / 1e9
+                events += self._read_report(mac, latest)
+        return events
+
     def _read_report(self, mac: Mac, latest: float) -> list[Event]:
         line = self._lines.get(mac, 0)
         try:

@@ -123,6 +123,17 @@ discover() {
     done
 }
 
+# owed: where pxed-report goes on, and which lines it has to write first. The report device may turn
+# up last of all, and no line after a gap is read.
+owed() {
+    number=$written
+    while [ "$number" -lt "$lines" ]; do
+        eval "printf '%s\\n' \"\$line$number\""
+        number=$((number + 1))
+    done > /run/pxed/owed
+    echo "report=$report_disk lines=$written" > /run/pxed/client
+}
+
 fail() {
     step failed "$*"
     told 5
@@ -269,5 +280,5 @@ mount_root() {
     # Not a move: where systemd runs already, mounts are shared and cannot be moved.
     [ -n "$why" ] || { mount -o bind /config config && umount /config; }
     wait
-    [ -n "$local_id" ] || echo "report=$report_disk lines=$lines" > /run/pxed/client
+    [ -n "$local_id" ] || owed
 }

@@ -97,6 +97,22 @@ def test_with_all_disks_it_runs_and_reports_each_step(disks: Disks, start: Start
     assert "eth0" in lines[0]
 
 
+def test_a_report_disk_that_comes_last_of_all_gets_every_line(disks: Disks, start: Starter) -> None:
+    disks.root()
+    disks.config()
+    client = start()
+    client.wait_running()
+    disks.report()
+    client.shell(
+        "until [ -b /dev/etherd/e16.4 ]; do echo > /dev/etherd/discover; sleep 1; done;"
+        " until [ $(cat '/sys/block/etherd!e16.4/size') -gt 0 ]; do sleep 1; done"
+    )
+    client.shell("pxed-report running lab@1")
+    client.shell("pxed-report more of it")
+    steps = [line.split()[0] for line in disks.lines()]
+    assert steps == ["kernel", "root", "config", "running", "more"]
+
+
 def test_its_layer_is_of_its_image_and_safe_against_another_lower(
     disks: Disks, start: Starter
 ) -> None:

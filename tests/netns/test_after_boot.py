@@ -164,3 +164,18 @@ def test_auto_mode_follows_through(serve: Serve, seat: Cable, tmp_path: Path) ->
     assert str(offers["10.77.0.2"].yiaddr).startswith("10.77.0.1")
     assert str(offers["10.77.0.1"].yiaddr) == "0.0.0.0"
     assert offers["10.77.0.1"].file == b"undionly.kpxe"
+
+
+def test_what_it_wrote_before_it_began_again_is_of_its_last_boot(serve: Serve, seat: Cable) -> None:
+    """Also where the loop comes to the line and to the DISCOVER at once: here it never looks."""
+    seat.cli.ip("addr flush dev eth0")
+    never = "from pxed import app; app.POLL_BUSY = app.POLL_IDLE = 3600.0; "
+    with running(serve, GOOD, before=never) as control:
+        take(seat)
+        eventually(lambda: "midlayer-ready" in kinds(control), 60)
+        report(seat, b"failed 2.0 it has no disk")
+        assert "report" not in kinds(control)
+        take(seat)
+        told = [e for e in control.follow("/v1/events") if e["kind"] in ("report", "discover")]
+        steps = [e.get("step") for e in told]
+        assert (steps.count("failed"), steps[-1]) == (1, None)

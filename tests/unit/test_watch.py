@@ -126,6 +126,15 @@ def test_a_report_that_says_nothing_is_not_read_for_ever(
     assert bench.watch.poll(later, time.time()) == []
 
 
+def test_what_one_client_wrote_can_be_had_before_the_next_look(bench: Bench) -> None:
+    bench.say(0, "installed 9.00 lab@1")
+    (event,) = bench.watch.reports(MAC, time.monotonic_ns(), time.time())
+    assert (event.mac, event.detail["step"]) == (MAC, "installed")
+    assert event.time == pytest.approx(time.time(), abs=60)
+    assert bench.watch.reports(MAC, time.monotonic_ns(), time.time()) == []
+    assert Kind.REPORT not in bench.kinds()
+
+
 def test_an_erased_report_begins_again(bench: Bench) -> None:
     bench.say(0, "kernel 1.00")
     bench.poll()
