@@ -160,10 +160,13 @@ cdef bint take_orders(Hall *hall, int64_t now) noexcept nogil:
         pthread_mutex_unlock(&hall.lock)
         if machine == NULL:
             return not stop
-        if orders & START:
+        if orders & START and orders & STOP:
+            # Stopped before it began: it never comes on the list nor to its socket.
+            machine_end(machine, STOPPED, 0, now)
+            report(hall, machine)
+        elif orders & START:
             enter(hall, machine, now)
-        # ``enter`` may have ended it, and then it is not ours to look at.
-        if orders & STOP and not orders & START:
+        elif orders & STOP:
             machine_end(machine, STOPPED, 0, now)
             leave(hall, machine)
 

@@ -162,6 +162,25 @@ def test_starting_over_on_one_socket(
         mover.news()
 
 
+def test_stopped_in_the_same_breath_as_begun(
+    mover: Mover, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """The thread finds both orders at once, most times: none of them may be lost."""
+    ours, theirs = pair
+    for size in range(1, 500):
+        stopped = Transfer(CONTENT, 100, wait=100)
+        mover.add(stopped, ours.fileno())
+        mover.end(stopped)
+        after = Transfer(CONTENT, size, blksize=1024, wait=100)
+        mover.add(after, ours.fileno())
+        assert ended(mover, stopped) == "stopped"
+        while len(theirs.recv(2048)) != size + 4:
+            pass
+        assert after.end == ""
+        mover.end(after)
+        assert ended(mover, after) == "stopped"
+
+
 def test_orders_that_cross_with_ends(mover: Mover) -> None:
     """Many clients that load, vanish, answer rubbish or are stopped at any moment."""
     noise = random.Random(5)
