@@ -318,8 +318,10 @@ class NetBoot:
             self.policy.taken(event.mac, event.time)
         if event.mac is not None and proves(event):
             self.leases.used(event.mac, time.time())
-        if event.kind in (Kind.RIVAL, Kind.RIVAL_GONE) and self.config.dhcp.mode == "auto":
-            self._choose_again()
+        if event.kind in (Kind.RIVAL, Kind.RIVAL_GONE):
+            self.policy.beside = self.conflicts.leasing() is not None
+            if self.config.dhcp.mode == "auto":
+                self._choose_again()
 
     def settled(self, mac: Mac) -> None:
         """The machine runs: its temporary lease goes back to the pool soon (M3)."""

@@ -33,6 +33,9 @@ CHAINS_SECONDS = 600.0
 """And how long after the last time it may try again."""
 RPI3_HOLD = 60.0
 """Seconds that a Pi 3's offer holds: no REQUEST follows; its first read of a file takes it."""
+LAST = 1.0
+"""Seconds that UEFI waits for our offer where another server makes one too. EDK2 collects offers
+for almost four seconds and ranks ours first, but takes the address of whichever came last."""
 _MEMORY = 4096
 
 
@@ -85,11 +88,15 @@ class _Case:
 
 
 class Policy:
-    """The server's decisions. ``leases`` is not used in proxy mode."""
+    """The server's decisions. ``leases`` is not used in proxy mode.
+
+    ``beside``: another DHCP server answers here too, as far as is known.
+    """
 
     def __init__(self, settings: Settings, leases: Leases, plan: PlanFor) -> None:
         self.settings = settings
         self.leases = leases
+        self.beside = False
         self._plan = plan
         self._seen: OrderedDict[Mac, _Seen] = OrderedDict()
         self._keep_out()
@@ -243,6 +250,8 @@ class Policy:
         probe = lease.ip if fresh and not looked_at else None
         self._remember(case, who, choice)
         reply = replies.lease_reply(message, Type.OFFER, settings, who, choice, lease.ip)
+        if self.beside and _is_uefi(who):
+            reply = replace(reply, delay=max(reply.delay, LAST))
         case.event(Kind.OFFER, ip=str(lease.ip), **_boot_detail(choice))
         return case.done(reply, probe)
 
@@ -412,6 +421,10 @@ class Policy:
         if first not in settings.network or last not in settings.network:
             first, last = carve(settings.network, taken)
         leases.set_range(first, last, exclude=taken)
+
+
+def _is_uefi(who: Identity) -> bool:
+    return who.firmware in (Firmware.PXE, Firmware.UEFI_HTTP) and who.arch not in (None, 0)
 
 
 def _why(choice: Choice | None) -> str:

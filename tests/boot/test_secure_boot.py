@@ -79,6 +79,12 @@ def beside(make_room: RoomMaker, signed: Path, folder: Path, mode: str, *more: s
     made = make_room(f'[dhcp]\nmode = "{mode}"\n{text}')
     host = made.lab.add_host("site", "10.77.0.2/24")
     dnsmasq(Cable(host, host), folder, "--no-ping", *more)
+    made.server.stop()
+    made.server.start()  # which looks for others at once
+    until = time.monotonic() + 60
+    while not made.server.control.get("/v1/status")["conflicts"]:
+        assert time.monotonic() < until
+        time.sleep(0.1)
     return made
 
 

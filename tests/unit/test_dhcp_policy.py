@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from pxed.dhcp.codec import BROADCAST_FLAG, DhcpError, Op, Opt, Type, encode
-from pxed.dhcp.policy import Outcome
+from pxed.dhcp.policy import LAST, Outcome
 from pxed.dhcp.replies import Destination, Mode
 from pxed.dhcp.replies import Kind as To
 from pxed.errors import UsageError
@@ -378,6 +378,18 @@ def test_a_new_routers_address_is_nobody_elses() -> None:
     assert offer.options[Opt.ROUTER] == router.packed
     server.configure(None, (), 600)
     assert router in server.leases
+
+
+@pytest.mark.parametrize(
+    ("who", "late"), [(UEFI, True), (HTTP, True), (BIOS, False), (IPXE, False)]
+)
+def test_uefi_hears_our_offer_last_beside_another_server(who: dict[Opt, bytes], late: bool) -> None:
+    """And at once where there is none."""
+    server = policy()
+    (at_once,) = discover(server, who).replies
+    server.beside = True
+    (reply,) = discover(server, who).replies
+    assert (at_once.delay, reply.delay) == (0, LAST if late else 0)
 
 
 def test_a_probe_is_asked_for_once() -> None:
