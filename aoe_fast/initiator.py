@@ -144,7 +144,6 @@ class Initiator:
         """
         wait = 2 * self.timeout if wait is None else wait
         found: dict[tuple[int, int, bytes], Device] = {}
-        start = time.monotonic()
         tags = {self._next_tag()}
         frame = build(
             BROADCAST,
@@ -155,9 +154,10 @@ class Initiator:
             next(iter(tags)),
             config_body(),
         )
-        for end in (start + wait / 2, start + wait):
+        for _ in range(2):
             self._link.send(frame)
-            for reply in self._link.receive_until(end):
+            # From now on: whoever is held up before it sends must not listen for less.
+            for reply in self._link.receive_until(time.monotonic() + wait / 2):
                 if reply.tag not in tags or reply.command != Command.CONFIG or reply.failed:
                     continue
                 with contextlib.suppress(BadReply):

@@ -5,7 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -58,14 +58,37 @@ class Serve:
         self.config.write_text(text.replace("STATE", str(self.state)))
         return [sys.executable, "-m", "pxed", "serve", "-c", str(self.config)]
 
-    def refuses(self, text: str, status: int, *words: str) -> None:
-        done = self.cable.srv.run(self.command(text), check=False, timeout=120)
-        lines = done.stderr.strip().splitlines()
-        assert done.returncode == status, done.stderr
-        assert len(lines) == 1, done.stderr
+    def refuses(
+        self, text: str, status: int, *words: str, excused: Callable[[], bool] = lambda: False
+    ) -> None:
+        """It ends in this way; ``excused``: whether it could not know, and is to try again."""
+        while (ended := self._ended(text)) is None:
+            assert excused(), "it serves"
+        returned, said = ended
+        lines = said.strip().splitlines()
+        assert returned == status, said
+        assert len(lines) == 1, said
         for word in words:
             assert word in lines[0]
         assert not (self.state / "control.sock").exists()
+
+    def _ended(self, text: str) -> tuple[int, str] | None:
+        """Exit status and words; None if it serves, which it does no longer then."""
+        process = self.cable.srv.popen(self.command(text), stderr=subprocess.PIPE, text=True)
+        socket, deadline = self.state / "control.sock", time.monotonic() + 120
+        try:
+            while process.poll() is None:
+                assert time.monotonic() < deadline
+                if socket.exists():
+                    return None
+                time.sleep(0.02)
+            assert process.stderr is not None
+            return process.returncode, process.stderr.read()
+        finally:
+            process.kill()
+            process.wait()
+            if process.returncode < 0:
+                socket.unlink(missing_ok=True)
 
     def start(self, text: str = GOOD) -> "subprocess.Popen[bytes]":
         """Run it in the background until it answers; the cable's end kills it."""

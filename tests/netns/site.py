@@ -3,9 +3,11 @@
 import contextlib
 import json
 import os
+import socket
+import struct
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from pxed.lab.netns import Namespace
 from tests.conftest import Cable, requires
 from tests.netns.test_mode import dnsmasq
 
+_SO_TIMESTAMPNS = 35
 RANGE = "10.77.0.100", "10.77.0.120"
 
 
@@ -46,6 +49,37 @@ def vblade(
         assert time.monotonic() < until
         time.sleep(0.02)
     return process
+
+
+@contextlib.contextmanager
+def slowness(host: Namespace) -> Iterator[Callable[[], bool]]:
+    """Whether no AoE target in ``host`` has answered within 0.2 s since that was last asked.
+
+    Who looks for others at its start listens for 0.3 s, and cannot know of a target that was held
+    up for longer.
+    """
+    with host.inside():
+        ear = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+    with ear:
+        ear.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        ear.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        ear.bind(("eth0", 3))  # ETH_P_ALL: what leaves is heard too
+
+        def slow() -> bool:
+            asked, found = dict[bytes, float](), False
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    frame, ((_, _, stamp),), _, _ = ear.recvmsg(2000, 64)
+                    seconds, nanoseconds = struct.unpack("qq", stamp)
+                    if frame[12:14] == b"\x88\xa2":
+                        at, tag = seconds + nanoseconds / 1e9, frame[20:24]
+                        if not frame[14] & 8:
+                            asked.setdefault(tag, at)
+                        else:
+                            found = found or at - asked.get(tag, 0) < 0.2
+            return not found
+
+        yield slow
 
 
 def _has_packet_socket(pid: int) -> bool:
