@@ -158,7 +158,7 @@ class Room:
     def lease(self) -> bool:
         """Whether the seat is given an address, within a few tries."""
         done = self.cli.run(
-            ["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "5", "-T", "1", "-s", "/bin/true",
+            ["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "30", "-T", "1", "-s", "/bin/true",
              "-V", "PXEClient:Arch:00000:UNDI:002001"], check=False,
         )  # fmt: skip
         return done.returncode == 0
@@ -166,7 +166,7 @@ class Room:
     def fetches(self) -> bool:
         """Whether the boot file comes by TFTP."""
         done = self.cli.run(
-            ["curl", "-sf", "-m", "20", "-o", "/dev/null", "tftp://10.77.0.1/undionly.kpxe"],
+            ["curl", "-sf", "-m", "60", "-o", "/dev/null", "tftp://10.77.0.1/undionly.kpxe"],
             check=False,
         )
         return done.returncode == 0
@@ -179,10 +179,12 @@ class Room:
     def descriptors(self) -> int:
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
-    def ask_for(self, seconds: float) -> list[float]:
+    def ask_for(self, seconds: float, patience: float = 1.0) -> list[float]:
         """The latency in us of reads of the seat's /config, one at a time; inf for no answer.
 
-        A seat is another machine: it does not wait here for a CPU that flood and server have.
+        One at least. What is not answered within a second is asked again, as Linux does, until
+        ``patience`` is over. A seat is another machine: it does not wait here for a CPU that flood
+        and server have.
         """
         took = []
         with (
@@ -193,13 +195,14 @@ class Room:
             seat.bind(("eth0", 0x88A2))
             seat.settimeout(1.0)
             end, tag, server = time.monotonic() + seconds, 0, b"\xff" * 6
-            while time.monotonic() < end:
+            while tag == 0 or time.monotonic() < end:
                 tag += 1
                 head = struct.pack(">HBBHBBI", 0x88A2, 0x10, 0, 16, 3, 0, tag)
                 read = struct.pack(">BBBB", 0x40, 0, 2, 0x24) + bytes(8)
-                began = time.perf_counter()
-                seat.send(server + mac_bytes(SEAT) + head + read)
-                raw = self._answer(seat, tag, began)
+                began, raw = time.perf_counter(), b""
+                while not raw and time.perf_counter() - began < patience:
+                    seat.send(server + mac_bytes(SEAT) + head + read)
+                    raw = self._answer(seat, tag, time.perf_counter())
                 took.append((time.perf_counter() - began) * 1e6 if raw else float("inf"))
                 server = raw[6:12] or server
         return took

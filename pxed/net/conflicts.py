@@ -18,7 +18,7 @@ from pxed.events import Event
 from pxed.mac import Mac, mac_bytes, mac_text
 from pxed.net.link import Link
 from pxed.net.packet import Instruction, open_raw
-from pxed.net.rival import find_rivals, find_tftp, open_replies, payload
+from pxed.net.rival import find_rivals, find_tftp, open_replies, payload, read_rest
 
 _log = logging.getLogger("pxed.conflicts")
 EVERY = 60.0
@@ -105,6 +105,7 @@ class ConflictWatch:
                         self._tell(self.conflicts.tftp(mac, ip, time.time()))
                 for mac, addresses in (await find_targets(self._link, self._shelves)).items():
                     self._tell(self.conflicts.aoe(mac, addresses, time.time()))
+                self._hear()  # what came while the loop was busy is no silence
                 self._tell(self.conflicts.swept(time.time()))
             except HostError as error:  # the link is down: there is a next time
                 self.counters["failed"] += 1
@@ -130,16 +131,16 @@ async def find_targets(
     raw = open_raw(link, frames.ETHERTYPE, _reply_filter(tag))
     found: dict[Mac, set[tuple[int, int]]] = defaultdict(set)
 
-    def readable() -> None:
-        for _ in range(_BATCH):
-            try:
-                reply = frames.parse(raw.recv(2048))
-            except OSError:
-                return
-            if reply is None or reply.tag != tag or mac_text(reply.src) == link.mac:
-                continue
-            if reply.shelf in shelves and not reply.failed and len(found) < 64:
-                found[mac_text(reply.src)].add((reply.shelf, reply.slot))
+    def readable() -> bool:
+        try:
+            reply = frames.parse(raw.recv(2048))
+        except OSError:
+            return False
+        if reply is None or reply.tag != tag or mac_text(reply.src) == link.mac:
+            return True
+        if reply.shelf in shelves and not reply.failed and len(found) < 64:
+            found[mac_text(reply.src)].add((reply.shelf, reply.slot))
+        return True
 
     query = frames.build(
         frames.BROADCAST, mac_bytes(link.mac), frames.ANY_SHELF, frames.ANY_SLOT,
@@ -153,6 +154,7 @@ async def find_targets(
         except OSError as error:
             raise HostError(f"cannot look for targets on {link.name}: {error.strerror}") from None
         await asyncio.sleep(seconds)
+        read_rest(readable)
     finally:
         loop.remove_reader(raw.fileno())
         raw.close()

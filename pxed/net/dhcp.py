@@ -67,7 +67,9 @@ class DhcpServer:
         self._emit = emit
         self._probe_wait = probe_wait
         self._probes: dict[IPv4Address, _Probe] = {}
-        self._lookout = Lookout(policy.leases, self._ask_for, self._gives_addresses, probe_wait)
+        self._lookout = Lookout(
+            policy.leases, self._ask_for, self._gives_addresses, probe_wait, self._catch_up
+        )
         self._later: set[asyncio.TimerHandle] = set()
         self._udp: socket.socket | None = None
         self._boot: socket.socket | None = None
@@ -259,26 +261,44 @@ class DhcpServer:
 
     def _probed(self, ip: IPv4Address) -> None:
         """Nobody answered: the offer may go out."""
-        self._act(self._probes.pop(ip).outcome)
+        self._catch_up()
+        if (probe := self._probes.pop(ip, None)) is None:
+            return
+        lease = self.policy.leases.of(probe.mac, time.time())
+        if lease is None or lease.ip != ip:  # it has taken another server's offer meanwhile
+            self.counters["ignored"] += 1
+            return
+        self._act(probe.outcome)
+
+    def _catch_up(self) -> None:
+        """Silence is what has not arrived, not what this busy loop has not read yet."""
+        for _ in range(_PROBES):
+            if not self._hear_one():
+                return
 
     def _arp_readable(self) -> None:
-        assert self._raw is not None
         for _ in range(_BATCH):
-            try:
-                frame = self._raw.recv(128)
-            except OSError:
+            if not self._hear_one():
                 return
-            said = arp_sender(frame)
-            if said is None:
-                continue
-            self.policy.leases.answers(mac_text(said[0]), said[1], time.time())
-            if said[1] in self._lookout:
-                self._heard(said[1], said[0])
-            if said[1] not in self._probes:
-                continue
-            # The very machine that asks may still have the address: that is no conflict.
-            if mac_text(said[0]) != self._probes[said[1]].mac:
-                self._conflict(said[1], said[0])
+
+    def _hear_one(self) -> bool:
+        """Take one ARP frame; False: there is none."""
+        if self._raw is None:
+            return False
+        try:
+            frame = self._raw.recv(128)
+        except OSError:
+            return False
+        said = arp_sender(frame)
+        if said is None:
+            return True
+        self.policy.leases.answers(mac_text(said[0]), said[1], time.time())
+        if said[1] in self._lookout:
+            self._heard(said[1], said[0])
+        # The very machine that asks may still have the address: that is no conflict.
+        if said[1] in self._probes and mac_text(said[0]) != self._probes[said[1]].mac:
+            self._conflict(said[1], said[0])
+        return True
 
     def _heard(self, ip: IPv4Address, holder: bytes) -> None:
         """Somebody has an address that was looked at ahead of time."""

@@ -30,7 +30,8 @@ class Lookout:
     """Keeps addresses of ``leases`` vouched for between ``start`` and ``close``.
 
     ``ask`` sends a probe for an address, OSError if it cannot; ``wait``: seconds until silence
-    means that nobody has it; ``wanted`` says whether addresses are given out at all now.
+    means that nobody has it; ``wanted`` says whether addresses are given out at all now;
+    ``catch_up`` has what answers have arrived ``heard`` before that is concluded.
     """
 
     def __init__(
@@ -39,11 +40,13 @@ class Lookout:
         ask: Callable[[IPv4Address], None],
         wanted: Callable[[], bool],
         wait: float,
+        catch_up: Callable[[], None] = lambda: None,
     ) -> None:
         self._leases = leases
         self._ask = ask
         self._wanted = wanted
         self._wait = wait
+        self._catch_up = catch_up
         self._target = _FEWEST
         self._asked: dict[IPv4Address, float] = {}  # when; oldest first
         self._timer: asyncio.TimerHandle | None = None
@@ -87,6 +90,8 @@ class Lookout:
 
     def _look(self) -> None:
         now, wall = self._now(), time.time()
+        if self._asked:
+            self._catch_up()
         while self._asked:
             ip = next(iter(self._asked))
             if self._asked[ip] > now - self._wait:

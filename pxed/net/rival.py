@@ -17,6 +17,7 @@ from pxed.net.packet import ETH_IPV4, Instruction, open_raw, udp_frame
 from pxed.net.udp import bind_udp
 
 TFTP_PORT = 69
+_LATE = 256  # answers read at the end, which came while the loop was busy
 TFTP_QUESTION = b"\0\1pxed-is-looking\0octet\0"
 """A read request for a file that nobody has: every answer to it is one of a TFTP server."""
 
@@ -53,16 +54,17 @@ async def find_rivals(
     done = asyncio.Event()
     ip = link.addresses[0].ip if link.addresses else None
 
-    def readable() -> None:
+    def readable() -> bool:
         try:
             frame = raw.recv(4096)
         except OSError:
-            return
+            return False
         rival = _rival(frame, link, xid)
         if rival is not None:
             found.append(rival)
             if enough(rival):
                 done.set()
+        return True
 
     loop.add_reader(raw.fileno(), readable)
     try:
@@ -74,10 +76,18 @@ async def find_rivals(
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(done.wait(), seconds * share)
                 break
+        read_rest(readable)
     finally:
         loop.remove_reader(raw.fileno())
         raw.close()
     return merge(found)
+
+
+def read_rest(readable: Callable[[], bool]) -> None:
+    """Take what has arrived and was not read, as the loop was busy; ``readable``: there was one."""
+    for _ in range(_LATE):
+        if not readable():
+            return
 
 
 def _ask(raw: socket.socket, link: Link, question: bytes) -> None:
@@ -126,11 +136,11 @@ async def find_tftp(link: Link, seconds: float = 1.0) -> dict[Mac, IPv4Address]:
         port = holder.getsockname()[1]
         raw = stack.enter_context(open_raw(link, ETH_IPV4, _to_port(port)))
 
-        def readable() -> None:
+        def readable() -> bool:
             try:
                 said = payload(raw.recv(2048))
             except OSError:
-                return
+                return False
             if (
                 said is not None
                 and said[0] != link.mac
@@ -138,6 +148,7 @@ async def find_tftp(link: Link, seconds: float = 1.0) -> dict[Mac, IPv4Address]:
                 and len(found) < 64
             ):
                 found[said[0]] = said[1]
+            return True
 
         loop.add_reader(raw.fileno(), readable)
         stack.callback(loop.remove_reader, raw.fileno())
@@ -149,4 +160,5 @@ async def find_tftp(link: Link, seconds: float = 1.0) -> dict[Mac, IPv4Address]:
         except OSError as error:
             raise HostError(f"cannot look for rivals on {link.name}: {error.strerror}") from None
         await asyncio.sleep(seconds)
+        read_rest(readable)
     return found

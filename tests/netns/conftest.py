@@ -54,15 +54,21 @@ class Serve:
         self.cable, self.state = cable, state
         self.config = state.parent / "pxed.toml"
 
-    def command(self, text: str) -> list[str]:
+    def command(self, text: str, before: str = "") -> list[str]:
+        """``before``: Python that its process runs first."""
         self.config.write_text(text.replace("STATE", str(self.state)))
-        return [sys.executable, "-m", "pxed", "serve", "-c", str(self.config)]
+        command = [sys.executable, "-m", "pxed", "serve", "-c", str(self.config)]
+        if before:
+            main = f"{before}import sys; from pxed.cli import main; sys.argv[0] = 'pxed'; main()"
+            command[1:3] = ["-c", main]
+        return command
 
     def refuses(
-        self, text: str, status: int, *words: str, excused: Callable[[], bool] = lambda: False
-    ) -> None:
+        self, text: str, status: int, *words: str, before: str = "",
+        excused: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
         """It ends in this way; ``excused``: whether it could not know, and is to try again."""
-        while (ended := self._ended(text)) is None:
+        while (ended := self._ended(text, before)) is None:
             assert excused(), "it serves"
         returned, said = ended
         lines = said.strip().splitlines()
@@ -72,9 +78,11 @@ class Serve:
             assert word in lines[0]
         assert not (self.state / "control.sock").exists()
 
-    def _ended(self, text: str) -> tuple[int, str] | None:
+    def _ended(self, text: str, before: str = "") -> tuple[int, str] | None:
         """Exit status and words; None if it serves, which it does no longer then."""
-        process = self.cable.srv.popen(self.command(text), stderr=subprocess.PIPE, text=True)
+        process = self.cable.srv.popen(
+            self.command(text, before), stderr=subprocess.PIPE, text=True
+        )
         socket, deadline = self.state / "control.sock", time.monotonic() + 120
         try:
             while process.poll() is None:

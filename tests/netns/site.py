@@ -21,7 +21,7 @@ RANGE = "10.77.0.100", "10.77.0.120"
 
 
 def started(
-    process: "subprocess.Popen[bytes]", log: Path, word: bytes, seconds: float = 10
+    process: "subprocess.Popen[bytes]", log: Path, word: bytes, seconds: float = 60
 ) -> None:
     """Wait until ``word`` is in its log."""
     until = time.monotonic() + seconds
@@ -144,8 +144,7 @@ def isc_relay(host: Namespace, folder: Path) -> "subprocess.Popen[bytes]":
             ["dhcrelay", "-4", "-d", "-a", "--no-pid", "-id", "eth1", "-iu", "eth0", "10.77.0.1"],
             stdout=out, stderr=out,
         )  # fmt: skip
-    started(process, log, b"Sending on")
-    time.sleep(0.2)
+    started(process, log, b"Socket/fallback")  # the last that it opens
     return process
 
 

@@ -1,8 +1,9 @@
 """The conflict watch against Debian's dnsmasq as a rival and vblade as a second AoE target."""
 
+import asyncio
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -10,30 +11,29 @@ from typing import Any
 
 import pytest
 
-from pxed.conflicts import Conflicts, What
+from pxed.conflicts import GONE, Conflicts, What
 from pxed.control import ControlClient
 from pxed.dhcp.replies import Mode
 from pxed.events import Event, Kind
-from pxed.net.conflicts import ConflictWatch
+from pxed.net.conflicts import ConflictWatch, find_targets
 from pxed.net.link import look_up
 from pxed.net.thread import LoopThread
 from tests.conftest import Cable, requires
 from tests.netns.conftest import GOOD, Serve
 from tests.netns.site import vblade
-from tests.netns.test_mode import dnsmasq, running, serve
+from tests.netns.test_mode import dnsmasq, eventually, running, serve
 
 __all__ = ["serve"]  # the fixture
 pytestmark = pytest.mark.netns
 
 
 @contextmanager
-def watching(cable: Cable, *, gone: float = 200.0, every: float = 60.0) -> Iterator[list[Event]]:
+def watching(cable: Cable, *, every: float = 1.0) -> Iterator[tuple[ConflictWatch, list[Event]]]:
     events: list[Event] = []
     with LoopThread(cable.srv.inside()) as thread:
 
         async def start() -> ConflictWatch:
-            conflicts = Conflicts(Mode.PXE_ONLY, lambda ip: ip > IPv4Address("10.77.0.110"),
-                                  gone=gone)  # fmt: skip
+            conflicts = Conflicts(Mode.PXE_ONLY, lambda ip: ip > IPv4Address("10.77.0.110"))
             watch = ConflictWatch(
                 look_up("eth0"), conflicts, events.append, shelves={16}, every=every
             )
@@ -42,17 +42,10 @@ def watching(cable: Cable, *, gone: float = 200.0, every: float = 60.0) -> Itera
 
         watch = thread.call(start())
         try:
-            yield events
+            yield watch, events
         finally:
             thread.call(watch.close())
             thread.call(watch.close())
-
-
-def eventually(what: Callable[[], bool], seconds: float = 15) -> None:
-    until = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def mac_of(cable: Cable) -> str:
@@ -69,7 +62,7 @@ def site(cable: Cable) -> Cable:
 
 def test_a_rival_that_boots_is_named_with_what_it_offers(site: Cable, tmp_path: Path) -> None:
     dnsmasq(site, tmp_path, "--no-ping", "--dhcp-boot=pxelinux.0")
-    with watching(site) as events:
+    with watching(site) as (_, events):
         eventually(lambda: len(events) >= 2)
     by_what = {event.detail["what"]: event.detail for event in events}
     assert by_what[What.BOOT]["rival"] == mac_of(site)
@@ -80,24 +73,38 @@ def test_a_rival_that_boots_is_named_with_what_it_offers(site: Cable, tmp_path: 
 
 def test_one_that_answers_others_is_heard_between_looks(site: Cable, tmp_path: Path) -> None:
     requires("udhcpc")
-    with watching(site) as events:
+    with watching(site, every=3600) as (_, events):
         time.sleep(3.5)  # the first look is over
         assert events == []
         dnsmasq(site, tmp_path, "--no-ping")
         site.srv.run(["udhcpc", "-i", "eth0", "-B", "-n", "-q", "-f", "-t", "3", "-T", "1",
                       "-s", "/bin/true"], check=False)  # fmt: skip
-        eventually(lambda: bool(events), 5)
+        eventually(lambda: bool(events))
     assert events[0].detail["what"] == What.DHCP
 
 
-def test_one_that_stops_is_gone(site: Cable, tmp_path: Path) -> None:
+def test_one_that_stops_is_gone(
+    site: Cable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept, late, looks = Conflicts.swept, [0.0], [0]
+
+    def later(self: Conflicts, now: float) -> list[Event]:
+        looks[0] += 1
+        return swept(self, now + late[0])
+
+    monkeypatch.setattr(Conflicts, "swept", later)
     process = dnsmasq(site, tmp_path, "--no-ping")
-    with watching(site, gone=2.0, every=0.5) as events:
+    with watching(site, every=0.5) as (watch, events):
         eventually(lambda: bool(events))
         process.kill()
+        process.wait()
+        begun = watch.counters["looks"]
+        eventually(lambda: watch.counters["looks"] > begun)
+        assert [event.kind for event in events] == [Kind.RIVAL]
+        late[0], swept_before = GONE + 100, looks[0]
         eventually(lambda: any(event.kind is Kind.RIVAL_GONE for event in events))
-        time.sleep(4)
-    assert [event.kind for event in events if event.kind is Kind.RIVAL_GONE] == [Kind.RIVAL_GONE]
+        eventually(lambda: looks[0] > swept_before + 1)
+    assert [event.kind for event in events] == [Kind.RIVAL, Kind.RIVAL_GONE]
 
 
 @pytest.mark.parametrize(
@@ -109,8 +116,8 @@ def test_one_that_stops_is_gone(site: Cable, tmp_path: Path) -> None:
 def test_a_tftp_server_is_found(site: Cable, tmp_path: Path, command: str) -> None:
     requires(command.split()[0])
     site.cli.popen(command.format(folder=tmp_path).split())
-    time.sleep(0.5)
-    with watching(site, every=0.5) as events:
+    eventually(lambda: ":69 " in site.cli.run(["ss", "-ulnH"]).stdout)
+    with watching(site, every=0.5) as (_, events):
         eventually(lambda: bool(events))
     assert events[0].detail["what"] == What.TFTP
     assert events[0].detail["rival"] == mac_of(site)
@@ -122,19 +129,37 @@ def test_another_target_at_our_address(site: Cable, tmp_path: Path) -> None:
     disk.write_bytes(bytes(1 << 20))
     vblade(site.cli, 16, 1, disk)
     vblade(site.cli, 20, 1, disk)  # not one of ours: no business of ours
-    with watching(site) as events:
+    with watching(site) as (watch, events):
         eventually(lambda: bool(events))
-        time.sleep(0.5)
+        begun = watch.counters["looks"]
+        eventually(lambda: watch.counters["looks"] > begun)
     (event,) = events
     assert event.detail["what"] == What.AOE
     assert event.detail["rival"] == mac_of(site)
     assert event.detail["offer"] == "e16.1"
 
 
+def test_an_answer_that_waits_while_the_server_is_busy_counts(site: Cable, tmp_path: Path) -> None:
+    """The time to listen is over before the loop has come to what arrived in it."""
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    vblade(site.cli, 16, 1, disk)
+
+    async def look() -> list[set[tuple[int, int]]]:
+        looking = asyncio.create_task(find_targets(look_up("eth0"), {16}, 0.2))
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_soon(time.sleep, 0.5)
+        return list((await looking).values())
+
+    with LoopThread(site.srv.inside()) as thread:
+        eventually(lambda: thread.call(look()) == [{(16, 1)}])
+
+
 def test_a_quiet_segment_has_no_finding(site: Cable) -> None:
-    with watching(site) as events:
-        time.sleep(4)
+    with watching(site, every=0.0) as (watch, events):
+        eventually(lambda: watch.counters["looks"] > 1)
     assert events == []
+    assert watch.counters["failed"] == 0
 
 
 def found(control: ControlClient) -> dict[str, Any]:
@@ -149,7 +174,8 @@ def test_the_whole_server_shows_them_and_its_own_target_is_none(
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(1 << 20))
     vblade(serve.cable.cli, 16, 0, disk)
-    with running(serve, GOOD + "[aoe]\nforce = true") as control:
+    quick = "from pxed import netboot; netboot.EVERY = 1.0\n"
+    with running(serve, GOOD + "[aoe]\nforce = true", before=quick) as control:
         eventually(lambda: len(found(control)) == 3)
         conflicts = found(control)
         kinds = [e["kind"] for e in control.follow("/v1/events")]

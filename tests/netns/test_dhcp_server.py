@@ -3,10 +3,11 @@
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ from pxed.net.link import look_up
 from pxed.net.lookout import Lookout
 from pxed.net.rival import find_rivals
 from pxed.net.thread import LoopThread
+from tests.aoe_peer import eventually
 from tests.conftest import Cable, requires
 
 pytestmark = pytest.mark.netns
@@ -67,25 +69,27 @@ ip addr add $ip/$mask dev $interface
 """
 
 
-def udhcpc(cable: Cable, folder: Path, *options: str, tries: int = 2) -> dict[str, str]:
-    """Run the client once; its environment when bound, {} if it got no lease."""
+def udhcpc(cable: Cable, folder: Path, *options: str, refused: bool = False) -> dict[str, str]:
+    """Run the client once; its environment when bound, {} if it got no lease.
+
+    It asks for a minute and a half; where it is to be ``refused``, twice within two seconds.
+    """
     requires("udhcpc")
     out, script = folder / "env", folder / "script"
     out.unlink(missing_ok=True)
     script.write_text(SCRIPT.format(out=out))
     script.chmod(0o755)
-    command = ["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", str(tries), "-T", "1"]
-    cable.cli.run([*command, "-s", str(script), *options], check=False, timeout=20)
+    patience = ["-t", "2", "-T", "1"] if refused else ["-t", "30", "-T", "3"]
+    command = ["udhcpc", "-i", "eth0", "-n", "-q", "-f", *patience]
+    cable.cli.run([*command, "-s", str(script), *options], check=False, timeout=120)
     if not out.exists():
         return {}
     return dict(line.split("=", 1) for line in out.read_text().splitlines() if "=" in line)
 
 
-def eventually(what: Callable[[], bool], seconds: float = 8) -> bool:
-    deadline = time.monotonic() + seconds
-    while not what() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return what()
+def kinds(events: list[Event]) -> list[Kind]:
+    """Each kind once, in the order in which they came first: who waits long says it again."""
+    return list(dict.fromkeys(event.kind for event in events))
 
 
 def test_all_mode_gives_a_lease(cable: Cable, tmp_path: Path) -> None:
@@ -93,7 +97,7 @@ def test_all_mode_gives_a_lease(cable: Cable, tmp_path: Path) -> None:
         got = udhcpc(cable, tmp_path)
     assert got["ip"].startswith("10.77.0.5") or got["ip"] == "10.77.0.60"
     assert (got["serverid"], got["router"], got["lease"]) == ("10.77.0.1", "10.77.0.1", "600")
-    assert [e.kind for e in events] == [Kind.DISCOVER, Kind.OFFER, Kind.REQUEST, Kind.ACK]
+    assert kinds(events) == [Kind.DISCOVER, Kind.OFFER, Kind.REQUEST, Kind.ACK]
 
 
 def test_the_lease_works(cable: Cable, tmp_path: Path) -> None:
@@ -105,7 +109,7 @@ def test_the_lease_works(cable: Cable, tmp_path: Path) -> None:
         there = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with here, there:
         here.bind(("10.77.0.1", 7777))
-        here.settimeout(5)
+        here.settimeout(60)
         there.sendto(b"hello", ("10.77.0.1", 7777))
         data, source = here.recvfrom(100)
     assert (data, source[0]) == (b"hello", got["ip"])
@@ -120,7 +124,8 @@ def test_the_same_machine_gets_the_same_address(cable: Cable, tmp_path: Path) ->
 
 def test_pxe_only_is_silent_to_a_system(cable: Cable, tmp_path: Path) -> None:
     with serving(cable.srv, Mode.PXE_ONLY) as (server, events):
-        assert udhcpc(cable, tmp_path) == {}
+        assert udhcpc(cable, tmp_path, refused=True) == {}
+        assert eventually(lambda: bool(events))  # it was heard
     assert server.counters["replies"] == 0
     assert {e.kind for e in events} == {Kind.IGNORED}
 
@@ -145,13 +150,15 @@ def test_nobody_is_asked_for_an_address_that_nobody_has_yet(cable: Cable, tmp_pa
         raw.bind(("eth0", 0x0806))
         got = udhcpc(cable, tmp_path)
         raw.setblocking(False)
-        asked = []
+        asked, heard = [], 0
         with contextlib.suppress(BlockingIOError):
             while True:
                 frame = raw.recv(128)
+                heard += 1
                 if frame[28:32] == SERVER.packed and frame[20:22] == b"\0\1":
                     asked.append(IPv4Address(frame[38:42]))
     assert got["ip"]
+    assert heard
     assert IPv4Address(got["ip"]) not in asked
 
 
@@ -181,15 +188,15 @@ def test_an_address_in_use_is_not_offered(cable: Cable, tmp_path: Path) -> None:
         "addr add 10.77.0.50/32 dev other",
     )
     with serving(cable.srv, Mode.ALL, last="10.77.0.51") as (server, events):
-        seen = set()
-        for tail in range(4):  # several machines, so that one hits the taken address
+        assert eventually(lambda: server.counters["conflicts"] == 1)
+        got = []
+        for tail in range(3):  # several machines, so that one would hit the taken address
             mac = f"52:54:00:00:01:{tail:02x}"
             cable.cli.ip("link set eth0 down", f"link set eth0 address {mac}", "link set eth0 up")
-            got = udhcpc(cable, tmp_path)
-            if got:
-                seen.add(got["ip"])
-                cable.cli.ip(f"addr del {got['ip']}/24 dev eth0")
-    assert seen == {"10.77.0.51"}
+            got.append(udhcpc(cable, tmp_path, refused=tail > 0).get("ip", ""))
+            assert eventually(lambda mac=mac: mac in {event.mac for event in events})
+            cable.cli.ip("addr flush dev eth0")
+    assert got == ["10.77.0.51", "", ""]
     assert server.counters["conflicts"] == 1
     (alarm,) = [event for event in events if event.kind is Kind.ALARM]
     assert "10.77.0.50 is in use by" in str(alarm.detail["text"])
@@ -206,9 +213,34 @@ def test_an_address_that_nobody_looked_at_is_probed_before_its_offer(
         "addr add 10.77.0.50/32 dev other",
     )
     with serving(cable.srv, Mode.ALL, last="10.77.0.50") as (server, events):
-        assert not udhcpc(cable, tmp_path)
+        assert not udhcpc(cable, tmp_path, refused=True)
+        assert eventually(lambda: server.counters["conflicts"] > 0)
     assert server.counters["conflicts"] == 1
     assert Kind.DECLINE in {e.kind for e in events}
+
+
+def test_an_answer_that_waits_while_the_server_is_busy_counts(
+    cable: Cable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time to wait is over before the loop has come to what arrived in it."""
+    monkeypatch.setattr(Lookout, "start", lambda self: None)
+    probe = DhcpServer._probe
+
+    def busy(self: DhcpServer, *args: Any) -> bool:
+        held = probe(self, *args)
+        time.sleep(0.3)
+        return held
+
+    monkeypatch.setattr(DhcpServer, "_probe", busy)
+    cable.cli.ip(
+        "link add link eth0 name other type macvlan mode bridge",
+        "link set other up",
+        "addr add 10.77.0.50/32 dev other",
+    )
+    with serving(cable.srv, Mode.ALL, last="10.77.0.50") as (server, events):
+        assert not udhcpc(cable, tmp_path, refused=True)
+        assert eventually(lambda: Kind.POOL_FULL in kinds(events))
+    assert server.counters["conflicts"] == 1
 
 
 def test_an_offer_does_not_wait_for_a_probe(cable: Cable) -> None:
@@ -263,7 +295,7 @@ def test_proxy_answers_on_4011(cable: Cable) -> None:
         cable.cli.inside(),
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
     ):
-        udp.settimeout(5)
+        udp.settimeout(60)
         udp.sendto(encode(ask), ("10.77.0.1", 4011))
         data, source = udp.recvfrom(2048)
     reply = decode(data)
@@ -278,7 +310,13 @@ def test_a_rival_server_is_found(cable: Cable) -> None:
         return [str(rival) for rival in await find_rivals(look_up("eth0"), 1.0)]
 
     with serving(cable.srv, Mode.ALL), LoopThread(cable.cli.inside()) as other:
-        lines = other.call(look())
+        lines: list[str] = []
+
+        def found() -> bool:
+            lines[:] = other.call(look())
+            return "boot" in "".join(lines)
+
+        assert eventually(found)
         with LoopThread(cable.srv.inside()) as same:
             assert same.call(look()) == []
     assert len(lines) == 1

@@ -10,17 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from pxed.control import ControlClient
 from pxed.dhcp.codec import Message, Op, Opt, Type, encode
 from pxed.mac import Mac
 from tests.conftest import Cable, requires
 from tests.netns.conftest import GOOD, Serve
-from tests.netns.test_mode import running, serve
+from tests.netns.test_mode import eventually, running, serve
 from tests.netns.test_rpi import DISCOVER_3, DISCOVER_4
 from tests.netns.test_why import Firmware
 
 __all__ = ["serve"]  # the fixture
 pytestmark = pytest.mark.netns
 MAC = Mac("52:54:00:00:00:79")
+LAST = b"the last frame of this recording".ljust(64, b".")
 
 
 @contextmanager
@@ -30,16 +32,27 @@ def recorded(cable: Cable, file: Path) -> Iterator[None]:
     words = file.with_suffix(".log")
     with words.open("wb") as log:
         dump = cable.cli.popen(["tcpdump", "--immediate-mode", "-i", "eth0", "-U", "-n", "-s0",
+                                "-B", "16384",
                                 "-w", str(file)],
                                stdout=log, stderr=log)  # fmt: skip
-    until = time.monotonic() + 5
-    while b"listening" not in words.read_bytes():
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    eventually(lambda: b"listening" in words.read_bytes())
     yield
-    time.sleep(0.3)
+    # What it has not written yet when it is ended is lost: the last frame of all is ours.
+    with cable.srv.inside():
+        last = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    with last:
+        last.bind(("eth0", 0))
+        last.send(b"\xff" * 6 + b"\2\0\0\0\0\1" + b"\x88\xb5" + LAST)
+    eventually(lambda: LAST in file.read_bytes())
     dump.terminate()
     dump.wait()
+
+
+def answered(control: ControlClient, heard: int) -> bool:
+    """Whether the server has had so many DHCP messages, and said all that it will to them."""
+    counts = control.get("/v1/status")["dhcp"]
+    said = counts.get("replies", 0) + counts.get("ignored", 0) + counts.get("malformed", 0)
+    return bool(counts.get("received", 0) >= heard and said >= counts["received"])
 
 
 def tshark(file: Path, filters: str, *fields: str) -> list[str]:
@@ -82,24 +95,28 @@ def test_every_packet(serve: Serve, tmp_path: Path, mode: str) -> None:
         (image / name).write_bytes(bytes(8192))
     text = text.replace('"lab"', '"pi"').replace('"x86"', '"rpi", "tree": "firmware"')
     (image / "manifest.json").write_text(text)
-    with recorded(cable, file), running(serve, config):
-        for arch in (0, 6, 7, 9, 11, 16):
+    with recorded(cable, file), running(serve, config) as control:
+        for arch in (0, 6, 7, 9):
             firmware = Firmware(cable.cli, arch, MAC)
-            offers = firmware.offers(1)
-            for offer in offers.values():
+            for offer in firmware.offers(1).values():
                 firmware.take(offer)
             firmware.send(Type.DISCOVER, USER_CLASS=b"iPXE", IPXE=bytes.fromhex("120101130101"))
+            firmware.answer(Type.OFFER)
+            firmware.close()
+        for arch in (11, 16):  # nothing is there for those
+            firmware = Firmware(cable.cli, arch, MAC)
+            firmware.send(Type.DISCOVER)
             firmware.close()
         for packet in (DISCOVER_3, DISCOVER_4):
             raw_udp(cable, bytes.fromhex(packet))
-        time.sleep(2.5)  # a Pi 3 is answered late
+        eventually(lambda: answered(control, 4 * 3 + 2 + 2))  # a Pi 3 late
         cable.cli.ip("addr replace 10.77.0.2/24 dev eth0")
         for size in ("512", "1432"):
-            cable.cli.run(["curl", "-s", "-m", "5", "-o", "/dev/null", "--tftp-blksize", size,
+            cable.cli.run(["curl", "-s", "-m", "60", "-o", "/dev/null", "--tftp-blksize", size,
                            "tftp://10.77.0.1/undionly.kpxe"], check=False)  # fmt: skip
-        cable.cli.run(["curl", "-s", "-m", "5", "-o", "/dev/null", "tftp://10.77.0.1/missing"],
+        cable.cli.run(["curl", "-s", "-m", "60", "-o", "/dev/null", "tftp://10.77.0.1/missing"],
                       check=False)  # fmt: skip
-        cable.cli.run(["curl", "-s", "-m", "5", "-o", "/dev/null",
+        cable.cli.run(["curl", "-s", "-m", "60", "-o", "/dev/null",
                        "http://10.77.0.1/ipxe/snponly.efi"], check=False)  # fmt: skip
         cable.cli.run(["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "1", "-T", "1",
                        "-s", "/bin/true"], check=False)  # fmt: skip
@@ -112,7 +129,7 @@ def test_every_packet(serve: Serve, tmp_path: Path, mode: str) -> None:
     answers = tshark(file, f"eth.src == {own} && dhcp.type == 2", "dhcp.option.dhcp")
     assert len(answers) >= 8
     assert len(tshark(file, f"eth.src == {own} && tftp", "tftp.opcode")) > 40
-    assert len(tshark(file, f"eth.src == {own} && http.response", "http.response.code")) == 1
+    assert len(tshark(file, f"eth.src == {own} && http.response", "http.response.code")) >= 1
     assert len(tshark(file, f"eth.src == {own} && aoe", "aoe.cmd")) >= 1
 
 
@@ -189,11 +206,11 @@ def test_the_rarer_packets(serve: Serve, tmp_path: Path, mode: str, kinds: set[s
     cable.cli.ip(f"link set eth0 address {MAC}", "addr replace 10.77.0.2/24 dev eth0")
     config = GOOD + f'[dhcp]\nmode = "{mode}"\nrouter = "10.77.0.9"\n'
     config += "dns = [" + ", ".join(f'"10.77.1.{n}"' for n in range(1, 61)) + "]\n"
-    with recorded(cable, file), running(serve, config):
+    with recorded(cable, file), running(serve, config) as control:
         http_client(cable)
         boot_service(cable)
         refused_and_informed(cable)
-        time.sleep(0.5)
+        eventually(lambda: answered(control, 4 + 3 * (mode == "proxy")))
     own = mac_of(cable)
     assert blemishes(file, own) == []
     answers = tshark(file, f"eth.src == {own} && dhcp.type == 2", "dhcp.option.dhcp",

@@ -29,8 +29,9 @@ __all__ = ["serve"]  # the fixture
 pytestmark = pytest.mark.netns
 SMALL = (
     "from pxed import strangers; strangers.TRUST, strangers.MOST, strangers.AT_ALL = 20, 40, 60\n"
-    "strangers.LOG_BURST = 300.0\n"
+    "strangers.LOG_BURST, strangers.LOG_RATE = 300.0, 0.0\n"
 )
+"""The log's share of strangers does not grow with the time that a flood takes."""
 
 
 def files(serve: Serve) -> list[str]:
@@ -55,9 +56,8 @@ def test_a_flood_of_made_up_addresses(serve: Serve) -> None:
         eventually(lambda: len(files(serve)) <= 2 * (20 + 5) + 1)  # and the template
         # Those of who is forgotten are closed by a thread, a moment later.
         eventually(lambda: descriptors(pid) <= before + 2 * 20 + 5)
-        events = list(control.follow("/v1/events"))
-        assert len(events) < 500
-        assert any("were not logged" in e.get("text", "") for e in events if e["kind"] == "alarm")
+        eventually(lambda: any("were not logged" in text for text in alarms(control)))
+        assert len(list(control.follow("/v1/events"))) < 500
         # Known machines keep their addresses; a new one is served although nobody trusts it yet.
         assert {mac: room.boot(mac) for mac in known} == known
         new = machine(77)
@@ -85,8 +85,8 @@ def test_a_flood_that_takes_what_it_is_offered(serve: Serve) -> None:
         with taking(room):
             eventually(lambda: bool(full_of(control)))
             done = host.run(
-                ["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "20", "-T", "3", "-s", "/bin/true",
-                 "-V", "PXEClient:Arch:00000:UNDI:002001"], check=False, timeout=90,
+                ["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "50", "-T", "3", "-s", "/bin/true",
+                 "-V", "PXEClient:Arch:00000:UNDI:002001"], check=False, timeout=200,
             )  # fmt: skip
             full = full_of(control)[-1]
         again = {mac: room.boot(mac) for mac in seats}
@@ -104,7 +104,7 @@ def fetch(host: Namespace, address: str) -> int:
     """How many bytes a machine with this address reads of its boot file: now it is there."""
     host.ip(f"addr add {address} dev eth0")
     try:
-        done = host.run(["curl", "-sS", "-m", "10", "-o", "/dev/null", "-w", "%{size_download}",
+        done = host.run(["curl", "-sS", "-m", "60", "-o", "/dev/null", "-w", "%{size_download}",
                          "tftp://10.77.0.1/undionly.kpxe"])  # fmt: skip
     finally:
         host.ip(f"addr del {address} dev eth0")
@@ -161,8 +161,8 @@ def test_a_new_machine_gets_an_address_while_a_flood_goes_on(serve: Serve) -> No
             eventually(lambda: bool(full_of(control)))
             full = full_of(control)[0]  # the log does not keep all of a flood
             done = host.run(
-                ["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "10", "-T", "3", "-s", "/bin/true",
-                 "-V", "PXEClient:Arch:00000:UNDI:002001"], check=False, timeout=60,
+                ["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "50", "-T", "3", "-s", "/bin/true",
+                 "-V", "PXEClient:Arch:00000:UNDI:002001"], check=False, timeout=200,
             )  # fmt: skip
         room.close()
     assert done.returncode == 0, done.stderr
@@ -242,8 +242,10 @@ def test_what_a_port_lost_is_counted_and_told(serve: Serve, name: str, port: int
                         udp.sendto(bytes(300), ("10.77.0.1", port))
         finally:
             os.kill(status["pid"], signal.SIGCONT)
+        eventually(
+            lambda: control.get("/v1/status")[name]["dropped"] == lost_at(status["pid"], port) > 0
+        )
         lost = lost_at(status["pid"], port)
-        eventually(lambda: control.get("/v1/status")[name]["dropped"] == lost)
         text = f"port {port}/udp: {lost} packets were dropped"
         eventually(lambda: any(text in each for each in alarms(control)))
         shown = subprocess.run(

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from bench.overload import FLOODS, Room
+from tests.aoe_peer import eventually
 from tests.conftest import requires
 
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(500)]
 
 PACKETS = 20_000
 
@@ -40,7 +41,7 @@ def settled(room: Room) -> int:
 def test_a_flood(room: Room, kind: str) -> None:
     before, open_before = room.memory_kb(), room.descriptors()
     with room.flood(kind, PACKETS):
-        took = room.ask_for(1.5)
+        took = room.ask_for(1.5, patience=60)
     assert float("inf") not in took, "a read of the seat's was not answered"
     assert room.lease()
     assert room.fetches()
@@ -55,11 +56,11 @@ def test_made_up_addresses_raise_an_alarm(room: Room) -> None:
 
     It is said once a minute: what is logged meanwhile may have pushed the last one out.
     """
-    end = time.monotonic() + 120
+    end = time.monotonic() + 240
     while "made-up addresses" not in alarms(room):
         assert time.monotonic() < end
         with room.flood("dhcp-macs", PACKETS):
-            room.ask_for(0.5)
+            room.ask_for(0.5, patience=60)
 
 
 def test_half_open_http_connections(room: Room) -> None:
@@ -69,16 +70,16 @@ def test_half_open_http_connections(room: Room) -> None:
     with contextlib.ExitStack() as stack, room.cli.inside():
         for _ in range(300):
             line = stack.enter_context(socket.socket())
-            line.settimeout(5)
+            line.settimeout(60)
             line.bind(("10.77.0.2", 0))
             with contextlib.suppress(OSError):  # those beyond a client's number are shown the door
                 line.connect(("10.77.0.1", 80))
                 line.send(b"GET /boot/lab@1.ipxe HTTP/1.1\r\nHost: x")
         url = "http://10.77.0.1/ipxe/snponly.efi"
         done = room.cli.run(
-            ["curl", "-sf", "-m", "10", "--interface", "10.77.0.3", "-o", "/dev/null", url],
+            ["curl", "-sf", "-m", "60", "--interface", "10.77.0.3", "-o", "/dev/null", url],
             check=False,
         )
         assert done.returncode == 0
-        assert room.descriptors() - before < 40
-        assert float("inf") not in room.ask_for(0.5)
+        assert eventually(lambda: room.descriptors() - before < 40)
+        assert float("inf") not in room.ask_for(0.5, patience=60)

@@ -1,7 +1,5 @@
 """Router advertisements against a real peer: the kernel of the client's namespace."""
 
-import time
-from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
@@ -12,6 +10,7 @@ from pxed.lab.netns import Namespace
 from pxed.net.link import Link, Watch, look_up, names
 from pxed.net.ra import RouterAdvertiser
 from pxed.net.thread import LoopThread
+from tests.aoe_peer import eventually
 from tests.conftest import Cable
 
 pytestmark = pytest.mark.netns
@@ -23,11 +22,9 @@ def snmp6(ns: Namespace) -> dict[str, int]:
     return {name: int(value) for name, value in (line.split() for line in lines)}
 
 
-def eventually(what: Callable[[], bool], seconds: float = 8) -> bool:
-    deadline = time.monotonic() + seconds
-    while not what() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return what()
+def heard(ns: Namespace) -> int:
+    """How many router advertisements came to a namespace's kernel."""
+    return snmp6(ns)["Icmp6InRouterAdvertisements"]
 
 
 def solicit(cable: Cable, in_boot_phase: bool) -> tuple[RouterAdvertiser, list[Event]]:
@@ -45,8 +42,8 @@ def solicit(cable: Cable, in_boot_phase: bool) -> tuple[RouterAdvertiser, list[E
         try:
             cable.cli.run(["sysctl", "-qw", "net.ipv6.conf.eth0.accept_ra=2"])
             cable.cli.ip("link set eth0 down", "link set eth0 up")
-            eventually(lambda: server.counters["received"] > 0)
-            time.sleep(0.2)
+            assert eventually(lambda: server.counters["received"] > 0)
+            assert not in_boot_phase or eventually(lambda: heard(cable.cli) > 0)
         finally:
             thread.call(server.close())
             thread.call(server.close())
@@ -55,12 +52,11 @@ def solicit(cable: Cable, in_boot_phase: bool) -> tuple[RouterAdvertiser, list[E
 
 def test_the_kernel_accepts_the_answer(cable: Cable) -> None:
     server, events = solicit(cable, in_boot_phase=True)
-    assert server.counters["replies"] == 1
-    assert [event.kind for event in events] == [Kind.ROUTER_ADVERT]
+    assert server.counters["replies"] >= 1  # it solicits again after some seconds
+    assert {event.kind for event in events} == {Kind.ROUTER_ADVERT}
     with cable.cli.inside():
         assert events[0].mac == look_up("eth0").mac
     seen = snmp6(cable.cli)
-    assert seen["Icmp6InRouterAdvertisements"] == 1
     assert seen["Icmp6InErrors"] == 0
     assert seen["Icmp6InCsumErrors"] == 0
 
@@ -110,7 +106,8 @@ def test_watch_follows_the_address(cable: Cable) -> None:
         thread.call(watch.start())
         try:
             cable.srv.ip("addr flush dev eth0", "addr add 10.88.0.1/16 dev eth0")
-            assert eventually(lambda: bool(seen))
+            # It may be seen between its old address and the new one.
+            assert eventually(lambda: bool(seen and seen[-1] and seen[-1].addresses))
             assert seen[-1] is not None
             assert str(seen[-1].address()) == "10.88.0.1/16"
             with suppress(Exception):

@@ -8,6 +8,7 @@ import pytest
 from pxed.dhcp.replies import Mode
 from pxed.events import Kind
 from pxed.lab.netns import Namespace, veth
+from tests.aoe_peer import eventually
 from tests.conftest import Cable
 from tests.netns.site import Relay, dnsmasq_relay, isc_relay
 from tests.netns.test_dhcp_server import PXE, serving, udhcpc
@@ -34,7 +35,7 @@ def test_a_lease_through_a_relay(
     file = tmp_path / "wire.pcap"
     with recorded(cable, file), serving(cable.srv, Mode.PXE_ONLY) as (_, events):
         relay(cable.cli, tmp_path)
-        got = udhcpc(Cable(cable.srv, far), tmp_path, "-V", PXE, "-O", "bootfile", tries=4)
+        got = udhcpc(Cable(cable.srv, far), tmp_path, "-V", PXE, "-O", "bootfile")
     assert got["boot_file"] == "undionly.kpxe"
     assert events[-1].kind is Kind.ACK
     own = mac_of(cable)
@@ -60,7 +61,8 @@ def test_a_machine_behind_a_router_is_told_why(
     cable.cli.ip("addr flush dev eth1", "addr add 10.99.0.1/24 dev eth1")
     with serving(cable.srv, Mode.PXE_ONLY) as (_, events):
         isc_relay(cable.cli, tmp_path)
-        assert udhcpc(Cable(cable.srv, far), tmp_path, "-V", PXE) == {}
+        assert udhcpc(Cable(cable.srv, far), tmp_path, "-V", PXE, refused=True) == {}
+        assert eventually(lambda: len(events) >= 2)
     assert [event.kind for event in events[:2]] == [Kind.DISCOVER, Kind.IGNORED]
     assert "10.99.0.1" in str(events[1].detail["why"])
     assert "AoE does not pass routers" in str(events[1].detail["why"])

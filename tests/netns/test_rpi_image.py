@@ -109,7 +109,7 @@ def test_the_doctor_looks_at_the_tree(serve: Serve) -> None:
 
     def findings() -> list[tuple[str, str]]:
         command = [*serve.command(RPI)[:3], "doctor", "-c", str(serve.config), "--json"]
-        done = serve.cable.srv.run(command, check=False, timeout=60)
+        done = serve.cable.srv.run(command, check=False, timeout=120)
         found = json.loads(done.stdout)
         return [(f["grade"], f["text"]) for f in found if f["about"] == "Raspberry Pi"]
 

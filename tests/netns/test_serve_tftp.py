@@ -11,6 +11,7 @@ from pxed.mac import Mac
 from pxed.tftp.codec import Ack, Data, Oack, Request, decode, encode
 from tests.conftest import Cable, requires
 from tests.netns.conftest import GOOD, Serve
+from tests.netns.test_tftp_server import expect
 
 pytestmark = pytest.mark.netns
 CONTENT = os.urandom(100_000)
@@ -30,17 +31,18 @@ def test_single_port_and_any_case(cable: Cable, serve: Serve, root: Path, tmp_pa
     cable.cli.ip("addr add 10.77.0.2/24 dev eth0")
     serve.start(f'{GOOD}[tftp]\nroot = "{root}"\nsingle_port = true\nfold_case = true\n')
     out = tmp_path / "out"
-    cable.cli.run(["curl", "-sS", "-m", "20", "-o", str(out), "tftp://10.77.0.1/KERNEL.img"])
+    cable.cli.run(["curl", "-sS", "-m", "60", "-o", str(out), "tftp://10.77.0.1/KERNEL.img"])
     assert out.read_bytes() == CONTENT
     with cable.cli.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-        udp.settimeout(5)
+        udp.settimeout(60)
         udp.connect(("10.77.0.1", 69))
         udp.send(encode(Request("kernel.img")))
         assert decode(udp.recv(2048)) == Data(1, CONTENT[:512])
         udp.send(encode(Ack(1)))
-        assert decode(udp.recv(2048)) == Data(2, CONTENT[512:1024])
+        expect(udp, Data(2, CONTENT[512:1024]))
     tftp = serve.ask("status")["tftp"]
-    assert (tftp["started"], tftp["done"]) == (2, 1)
+    assert tftp["started"] >= 2  # curl asks again after a few seconds
+    assert tftp["done"] == 1
     assert tftp["packets"] >= 100_000 // 512
 
 
@@ -54,13 +56,13 @@ def test_blocks_are_clamped_for_all_and_for_one(cable: Cable, serve: Serve, root
 
     def answer() -> object:
         with cable.cli.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-            udp.settimeout(5)
+            udp.settimeout(60)
             udp.sendto(encode(ask), ("10.77.0.1", 69))
             return decode(udp.recv(2048))
 
     assert answer() == Oack({"blksize": "1400"})
     server.terminate()
-    server.wait(20)
+    server.wait(60)
     one = f'{both}[client."{mac}"]\nmax_blksize = '
     serve.start(f"{one}1024\n")
     assert answer() == Oack({"blksize": "1024"})

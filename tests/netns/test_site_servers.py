@@ -14,7 +14,7 @@ from tests.conftest import Cable
 from tests.netns.conftest import GOOD, Serve
 from tests.netns.site import site_server
 from tests.netns.test_dhcp_server import udhcpc
-from tests.netns.test_mode import eventually, running, serve
+from tests.netns.test_mode import PATIENT, eventually, running, serve
 from tests.netns.test_why import MAC, Firmware, failed
 
 __all__ = ["serve"]  # the fixture
@@ -36,7 +36,7 @@ def beside(
     with Lab() as lab:
         site_server(kind, lab.add_host("site", "10.77.0.2/24"), folder, file)
         serve.cable = Cable(lab.server, lab.add_host("machine"))
-        with running(serve, GOOD + f"[dhcp]\n{mode}") as control:
+        with running(serve, GOOD + f"[dhcp]\n{mode}", before=PATIENT) as control:
             yield control, serve.cable
 
 
@@ -85,7 +85,7 @@ def test_all_is_refused_or_forced(kind: str, serve: Serve, tmp_path: Path) -> No
         site_server(kind, lab.add_host("site", "10.77.0.2/24"), tmp_path)
         serve.cable = Cable(lab.server, lab.server)
         text = GOOD + '[dhcp]\nmode = "all"\n'
-        serve.refuses(text, 1, "another DHCP server", "10.77.0.2", "force")
+        serve.refuses(text, 1, "another DHCP server", "10.77.0.2", "force", before=PATIENT)
         with running(serve, text + "force = true\n") as control:
             eventually(lambda: bool(control.get("/v1/status")["conflicts"]))
             (found,) = control.get("/v1/status")["conflicts"]
@@ -100,7 +100,7 @@ def test_a_rival_that_boots_is_named(kind: str, serve: Serve, tmp_path: Path) ->
         found = {each["what"]: each for each in control.get("/v1/status")["conflicts"]}
         firmware = Firmware(cable.cli)
         firmware.take(firmware.offers(2)[THEIRS])
-        shown = failed(control, 8)
+        shown = failed(control)
         firmware.close()
     assert found["boot"]["offer"] == "boot file rival.efi"
     assert found["boot"]["ip"] == "10.77.0.2"

@@ -17,10 +17,16 @@ from tests.netns.test_mode import running, serve
 __all__ = ["serve"]  # the fixture
 pytestmark = pytest.mark.netns
 SILENT = 2.0
-IMPATIENT = (
-    f"from pxed import clients, why; clients.SILENT_BOOT = {SILENT}; "
-    f"why.NO_FILE = why.NO_KERNEL = {SILENT}; why.STOPPED = 0.5\n"
-)
+IMPATIENT = f"""
+import os
+from pxed import clients, lives, why
+def tick(self, now, before=lives.Lives.tick):
+    if os.path.exists("FLAG"):
+        clients.SILENT_BOOT = why.NO_FILE = why.NO_KERNEL = {SILENT}
+        why.STOPPED = 0.5
+    before(self, now)
+lives.Lives.tick = tick
+"""
 IPXE = {"USER_CLASS": b"iPXE", "IPXE": bytes.fromhex("120101130101180101")}
 LONG = 256 << 20  # more than all buffers on the way
 
@@ -39,7 +45,8 @@ def test_a_boot_whose_kernel_takes_long_by_http_goes_on(serve: Serve) -> None:
     os.truncate(folder / "vmlinuz", LONG)
     host = serve.cable.cli
     text = f'{GOOD}[class.x86]\nboot = "kernel"\n'
-    with running(serve, text, before=IMPATIENT) as control:
+    flag = serve.state / "impatient"
+    with running(serve, text, before=IMPATIENT.replace("FLAG", str(flag))) as control:
         host.ip("addr flush dev eth0")
         room = Room(host)
         host.ip(f"addr add {room.boot(machine(1), **IPXE)}/24 dev eth0")
@@ -51,12 +58,13 @@ def test_a_boot_whose_kernel_takes_long_by_http_goes_on(serve: Serve) -> None:
         def kinds() -> list[str]:
             return [e["kind"] for e in control.follow("/v1/events")]
 
-        assert eventually(lambda: "http-read" in kinds())
+        assert eventually(lambda: "http-read" in kinds(), 60)
+        flag.touch()  # not before: what comes first may take its time here
         silent = client(control)["last_seen"] + 3 * SILENT
         while time.time() < silent:
             tcp.recv(4096)  # slowly, but it goes on
             time.sleep(0.2)
         assert (client(control)["state"], client(control)["why"]) == ("booting", "")
         tcp.close()
-        assert eventually(lambda: client(control)["state"] == "failed")
+        assert eventually(lambda: client(control)["state"] == "failed", 60)
         assert client(control)["why"].startswith("loading /image/lab@1/vmlinuz stopped: ")

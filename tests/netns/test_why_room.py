@@ -18,6 +18,7 @@ import pytest
 from aoe_fast.initiator import Initiator
 from pxed.control import ControlClient
 from pxed.dhcp.codec import Type
+from pxed.errors import UsageError
 from pxed.lab.lab import Lab
 from pxed.lab.netns import Namespace
 from pxed.mac import Mac
@@ -27,11 +28,11 @@ from tests.netns.test_mode import running
 from tests.netns.test_why import Firmware
 from tests.unit.test_dhcp_solicit6 import OVMF, frame
 
-pytestmark = [pytest.mark.netns, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(400)]
 IPXE = {"USER_CLASS": b"iPXE", "IPXE": bytes.fromhex("120101130101240101")}
 # The waits that are long, since firmware and spanning tree may be slow, are shorter here.
 QUICK = "from pxed import why; why.NO_IPXE, why.NO_AOE = 12.0, 10.0\n"
-LIMIT = 40.0
+LIMIT = 120.0
 TABLE = (
     "add table bridge filter;"
     " add chain bridge filter forward { type filter hook forward priority 0; }"
@@ -69,23 +70,28 @@ def mac_of(seat: str) -> Mac:
     return Mac(f"{head}:{list(SAID).index(seat):02x}")
 
 
-def tftp(host: Namespace, name: str) -> None:
+def tftp(host: Namespace, name: str, seconds: int = 60) -> None:
+    url = f"tftp://10.77.0.1/{name}"
     subprocess.run(
-        host.command(["curl", "-s", "-m", "5", "-o", "/dev/null", f"tftp://10.77.0.1/{name}"]),
-        check=False,
+        host.command(["curl", "-s", "-m", str(seconds), "-o", "/dev/null", url]), check=False
     )
 
 
 def rrq(host: Namespace, reply: bytes) -> None:
     """Ask for the boot file with its size, and answer the OACK with ``reply``."""
     with host.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-        udp.settimeout(5)
+        udp.settimeout(60)
         udp.sendto(b"\0\1snponly.efi\0octet\0tsize\0000\0", ("10.77.0.1", 69))
-        with contextlib.suppress(TimeoutError):
-            udp.sendto(reply, udp.recvfrom(1500)[1])
+        udp.sendto(reply, udp.recvfrom(1500)[1])
 
 
-def play(seat: str, host: Namespace) -> None:
+def state_of(control: ControlClient, seat: str) -> str:
+    with contextlib.suppress(UsageError):  # nobody has heard of it yet
+        return str(control.get(f"/v1/clients/{mac_of(seat)}")["state"])
+    return ""
+
+
+def play(seat: str, host: Namespace, control: ControlClient) -> None:
     """The seat's boot, as far as it comes."""
     mac, arch = mac_of(seat), ARCH.get(seat, 7)
     if seat == "ipv6":
@@ -94,7 +100,8 @@ def play(seat: str, host: Namespace) -> None:
         with raw:
             raw.bind(("eth0", 0))
             own = bytes.fromhex(mac.replace(":", ""))
-            for _ in range(4):
+            until = time.monotonic() + LIMIT
+            while state_of(control, seat) != "failed" and time.monotonic() < until:
                 asked = frame(OVMF)
                 raw.send(asked[:6] + own + asked[12:])
                 time.sleep(2)
@@ -112,7 +119,9 @@ def play(seat: str, host: Namespace) -> None:
     host.ip(f"addr add {offer.yiaddr}/24 dev eth0")
     time.sleep(0.2)
     match seat:
-        case "firewall" | "unsigned":
+        case "firewall":
+            tftp(host, "snponly.efi", 5)
+        case "unsigned":
             tftp(host, "snponly.efi")
         case "bios":
             tftp(host, "undionly.kpxe")
@@ -154,20 +163,18 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
                 drop(lab, f"veth{len(lab.hosts)}", "ether type 0x88a2")
         with running(serve, GOOD, before=QUICK) as control:
             with ThreadPoolExecutor(len(hosts)) as pool:
-                list(pool.map(play, hosts, hosts.values()))
+                list(pool.map(lambda seat: play(seat, hosts[seat], control), hosts))
             yield ended(control, serve, hosts)
 
 
 def ended(control: ControlClient, serve: Serve, hosts: dict[str, Namespace]) -> Room:
     """Wait until the server has given all of them up."""
     until = time.monotonic() + LIMIT
-    while True:
-        seats = {seat: control.get(f"/v1/clients/{mac_of(seat)}") for seat in hosts}
-        if all(each["state"] == "failed" for each in seats.values()):
-            break
+    while any(state_of(control, seat) != "failed" for seat in hosts):
         if time.monotonic() > until:
             break
         time.sleep(0.25)
+    seats = {seat: control.get(f"/v1/clients/{mac_of(seat)}") for seat in hosts}
     program = serve.command(GOOD)[:3]
     shown = {
         seat: subprocess.run(
