@@ -302,9 +302,9 @@ class TftpServer:
         del self._running[transfer]
         self._silent.pop(transfer, None)
         self._leaving.discard(transfer)
-        line = self._lines[client]
-        if line.session is not session:
-            return  # the client started over
+        line = self._lines.get(client)
+        if line is None or line.session is not session:
+            return  # the client started over, and that may have ended by now
         del self._lines[client]
         line.udp.close()
         of_client = self._per_client.get(client[0], {})

@@ -58,18 +58,20 @@ def dnsmasq(
 @contextmanager
 def running(serve: Serve, text: str, *, before: str = "") -> Iterator[ControlClient]:
     """The server while the block runs; ``before``: Python that its process runs first."""
-    process = serve.cable.srv.popen(serve.command(text, before), stderr=subprocess.DEVNULL)
+    said = serve.state.parent / "serve.log"
+    with said.open("wb") as log:
+        process = serve.cable.srv.popen(serve.command(text, before), stderr=log)
     socket = serve.state / "control.sock"
     until = time.monotonic() + 60
     while not socket.exists():
-        assert process.poll() is None
+        assert process.poll() is None, said.read_text()
         assert time.monotonic() < until
         time.sleep(0.02)
     try:
         yield ControlClient(socket, timeout=60)
     finally:
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(60) == 0, said.read_text()[-4000:]
 
 
 def mode_event(control: ControlClient) -> dict[str, Any]:

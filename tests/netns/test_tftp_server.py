@@ -312,6 +312,36 @@ def test_a_flood_that_the_mover_cannot_follow_is_bounded_too(cable: Cable, root:
         assert server.counters["refused"] == 5 * len(addresses) - 200
 
 
+@pytest.mark.parametrize("step", [1, -1], ids=["older first", "newer first"])
+def test_a_client_that_started_over_ends_in_any_order(cable: Cable, root: Path, step: int) -> None:
+    """The transfer that it gave up may be told of after the one that it began instead."""
+
+    class Late(SlowMover):
+        told = False
+
+        def __init__(self, mover: Mover) -> None:
+            super().__init__(mover)
+            self.kept: dict[Transfer, None] = {}
+
+        def end(self, transfer: object) -> None:
+            self._mover.end(transfer)  # type: ignore[arg-type]
+
+        def news(self) -> list[Transfer]:
+            self.kept |= dict.fromkeys(self._mover.news())
+            return list(self.kept)[::step] if self.told else []
+
+    with serving(cable, root) as (server, events):
+        late = Late(server.mover)
+        server.mover = late  # type: ignore[assignment]
+        with cable.cli.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            ask(udp)
+            ask(udp)
+            assert eventually(lambda: server.counters["started"] == 2)
+            assert eventually(lambda: sum(bool(each.end) for each in late.kept) == 1), late.kept
+        late.told = True
+    assert [event.kind for event in events].count(Kind.TFTP_FAILED) == 2
+
+
 def test_who_is_taking_a_file(cable: Cable, root: Path) -> None:
     """Not who has only asked, and nobody any more once it has all."""
     mac, other = Mac("52:54:00:00:00:01"), Mac("52:54:00:00:00:02")
