@@ -107,8 +107,11 @@ class Preparing:
             self.refresh_soon()
             self._keep(client)
         except (PxedError, KeyError) as error:
-            self._emit(Event(Kind.MIDLAYER_FAILED, mac, time.time(), {"why": str(error)}))
-            log.error("%s: cannot prepare its devices: %s", mac, error)
+            why = str(error)
+            if isinstance(error, KeyError):
+                why = f"there is no image for it: configure [class.{client.class_name}]"
+            self._emit(Event(Kind.MIDLAYER_FAILED, mac, time.time(), {"why": why}))
+            log.error("%s: cannot prepare its devices: %s", mac, why)
             if isinstance(error, NoRoom):
                 self._alarm("no-room", str(error))
             return

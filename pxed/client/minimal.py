@@ -14,11 +14,12 @@ from pxed.client.initramfs import DRIVERS, build_initramfs, busybox, drivers, sc
 from pxed.client.kernel import DEFAULT_PACKAGE, fetch_kernel
 from pxed.client.tfm import System, build_tfm, maintenance_words
 
-# aoe_deadsecs=0: a client outlives any outage of its server. The last three save half a second of
-# 2.5 in a client without KVM: no self-tests of ciphers, no code patching for a single processor.
+# aoe_deadsecs=0: a client outlives any outage of its server; panic: nobody sits at it who would
+# press its button. The last three save half a second of 2.5 in a client without KVM: no self-tests
+# of ciphers, no code patching for a single processor.
 CMDLINE = (
     "aoe.aoe_deadsecs=0 pxed.shelf={shelf} console=tty0 console=ttyS0 quiet loglevel=3 "
-    "random.trust_cpu=on nowatchdog mitigations=off cryptomgr.notests noreplace-smp"
+    "random.trust_cpu=on panic=30 nowatchdog mitigations=off cryptomgr.notests noreplace-smp"
 )
 _PROGRAMS = ("bin/busybox", "bin/pxed-report", "bin/pxed-good", "etc/rc", "etc/udhcpc.sh")
 

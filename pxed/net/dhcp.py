@@ -181,7 +181,7 @@ class DhcpServer:
         self._act(outcome)
 
     def _act(self, outcome: Outcome) -> None:
-        """Tell what happened, then answer."""
+        """Answer, then tell what happened."""
         if not outcome.replies:
             self.counters["ignored"] += 1
         for reply in outcome.replies:

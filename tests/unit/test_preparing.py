@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -48,9 +49,11 @@ class Layers:
         return True
 
 
-def preparing(layers: Layers, told: list[Event]) -> Preparing:
+def preparing(
+    layers: Layers, told: list[Event], image_for: Callable[[Client], str] = lambda _client: "lab@1"
+) -> Preparing:
     anything: Any = SimpleNamespace(
-        config=parse('interface = "eth0"'), image_for=lambda _client: "lab@1",
+        config=parse('interface = "eth0"'), image_for=image_for,
         mode_of=lambda *_: "diskless", silence=lambda *_: 1e9, refresh=lambda: None,
         has_layer=lambda _mac: True, has_private=lambda _mac: True, show=lambda *_: None,
         open_private=lambda *_: None, close_private=lambda _mac: None,
@@ -97,6 +100,22 @@ def test_those_that_must_be_mended_hold_up_nobody_else(tmp_path: Path) -> None:
 
     asyncio.run(boots())
     assert {event.mac for event in told} == {TWO, *broken}
+
+
+def test_of_a_class_that_is_not_there(tmp_path: Path) -> None:
+    """The reason is a sentence."""
+    told = list[Event]()
+    images: dict[str, str] = {}
+
+    async def boots() -> None:
+        here = preparing(Layers(tmp_path), told, lambda client: images[client.class_name])
+        await here.prepare(Client(ONE, class_name="rpi"), 0.0)
+        here.close()
+
+    asyncio.run(boots())
+    assert [event.detail["why"] for event in told] == [
+        "there is no image for it: configure [class.rpi]"
+    ]
 
 
 def test_a_failure_lets_the_next_one_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
