@@ -84,11 +84,10 @@ class Room:
         return cmdline
 
     def boot(self) -> None:
+        # What ran has the firmware's address: a word of it, and the switch sends it all the rest.
+        self.seat.power_off()
         self.load()
-        if self.seat.running:
-            self.seat.reset()
-        else:
-            self.seat.power_on()
+        self.seat.power_on()
         self.server.wait_running(self.seat, 200)
 
 

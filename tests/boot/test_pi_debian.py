@@ -80,11 +80,9 @@ def room(debian_arm64: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def start(room: Room) -> None:
     """As a Pi's firmware, and then to root's shell."""
+    room.seat.power_off()  # or the switch sends it what is for the firmware
     room.load()
-    if room.seat.running:
-        room.seat.reset()
-    else:
-        room.seat.power_on()
+    room.seat.power_on()
     room.seat.wait_for("login: ", 500)
     room.seat.send("root\n")
     room.seat.wait_for(r"root@[^\n]*# ", 60)
