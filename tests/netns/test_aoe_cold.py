@@ -3,7 +3,7 @@
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,8 +23,8 @@ DISTANT_US = 60_000_000
 
 
 @contextlib.contextmanager
-def standstill() -> Iterator[None]:
-    """The disk stands still until the end of this, or until ``set_delay(0)``."""
+def standstill(set_delay: Callable[[int], None] = set_delay) -> Iterator[None]:
+    """The disk stands still for the module of ``set_delay``, until the end or ``set_delay(0)``."""
     set_delay(DISTANT_US)
     try:
         yield

@@ -1,10 +1,8 @@
 """Writes of parts of pages that are not in memory: nobody waits with them, and no order is lost."""
 
-import contextlib
 import os
 import resource
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,22 +12,12 @@ from aoe_fast.parking import set_delay
 from tests.aoe_frames import UNC
 from tests.aoe_peer import Peer, eventually, serving, total
 from tests.conftest import Cable
-from tests.netns.test_aoe_cold import DISTANT_US, evict
+from tests.netns.test_aoe_cold import evict, standstill
 
 pytestmark = pytest.mark.netns
 
 CHUNK = 65536
 SIZE = 32 * CHUNK
-
-
-@contextlib.contextmanager
-def standstill() -> Iterator[None]:
-    """The disk stands still until the end of this, or until ``set_delay(0)``."""
-    set_delay(DISTANT_US)
-    try:
-        yield
-    finally:
-        set_delay(0)
 
 
 @pytest.fixture
@@ -60,7 +48,10 @@ def test_a_cold_write_stalls_nobody(cable: Cable, cold: Path, durability: str) -
     warm.write_bytes(bytes(SIZE))
     writer, bystander = Peer(cable), Peer(cable, mac=b"\x02\0\0\0\0\x77")
     cable.cli.ip("link set eth0 promisc on")
-    with serving(cable, target_of(cold, warm, durability=durability)) as server, standstill():
+    with (
+        serving(cable, target_of(cold, warm, durability=durability)) as server,
+        standstill(set_delay),
+    ):
         writer.send(writer.write(5, b"c" * 512, tag=7))
         assert eventually(lambda: server.handed_over()[0] == 1)
         for n in range(200):
@@ -81,7 +72,7 @@ def test_a_cold_write_stalls_nobody(cable: Cable, cold: Path, durability: str) -
 def test_what_comes_after_a_cold_write_stays_behind_it(cable: Cable, cold: Path) -> None:
     """Whole pages and warm ones too: overlapping writes of a client keep their order."""
     peer = Peer(cable)
-    with serving(cable, target_of(cold)) as server, standstill():
+    with serving(cable, target_of(cold)) as server, standstill(set_delay):
         for tag in range(60):
             first, many = (0, 2) if tag % 2 else (tag % 3, 1)
             peer.send(peer.write(first, bytes([tag]) * 512 * many, tag=tag))
@@ -120,7 +111,7 @@ def test_other_exports_do_not_line_up(cable: Cable, cold: Path) -> None:
     warm = cold.with_name("warm")
     warm.write_bytes(bytes(SIZE))
     peer = Peer(cable)
-    with serving(cable, target_of(warm, cold)) as server, standstill():
+    with serving(cable, target_of(warm, cold)) as server, standstill(set_delay):
         request = bytearray(peer.write(0, b"c" * 512, tag=1))
         request[18] = 4
         peer.send(bytes(request))

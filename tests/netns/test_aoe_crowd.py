@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,11 +79,16 @@ def test_a_room_discovers_at_once_without_a_loss(
     target.set_view(None, {(16, slot): export for slot in range(4)})
     with serving(cable, target, max_clients=500) as server:
         for number in range(500):
-            where = {"src": station(number), "dst": BROADCAST, "shelf": 0xFFFF, "slot": 0xFF}
+            where: dict[str, Any] = {
+                "src": station(number),
+                "dst": BROADCAST,
+                "shelf": 0xFFFF,
+                "slot": 0xFF,
+            }
             if subcommand_or_identify == "config":
-                peer.send(frame(1, config(0), tag=number + 1, **where))  # type: ignore[arg-type]
+                peer.send(frame(1, config(0), tag=number + 1, **where))
             else:
-                peer.send(ata(IDENTIFY, tag=number + 1, **where))  # type: ignore[arg-type]
+                peer.send(ata(IDENTIFY, tag=number + 1, **where))
         replies = everyone(peer, 2000)
         assert {(r.tag, r.address[1]) for r in replies} == {
             (number + 1, slot) for number in range(500) for slot in range(4)

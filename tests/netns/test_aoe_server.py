@@ -259,7 +259,7 @@ def test_a_dropped_view_is_gone_when_the_call_returns(cable: Cable, peer: Peer, 
             assert peer.ask(peer.read(0)).status == 0x40
             target.drop_view(peer.mac)
             peer.send(peer.read(0))
-            assert eventually(lambda: total(server, "frames") == 2 * number + 2)  # noqa: B023
+            assert eventually(lambda n=number: total(server, "frames") == 2 * n + 2)
             assert peer.receive(0.01) is None
             assert total(server, "not_ours") == number + 1
 

@@ -182,11 +182,7 @@ def test_release(cable: Cable, tmp_path: Path) -> None:
 
 def test_an_address_in_use_is_not_offered(cable: Cable, tmp_path: Path) -> None:
     """Another machine on the cable has one of the two addresses: looking ahead finds it."""
-    cable.cli.ip(
-        "link add link eth0 name other type macvlan mode bridge",
-        "link set other up",
-        "addr add 10.77.0.50/32 dev other",
-    )
+    somebody_else_has_50(cable)
     with serving(cable.srv, Mode.ALL, last="10.77.0.51") as (server, events):
         assert eventually(lambda: server.counters["conflicts"] == 1)
         got = []
@@ -202,16 +198,21 @@ def test_an_address_in_use_is_not_offered(cable: Cable, tmp_path: Path) -> None:
     assert "10.77.0.50 is in use by" in str(alarm.detail["text"])
 
 
-def test_an_address_that_nobody_looked_at_is_probed_before_its_offer(
-    cable: Cable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As in the first moments of a server, and when more come than were looked at."""
-    monkeypatch.setattr(Lookout, "start", lambda self: None)
+def somebody_else_has_50(cable: Cable) -> None:
+    """Another machine at the client's end of the cable, with the only address there is."""
     cable.cli.ip(
         "link add link eth0 name other type macvlan mode bridge",
         "link set other up",
         "addr add 10.77.0.50/32 dev other",
     )
+
+
+def test_an_address_that_nobody_looked_at_is_probed_before_its_offer(
+    cable: Cable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the first moments of a server, and when more come than were looked at."""
+    monkeypatch.setattr(Lookout, "start", lambda self: None)
+    somebody_else_has_50(cable)
     with serving(cable.srv, Mode.ALL, last="10.77.0.50") as (server, events):
         assert not udhcpc(cable, tmp_path, refused=True)
         assert eventually(lambda: server.counters["conflicts"] > 0)
@@ -232,11 +233,7 @@ def test_an_answer_that_waits_while_the_server_is_busy_counts(
         return held
 
     monkeypatch.setattr(DhcpServer, "_probe", busy)
-    cable.cli.ip(
-        "link add link eth0 name other type macvlan mode bridge",
-        "link set other up",
-        "addr add 10.77.0.50/32 dev other",
-    )
+    somebody_else_has_50(cable)
     with serving(cable.srv, Mode.ALL, last="10.77.0.50") as (server, events):
         assert not udhcpc(cable, tmp_path, refused=True)
         assert eventually(lambda: Kind.POOL_FULL in kinds(events))

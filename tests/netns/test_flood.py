@@ -84,10 +84,7 @@ def test_a_flood_that_takes_what_it_is_offered(serve: Serve) -> None:
         before_it = descriptors(pid)
         with taking(room):
             eventually(lambda: bool(full_of(control)))
-            done = host.run(
-                ["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "50", "-T", "3", "-s", "/bin/true",
-                 "-V", "PXEClient:Arch:00000:UNDI:002001"], check=False, timeout=200,
-            )  # fmt: skip
+            done = boots(host)
             full = full_of(control)[-1]
         again = {mac: room.boot(mac) for mac in seats}
         eventually(lambda: descriptors(pid) <= before_it + 2 * (20 + 30) + 5)
@@ -147,6 +144,13 @@ def full_of(control: ControlClient) -> list[dict[str, Any]]:
     return [e for e in control.follow("/v1/events") if e["kind"] == "pool-full"]
 
 
+def boots(host: Namespace) -> "subprocess.CompletedProcess[str]":
+    """A new machine, which asks like a PC's firmware until it has an address."""
+    asks = ["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "50", "-T", "3", "-s", "/bin/true",
+            "-V", "PXEClient:Arch:00000:UNDI:002001"]  # fmt: skip
+    return host.run(asks, check=False, timeout=200)
+
+
 def test_a_new_machine_gets_an_address_while_a_flood_goes_on(serve: Serve) -> None:
     """The pool has far fewer addresses than the flood asks for in a second."""
     requires("udhcpc")
@@ -160,10 +164,7 @@ def test_a_new_machine_gets_an_address_while_a_flood_goes_on(serve: Serve) -> No
         with flooding(room):
             eventually(lambda: bool(full_of(control)))
             full = full_of(control)[0]  # the log does not keep all of a flood
-            done = host.run(
-                ["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "50", "-T", "3", "-s", "/bin/true",
-                 "-V", "PXEClient:Arch:00000:UNDI:002001"], check=False, timeout=200,
-            )  # fmt: skip
+            done = boots(host)
         room.close()
     assert done.returncode == 0, done.stderr
     assert "lease of 10.77.0." in done.stderr + done.stdout
@@ -180,10 +181,7 @@ def test_a_new_machine_gets_an_address_while_the_same_ones_ask_on(serve: Serve) 
         room = Room(host)
         with of_many(lambda mac: room.say(mac, Type.DISCOVER), 0.002, 100):
             eventually(lambda: control.get("/v1/status")["dhcp"]["received"] > 100 * 2 * MANY, 120)
-            done = host.run(
-                ["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "20", "-T", "3", "-s", "/bin/true",
-                 "-V", "PXEClient:Arch:00000:UNDI:002001"], check=False, timeout=90,
-            )  # fmt: skip
+            done = boots(host)
         room.close()
     assert done.returncode == 0, done.stderr
     assert "lease of 10.77.0." in done.stderr + done.stdout
