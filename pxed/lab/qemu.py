@@ -27,6 +27,14 @@ _VGA_TEXT = 0xB8000
 _LONGEST_COMMAND = 900  # busybox reads no longer line from a terminal
 
 
+def _may_grow(wanted: re.Pattern[str], said: str, end: int) -> bool:
+    """Whether a match at the very end of what was said gets longer if a word or blank follows."""
+    return end == len(said) and any(
+        (more := wanted.search(said + letter)) is not None and more.end() > end
+        for letter in ("a", "0", ".", " ")
+    )
+
+
 class Client:
     """One machine: off until ``power_on``, and off for good after ``close``; a context manager.
 
@@ -150,13 +158,17 @@ class Client:
     def wait_for(self, pattern: str, timeout: float = 60) -> re.Match[str]:
         """Wait until the console of this boot matches the regular expression.
 
+        A match that more output could lengthen is not taken before it ends: half a line is none.
         HostError if it does not in time, or if the machine goes off; it quotes the last lines.
         """
         wanted = re.compile(pattern)
         until = time.monotonic() + timeout
         while True:
             alive = self.running
-            if (found := wanted.search(self.console())) is not None:
+            said = self.console()
+            if (found := wanted.search(said)) is not None and not (
+                alive and _may_grow(wanted, said, found.end())
+            ):
                 return found
             if not alive:
                 raise HostError(f"{self.name} went off while waiting for {pattern!r}{self._why()}")

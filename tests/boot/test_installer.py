@@ -117,7 +117,7 @@ class Machine:
     def boot(self, firmware: Firmware = "bios") -> str:
         """Start from the disk to a shell; the image that runs."""
         client = self.on(firmware=firmware)
-        found = client.wait_for(r"running (lab@\S+)", 200)
+        found = client.wait_for(r"running (lab@\S+)\s", 200)
         client.wait_for(r"running [^\n]*\n(?s:.*)# ", 60)
         return found[1]
 

@@ -187,6 +187,29 @@ def test_waiting_ends_in_time_and_says_for_what(lab: Lab) -> None:
         client.wait_for("never said", timeout=5)
 
 
+def test_half_a_line_is_no_match(lab: Lab) -> None:
+    client = lab.add_client()
+    client.power_on()
+    with client.serial_log.open("ab") as console:
+        console.write(b"kept lab@1")
+        console.flush()
+        with pytest.raises(HostError, match="no 'kept "):
+            client.wait_for(r"kept [^\n]*", timeout=0.3)
+        assert client.wait_for("kept lab@", timeout=60)[0] == "kept lab@"
+        console.write(b".0\n")
+        console.flush()
+    assert client.wait_for(r"kept [^\n]*", timeout=60)[0] == "kept lab@1.0"
+
+
+def test_a_machine_that_goes_off_has_said_all(lab: Lab) -> None:
+    client = lab.add_client()
+    client.power_on()
+    with client.serial_log.open("ab") as console:
+        console.write(b"kept lab@1")
+    client.power_off()
+    assert client.wait_for(r"kept \S*", timeout=60)[0] == "kept lab@1"
+
+
 def test_qemus_own_words_come_with_the_error(lab: Lab) -> None:
     client = lab.add_client(extra=("-device", "no-such-device"))
     client.power_on()
