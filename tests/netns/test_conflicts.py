@@ -1,10 +1,12 @@
 """The conflict watch against Debian's dnsmasq as a rival and vblade as a second AoE target."""
 
 import asyncio
+import select
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,10 @@ from pxed.conflicts import GONE, Conflicts, What
 from pxed.control import ControlClient
 from pxed.dhcp.replies import Mode
 from pxed.events import Event, Kind
+from pxed.mac import Mac
 from pxed.net.conflicts import ConflictWatch, find_targets
-from pxed.net.link import look_up
+from pxed.net.link import Link, look_up
+from pxed.net.rival import find_rivals, find_tftp
 from pxed.net.thread import LoopThread
 from tests.conftest import Cable, requires
 from tests.netns.conftest import GOOD, Serve
@@ -139,20 +143,51 @@ def test_another_target_at_our_address(site: Cable, tmp_path: Path) -> None:
     assert event.detail["offer"] == "e16.1"
 
 
-def test_an_answer_that_waits_while_the_server_is_busy_counts(site: Cable, tmp_path: Path) -> None:
-    """The time to listen is over before the loop has come to what arrived in it."""
-    disk = tmp_path / "disk"
-    disk.write_bytes(bytes(1 << 20))
-    vblade(site.cli, 16, 1, disk)
+def held(loop: asyncio.AbstractEventLoop, fd: int, _read: Callable[[], object]) -> None:
+    """In ``loop.add_reader``'s place: the loop stands still until something lies in the socket.
 
-    async def look() -> list[set[tuple[int, int]]]:
-        looking = asyncio.create_task(find_targets(look_up("eth0"), {16}, 0.2))
-        await asyncio.sleep(0)
-        asyncio.get_running_loop().call_soon(time.sleep, 0.5)
-        return list((await looking).values())
+    Nor does it come to that before the time to listen is over.
+    """
+
+    def hold() -> None:
+        there = select.poll()
+        there.register(fd, select.POLLIN)
+        assert there.poll(60_000)
+
+    loop.call_soon(hold)
+
+
+async def dhcp_servers(link: Link) -> list[Mac]:
+    return [rival.mac for rival in await find_rivals(link, 0.2)]
+
+
+async def tftp_servers(link: Link) -> list[Mac]:
+    return list(await find_tftp(link, 0.2))
+
+
+async def targets(link: Link) -> list[Mac]:
+    return list(await find_targets(link, {16}, 0.2))
+
+
+@pytest.mark.parametrize("look", [dhcp_servers, tftp_servers, targets])
+def test_an_answer_that_lies_unread_when_the_time_is_over_counts(
+    site: Cable, tmp_path: Path, look: Callable[[Link], Coroutine[Any, Any, list[Mac]]]
+) -> None:
+    if look is targets:
+        disk = tmp_path / "disk"
+        disk.write_bytes(bytes(1 << 20))
+        vblade(site.cli, 16, 1, disk)
+    else:
+        dnsmasq(site, tmp_path, "--no-ping", "--enable-tftp", f"--tftp-root={tmp_path}")
+
+    async def busy() -> list[Mac]:
+        loop = asyncio.get_running_loop()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "add_reader", partial(held, loop))
+            return await look(look_up("eth0"))
 
     with LoopThread(site.srv.inside()) as thread:
-        eventually(lambda: thread.call(look()) == [{(16, 1)}])
+        assert thread.call(busy(), 120) == [mac_of(site)]
 
 
 def test_a_quiet_segment_has_no_finding(site: Cable) -> None:
