@@ -243,6 +243,9 @@ class Preparing:
             if client.mac in present or provisions or client.admission == "blocked":
                 self._restore(client, known)
         self._watch.refresh()
+        for client in self._choice.clients:
+            if client.in_boot:  # it may have said that it runs as the server was killed
+                self._watch.unread(client.mac, client.boot_started)
 
     def _restore(self, client: Client, known: dict[str, images.Image] | None = None) -> None:
         """``known``: images that were looked up before, if its files are known to be there."""

@@ -21,6 +21,8 @@ SECTOR = 512
 REPORT_LINES = 24  # what follows them on the device is what the server says to an installer
 HEARD_EVERY_NS = 5_000_000_000
 LATE_NS = 10_000_000_000  # a write that had to wait for the disk is counted before it is there
+_COARSE = 0.1  # seconds that a file's time may be behind the clock; no machine starts in that
+_UNREAD = np.iinfo(np.uint64).max  # no count of writes
 
 _FIRSTS = (
     ("first_query_ns", Kind.AOE_FOUND),
@@ -105,6 +107,20 @@ class Watch:
             self._forget(row)
         self._lines[mac] = 0
 
+    def unread(self, mac: Mac, since: float) -> None:
+        """Have the next look read this client's report, if its boot, which began then, wrote it.
+
+        For a boot from before this server's start: its lines may be there and not be counted. Older
+        ones are of a boot before, killed with the server before it was emptied.
+        """
+        try:
+            written = self._report_path(mac).stat().st_mtime
+        except OSError:
+            return
+        if written >= since - _COARSE:
+            rows = [row for row in self._rows_of.get(mac, ()) if self._rows[row][2] == REPORT_SLOT]
+            self._writes[rows] = _UNREAD
+
     def silence(self, macs: Iterable[Mac], monotonic_ns: int) -> float:
         """Seconds since any of these addresses was heard over AoE; infinite for never."""
         last = self._target.stats["last_ns"]
@@ -148,7 +164,7 @@ class Watch:
         changed = writes[self._reports] != self._writes[self._reports]
         for row in self._reports[changed].tolist():
             count = writes[row]
-            said = self._read_report(self._rows[row][0], when(int(last[row])))
+            said = self._read_report(row, monotonic_ns, wall)
             # Fewer lines than writes: one of them may be on its way yet, and is looked for again.
             all_there = len(said) >= int(count) - int(self._writes[row])
             if all_there or monotonic_ns - int(last[row]) > LATE_NS:
@@ -163,14 +179,16 @@ class Watch:
         events: list[Event] = []
         for row in self._rows_of.get(mac, ()):
             if self._rows[row][2] == REPORT_SLOT and stats["writes"][row] != self._writes[row]:
-                latest = wall - (monotonic_ns - int(stats["last_ns"][row])) / 1e9
-                events += self._read_report(mac, latest)
+                events += self._read_report(row, monotonic_ns, wall)
         return events
 
-    def _read_report(self, mac: Mac, latest: float) -> list[Event]:
-        line = self._lines.get(mac, 0)
+    def _read_report(self, row: int, monotonic_ns: int, wall: float) -> list[Event]:
+        mac, last_ns = self._rows[row][0], int(self._target.stats["last_ns"][row])
+        line, path = self._lines.get(mac, 0), self._report_path(mac)
         try:
-            data = self._report_path(mac).read_bytes()
+            # A server that has just started has not heard what is there already.
+            latest = wall - (monotonic_ns - last_ns) / 1e9 if last_ns else path.stat().st_mtime
+            data = path.read_bytes()
         except OSError:
             return []
         lines = []
@@ -180,7 +198,7 @@ class Watch:
         self._lines[mac] = line
         if not lines:
             return []
-        # The client's own uptime tells how far apart its lines are; the target, when the last came.
+        # The client's own uptime tells how far apart its lines are.
         end = lines[-1][1]
         return [
             Event(

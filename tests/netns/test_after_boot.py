@@ -22,6 +22,7 @@ from tests.netns.test_why import Firmware
 __all__ = ["serve"]  # the fixture
 pytestmark = pytest.mark.netns
 MAC = Mac("52:54:00:00:00:78")
+NEVER = "from pxed import app; app.POLL_BUSY = app.POLL_IDLE = 3600.0; "  # are reports looked at
 
 
 @pytest.fixture
@@ -169,8 +170,7 @@ def test_auto_mode_follows_through(serve: Serve, seat: Cable, tmp_path: Path) ->
 def test_what_it_wrote_before_it_began_again_is_of_its_last_boot(serve: Serve, seat: Cable) -> None:
     """Also where the loop comes to the line and to the DISCOVER at once: here it never looks."""
     seat.cli.ip("addr flush dev eth0")
-    never = "from pxed import app; app.POLL_BUSY = app.POLL_IDLE = 3600.0; "
-    with running(serve, GOOD, before=never) as control:
+    with running(serve, GOOD, before=NEVER) as control:
         take(seat)
         eventually(lambda: "midlayer-ready" in kinds(control), 60)
         report(seat, b"failed 2.0 it has no disk")
@@ -179,3 +179,22 @@ def test_what_it_wrote_before_it_began_again_is_of_its_last_boot(serve: Serve, s
         told = [e for e in control.follow("/v1/events") if e["kind"] in ("report", "discover")]
         steps = [e.get("step") for e in told]
         assert (steps.count("failed"), steps[-1]) == (1, None)
+
+
+@pytest.mark.parametrize("runs", [True, False], ids=["it runs", "it has said nothing"])
+def test_what_it_wrote_when_the_server_ended_is_read_by_the_next(
+    serve: Serve, seat: Cable, runs: bool
+) -> None:
+    seat.cli.ip("addr flush dev eth0")
+    with running(serve, GOOD, before=NEVER) as control:
+        take(seat)
+        eventually(lambda: "midlayer-ready" in kinds(control))
+        if runs:
+            report(seat, b"running 2.0 lab")
+        assert control.get(f"/v1/clients/{MAC}")["state"] == "booting"
+    with running(serve, GOOD) as control:
+        if not runs:
+            with seat.cli.inside(), Initiator("eth0", retries=60) as initiator:
+                initiator.read(16, 0, 0, 1)
+        eventually(lambda: ("report" if runs else "aoe-read") in kinds(control))
+        assert control.get(f"/v1/clients/{MAC}")["state"] == ("running" if runs else "booting")

@@ -1,5 +1,6 @@
 """AoE counters and report devices become events."""
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,40 @@ def test_what_a_client_says_before_its_rows_are_looked_up_is_heard(bench: Bench)
     steps = [e.detail["step"] for e in late.poll(time.monotonic_ns(), time.time())
              if e.kind is Kind.REPORT]  # fmt: skip
     assert steps == ["running"]
+
+
+def told_after_a_restart(bench: Bench, since: float) -> list[Event]:
+    """What a new server's first look finds of a boot that began then."""
+    exports = {(16, 4): bench.exports[1]}
+    target = Target()
+    target.set_view(mac_bytes(MAC), exports)
+    watch = Watch(target, lambda _mac: bench.report)
+    watch.refresh()
+    watch.unread(MAC, since)
+    events = watch.poll(time.monotonic_ns(), time.time())
+    assert watch.poll(time.monotonic_ns(), time.time()) == []
+    target.drop_view(mac_bytes(MAC))
+    return events
+
+
+def test_what_was_said_to_the_server_before_is_read_once(bench: Bench) -> None:
+    bench.say(0, "kernel 1.00")
+    bench.say(1, "running 3.00")
+    os.utime(bench.report, (7000.0, 7000.0))
+    events = told_after_a_restart(bench, 6990.0)
+    assert [(e.detail["step"], e.time) for e in events] == [("kernel", 6998.0), ("running", 7000.0)]
+
+
+def test_what_it_said_before_a_new_boot_began_is_not(bench: Bench) -> None:
+    bench.say(0, "running 3.00")
+    os.utime(bench.report, (7000.0, 7000.0))
+    assert told_after_a_restart(bench, 7002.0) == []
+
+
+def test_who_said_nothing_before_a_restart_has_said_nothing(bench: Bench) -> None:
+    assert told_after_a_restart(bench, 0.0) == []
+    bench.report.unlink()
+    assert told_after_a_restart(bench, 0.0) == []
 
 
 def test_a_new_boot_tells_the_first_read_again(bench: Bench) -> None:
