@@ -1,12 +1,14 @@
-"""One address of one machine, and the range that a subnet has without being told. Pure."""
+"""One address of one machine, and the addresses that there are for machines. Pure."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
 
 from pxed.errors import UsageError
 from pxed.mac import Mac
+
+_MAX_POOL = 1 << 16
 
 
 class State(StrEnum):
@@ -26,6 +28,50 @@ class Lease:
     ip: IPv4Address
     state: State
     expires: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """``first`` to ``last`` without ``exclude``, all of which lie between them.
+
+    UsageError if that is upside down or too large.
+    """
+
+    first: IPv4Address
+    last: IPv4Address
+    exclude: frozenset[IPv4Address] = frozenset()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.width <= _MAX_POOL:
+            raise UsageError(f"range {self} must have 1 to {_MAX_POOL} addresses")
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+    def __len__(self) -> int:
+        return self.width - len(self.exclude)
+
+    def __contains__(self, ip: object) -> bool:
+        return isinstance(ip, IPv4Address) and (
+            self.first <= ip <= self.last and ip not in self.exclude
+        )
+
+    @property
+    def width(self) -> int:
+        """How many addresses there are from the first to the last."""
+        return int(self.last) - int(self.first) + 1
+
+    def at(self, offset: int) -> IPv4Address:
+        """The address so far into it, excluded ones among them; beyond its end it begins anew."""
+        return self.first + offset % self.width
+
+    def around(self, offset: int) -> Iterator[IPv4Address]:
+        """Every address but the excluded ones, from there on."""
+        width = self.width
+        for step in range(width):
+            ip = self.first + (offset + step) % width
+            if ip not in self.exclude:
+                yield ip
 
 
 def carve(network: IPv4Network, taken: Collection[IPv4Address]) -> tuple[IPv4Address, IPv4Address]:

@@ -20,9 +20,9 @@ from ipaddress import IPv4Address
 from itertools import islice
 
 from pxed.dhcp.ahead import Ahead
-from pxed.dhcp.lease import Lease, State
+from pxed.dhcp.homes import Homes
+from pxed.dhcp.lease import Lease, Pool, State
 from pxed.dhcp.pressure import Pressure
-from pxed.errors import UsageError
 from pxed.mac import Mac, mac_bytes
 
 HOLD = 10.0
@@ -33,7 +33,6 @@ IDLE = 20.0
 """Seconds that a lease may be idle when the pool is empty: an iPXE that waits for IPv6 needs 16."""
 QUARANTINE = 600.0
 """Seconds that an address which somebody else uses is left alone (RFC 2131 section 4.3.3)."""
-_MAX_POOL = 1 << 16
 _LOOK_PAST = 1024  # addresses that one call may pass over
 
 
@@ -55,14 +54,9 @@ class Leases:
         self._on_change = on_change
         self._active: dict[IPv4Address, Lease] = {}
         self._of_mac: dict[Mac, IPv4Address] = {}  # offered or bound; inverse of _active
-        self._home: OrderedDict[Mac, IPv4Address] = OrderedDict()  # least recently used first
-        self._home_at: dict[IPv4Address, Mac] = {}  # inverse of _home
-        self._real: set[Mac] = set()  # that did something since they were bound
+        self.homes = Homes(self._active.__contains__)
         self._idle: OrderedDict[IPv4Address, float] = OrderedDict()  # bound, not real; oldest first
         self._former: dict[IPv4Address, Lease] = {}  # that was idle, and went to another
-        # Homes of absent machines, longest absent first: of real ones, and of others.
-        self._away: OrderedDict[IPv4Address, None] = OrderedDict()
-        self._doubtful: OrderedDict[IPv4Address, None] = OrderedDict()
         self.ahead = Ahead()
         self._next_look = 0  # offset into the range
         self._next_idle = 0  # and into the idle leases
@@ -76,18 +70,16 @@ class Leases:
     @property
     def range(self) -> str:
         """The pool as text, ``FIRST-LAST``."""
-        return f"{self.first}-{self.last}"
+        return str(self.pool)
 
     @property
     def size(self) -> int:
         """How many addresses there are for clients."""
-        return int(self.last) - int(self.first) + 1 - len(self._exclude)
+        return len(self.pool)
 
     def __contains__(self, ip: object) -> bool:
         """Whether ``ip`` is one that this pool may give away."""
-        return isinstance(ip, IPv4Address) and (
-            self.first <= ip <= self.last and ip not in self._exclude
-        )
+        return ip in self.pool
 
     def of(self, mac: Mac, now: float) -> Lease | None:
         """The machine's live lease (offered or bound)."""
@@ -103,11 +95,11 @@ class Leases:
 
     def is_known(self, mac: Mac) -> bool:
         """Whether this machine was ever bound here (and not displaced since)."""
-        return mac in self._home
+        return self.homes.of(mac) is not None
 
     def is_home(self, ip: IPv4Address) -> bool:
         """Whether ``ip`` is some machine's address of before: no need to probe for a rival user."""
-        return ip in self._home_at and ip not in self._former
+        return ip in self.homes and ip not in self._former
 
     @property
     def unclaimed(self) -> int:
@@ -133,12 +125,11 @@ class Leases:
     def unseen(self, count: int) -> list[IPv4Address]:
         """Up to ``count`` free addresses that nobody has looked at, further on at each call."""
         found: list[IPv4Address] = []
-        span = int(self.last) - int(self.first) + 1
-        for _ in range(min(span, _LOOK_PAST)):
+        for _ in range(min(self.pool.width, _LOOK_PAST)):
             if len(found) >= count:
                 break
-            ip = self.first + self._next_look % span
-            self._next_look = (self._next_look + 1) % span
+            ip = self.pool.at(self._next_look)
+            self._next_look = (self._next_look + 1) % self.pool.width
             if ip in self and self._untouched(ip) and ip not in self.ahead:
                 found.append(ip)
         return found
@@ -147,7 +138,7 @@ class Leases:
         """``holder`` answers at a free ``ip``: quarantine it; False if it is not free any more."""
         if ip not in self or ip in self._active:
             return False
-        self._evict(ip)
+        self.homes.evict(ip)
         self._tell(self._set(Lease(holder, ip, State.DECLINED, now + seconds)))
         return True
 
@@ -177,8 +168,8 @@ class Leases:
             if self.is_known(mac) or not self._pressure.crowds(mac) or self._leave_room(now):
                 ip = self._pick(mac, wanted, now)
             ip = ip or self._take_back(now)
-            if ip is None and self._away and (mac in self._real or 4 * held < self.size):
-                ip = next(iter(self._away))
+            if ip is None and (self.homes.is_real(mac) or 4 * held < self.size):
+                ip = next(iter(self.homes.away), None)
             if ip is None:
                 self._pressure.refused(mac, now)
         return None if ip is None else self._set(Lease(mac, ip, State.OFFERED, now + hold))
@@ -194,7 +185,7 @@ class Leases:
         lease = self._active.get(ip)
         if ip not in self or (lease is not None and lease.mac != mac):
             return None
-        if lease is None and self._home_at.get(ip, mac) != mac:
+        if lease is None and self.homes.whose(ip) not in (None, mac):
             return None  # never offered, and another machine's home
         if lease is not None and lease.state is State.DECLINED:
             return None
@@ -205,7 +196,7 @@ class Leases:
         self._move_in(mac, ip)
         self._former.pop(ip, None)
         bound = self._set(Lease(mac, ip, State.BOUND, now + seconds))
-        if mac not in self._real:
+        if not self.homes.is_real(mac):
             self._idle[ip] = since
             self._idle.move_to_end(ip, last=since == now)
         if renews and now - since >= IDLE:
@@ -217,15 +208,14 @@ class Leases:
         """The machine did something that shows it is there; unknown ones are fine."""
         lease = self.of(mac, now)
         bound = lease is not None and lease.state is State.BOUND
-        if mac in self._real or not (bound or mac in self._home):
+        if self.homes.is_real(mac) or not (bound or self.is_known(mac)):
             return
-        self._real.add(mac)
+        self.homes.prove(mac)
         if lease is not None and bound:
             self._idle.pop(lease.ip, None)
-            if self._home.get(mac) != lease.ip:
+            if self.homes.of(mac) != lease.ip:
                 self._settle(mac, lease.ip)
                 self._set(lease)
-        self._sort(self._home[mac])
 
     def answers(self, holder: Mac, ip: IPv4Address, now: float) -> None:
         """``holder`` says by ARP that it has ``ip``: if it is idle there, it is there."""
@@ -262,7 +252,7 @@ class Leases:
         if lease is None or lease.ip != ip:
             return False
         self._drop(ip)
-        self._evict(ip)
+        self.homes.evict(ip)
         self._tell(self._set(Lease(mac, ip, State.DECLINED, now + seconds)))
         return True
 
@@ -286,15 +276,11 @@ class Leases:
         self, first: IPv4Address, last: IPv4Address, *, exclude: Iterable[IPv4Address] = ()
     ) -> None:
         """Move the pool; leases and homes outside the new one are forgotten."""
-        count = int(last) - int(first) + 1
-        if not 0 < count <= _MAX_POOL:
-            raise UsageError(f"range {first}-{last} must have 1 to {_MAX_POOL} addresses")
-        self.first, self.last = first, last
-        self._exclude = frozenset(ip for ip in exclude if first <= ip <= last)
+        self.pool = Pool(first, last, frozenset(ip for ip in exclude if first <= ip <= last))
         for ip in [ip for ip in self._active if ip not in self]:
             self._drop(ip)
-        for ip in [ip for ip in self._home_at if ip not in self]:
-            self._evict(ip)
+        for ip in [ip for _, ip in self.homes.items() if ip not in self]:
+            self.homes.evict(ip)
         self.ahead.clear()
         self._former.clear()
         self._next_look = 0
@@ -306,7 +292,7 @@ class Leases:
         for lease in self._active.values():
             if lease.state is not State.OFFERED:
                 yield lease
-        for mac, ip in self._home.items():
+        for mac, ip in self.homes.items():
             lease_ = self._active.get(ip)
             if lease_ is None or lease_.mac != mac or lease_.state is State.OFFERED:
                 yield Lease(mac, ip, State.RELEASED, 0.0)
@@ -339,7 +325,7 @@ class Leases:
             self._drop(lease.ip)
         self._active[lease.ip] = lease
         self.ahead.used(lease.ip, offered=lease.state is State.OFFERED)
-        self._sort(lease.ip)
+        self.homes.sort(lease.ip)
         if lease.state is not State.DECLINED:
             self._of_mac[lease.mac] = lease.ip
         if lease.state is State.OFFERED:
@@ -355,7 +341,7 @@ class Leases:
         self.ahead.spend(ip, 0)
         self._unclaimed.pop(ip, None)
         self._idle.pop(ip, None)
-        self._sort(ip)
+        self.homes.sort(ip)
         if self._of_mac.get(lease.mac) == ip:
             del self._of_mac[lease.mac]
 
@@ -365,13 +351,12 @@ class Leases:
             lease = self._active.get(ip)
             if lease is not None and lease.expires <= now:
                 self._drop(ip)
-                if lease.state is State.BOUND and self._home_at.get(ip) != lease.mac:
+                if lease.state is State.BOUND and self.homes.whose(ip) != lease.mac:
                     self._tell_home(ip, now)
 
     def _move_in(self, mac: Mac, ip: IPv4Address) -> None:
-        """In a real machine's home one that is not seen to be there is only a guest."""
-        owner = self._home_at.get(ip, mac)
-        if owner == mac or mac in self._real or owner not in self._real:
+        """Give up whatever ``ip`` was; it becomes the home of ``mac`` unless that is a guest."""
+        if self.homes.opens_to(mac, ip):
             self._settle(mac, ip)
         elif ip in self._active:
             self._drop(ip)
@@ -380,33 +365,10 @@ class Leases:
         """Make ``ip`` the home of ``mac``, whoever held or had it before."""
         if ip in self._active:
             self._drop(ip)
-        if self._home_at.get(ip) != mac:
-            self._evict(ip)
-        former = self._home.pop(mac, None)
-        if former is not None:
-            del self._home_at[former]
-            self._sort(former)
-        self._home[mac] = ip
-        self._home_at[ip] = mac
-        self._sort(ip)
-
-    def _evict(self, ip: IPv4Address) -> None:
-        mac = self._home_at.pop(ip, None)
-        if mac is not None:
-            del self._home[mac]
-            self._real.discard(mac)
-            self._sort(ip)
-
-    def _sort(self, ip: IPv4Address) -> None:
-        """Whether it is an absent machine's home, and of which kind."""
-        self._away.pop(ip, None)
-        self._doubtful.pop(ip, None)
-        owner = self._home_at.get(ip)
-        if owner is not None and ip not in self._active:
-            (self._away if owner in self._real else self._doubtful)[ip] = None
+        self.homes.settle(mac, ip)
 
     def _pick(self, mac: Mac, wanted: IPv4Address | None, now: float) -> IPv4Address | None:
-        home = self._home.get(mac)
+        home = self.homes.of(mac)
         if home is not None:
             lease = self._active.get(home)
             if lease is None:
@@ -414,22 +376,20 @@ class Leases:
             if lease.state is State.OFFERED:  # a stranger holds it, unclaimed: take it back
                 self._drop(home)
                 return home
-            if home in self._idle and mac in self._real:
+            if home in self._idle and self.homes.is_real(mac):
                 self._send_away(home)
                 return home
         if wanted is not None and wanted in self and self._untouched(wanted):
             return wanted
-        if len(self._active) + len(self._away) + len(self._doubtful) < self.size:
+        if len(self._active) + self.homes.absent < self.size:
             start = zlib.crc32(mac_bytes(mac))
-            span = int(self.last) - int(self.first) + 1
-            known = self.ahead.best(self.first + start % span, now)
+            known = self.ahead.best(self.pool.at(start), now)
             if known is not None:
                 return known
-            for step in range(span):
-                ip = self.first + (start + step) % span
-                if ip in self and self._untouched(ip):
+            for ip in self.pool.around(start):
+                if self._untouched(ip):
                     return ip
-        return next(iter(self._doubtful), None)
+        return next(iter(self.homes.doubtful), None)
 
     def _leave_room(self, now: float) -> bool:
         """Whether a quarter of what nobody uses is free; offers that had their time end for it.
@@ -448,7 +408,7 @@ class Leases:
         for ip in self._unclaimed:
             lease = self._active[ip]
             left = lease.expires - now
-            if left > HOLD or lease.mac in self._home:
+            if left > HOLD or self.is_known(lease.mac):
                 continue  # a Raspberry Pi 3's, which is claimed late; a known machine's
             if left > HOLD - CLAIM:
                 break
@@ -471,15 +431,15 @@ class Leases:
         """Take an idle lease back; somebody has to look whether its machine is not there indeed."""
         lease = self._former[ip] = self._active[ip]
         self._drop(ip)
-        if self._home_at.get(ip) == lease.mac:
-            self._evict(ip)
+        if self.homes.whose(ip) == lease.mac:
+            self.homes.evict(ip)
         self._pressure.idled(lease.mac)
 
     def _untouched(self, ip: IPv4Address) -> bool:
-        return ip not in self._active and ip not in self._home_at
+        return ip not in self._active and ip not in self.homes
 
     def _tell_home(self, ip: IPv4Address, now: float) -> None:
-        owner = self._home_at.get(ip)
+        owner = self.homes.whose(ip)
         if owner is not None:
             self._tell(Lease(owner, ip, State.RELEASED, now))
 

@@ -417,7 +417,7 @@ class Policy:
         """Fit the pool to the server's subnet, and keep the server and the router out of it."""
         settings, leases = self.settings, self.leases
         taken = {settings.server} | ({settings.router} if settings.router is not None else set())
-        first, last = leases.first, leases.last
+        first, last = leases.pool.first, leases.pool.last
         if first not in settings.network or last not in settings.network:
             first, last = carve(settings.network, taken)
         leases.set_range(first, last, exclude=taken)

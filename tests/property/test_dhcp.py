@@ -144,11 +144,11 @@ class Pool(RuleBasedStateMachine):
 
     @rule(mac=pool_macs, wanted=st.one_of(st.none(), pool_ips))
     def offer(self, mac: Mac, wanted: IPv4Address | None) -> None:
-        leases, home = self.leases, self.leases._home.get(mac)
+        leases, home = self.leases, self.leases.homes.of(mac)
         fresh = leases.of(mac, self.now) is None
         there = leases._active.get(home) if home is not None else None
         lease = leases.offer(mac, self.now, wanted)
-        if mac in leases._real and fresh and there is None:
+        if leases.homes.is_real(mac) and fresh and there is None:
             assert lease is not None
             assert lease.ip == home
         if lease is not None:
@@ -180,11 +180,13 @@ class Pool(RuleBasedStateMachine):
     @rule(mac=pool_macs)
     def comes_back(self, mac: Mac) -> None:
         """A machine that was there finds no stranger in its home, whatever that one did."""
-        leases, home = self.leases, self.leases._home.get(mac)
-        if mac not in leases._real or leases.of(mac, self.now) is not None or home is None:
+        leases, home = self.leases, self.leases.homes.of(mac)
+        if not leases.homes.is_real(mac) or leases.of(mac, self.now) is not None or home is None:
             return
         there = leases._active.get(home)
-        taken = there is not None and (there.state is State.DECLINED or there.mac in leases._real)
+        taken = there is not None and (
+            there.state is State.DECLINED or leases.homes.is_real(there.mac)
+        )
         lease = leases.offer(mac, self.now)
         assert taken or (lease is not None and lease.ip == home)
 
@@ -211,7 +213,7 @@ class Pool(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         kept = list(self.leases.export())
-        fresh = Leases(self.leases.first, self.leases.last)
+        fresh = Leases(self.leases.pool.first, self.leases.pool.last)
         fresh.restore(kept, self.now)
         again = {record.ip: record.mac for record in fresh.export()}
         assert {k.ip for k in kept if k.state is not State.RELEASED} >= {
@@ -222,18 +224,18 @@ class Pool(RuleBasedStateMachine):
 
     @invariant()
     def consistent(self) -> None:
-        leases = self.leases
-        away = {ip for ip in leases._home_at if ip not in leases._active}
-        assert {ip for ip in away if leases._home_at[ip] in leases._real} == set(leases._away)
-        assert away - set(leases._away) == set(leases._doubtful)
+        leases, homes = self.leases, self.leases.homes
+        away = {ip for ip in homes._at if ip not in leases._active}
+        assert {ip for ip in away if homes._at[ip] in homes._real} == set(homes.away)
+        assert away - set(homes.away) == set(homes.doubtful)
         idle = {ip for ip, lease in leases._active.items()
-                if lease.state is State.BOUND and lease.mac not in leases._real}  # fmt: skip
+                if lease.state is State.BOUND and lease.mac not in homes._real}  # fmt: skip
         assert idle == set(leases._idle)
-        assert leases._real <= set(leases._home)
+        assert homes._real <= set(homes._of)
         assert len(leases._former) <= leases.size
         assert len(leases._active) <= leases.size
-        assert len(leases._home) == len(leases._home_at) <= leases.size
-        assert {mac: ip for ip, mac in leases._home_at.items()} == dict(leases._home)
+        assert len(homes._of) == len(homes._at) <= leases.size
+        assert {mac: ip for ip, mac in homes._at.items()} == homes._of
         for mac, ip in leases._of_mac.items():
             assert leases._active[ip].mac == mac
         assert len(leases._ends) <= 4 * len(leases._active) + 65
