@@ -5,46 +5,22 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from aoe_fast import Export, Target
 from aoe_fast.mapped import hot_chunks
-from tests.aoe_frames import READ, SERVER, WRITE, Reply, ata
+from tests.aoe_frames import READ, SERVER, Reply, ata
+from tests.unit.writeback import SECTORS, disk, export, put, serving
 
+__all__ = ["disk", "export"]  # the fixtures
 pytestmark = pytest.mark.skipif(
     tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) < (5, 14),
     reason="needs Linux 5.14 (MADV_POPULATE_WRITE): every write is a pwrite here",
 )
 
-SECTORS = 512  # four chunks of 64 KiB
 HOT = 8  # of a chunk's 16 pages
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.img"
-    path.write_bytes(b"o" * SECTORS * 512)
-    return path
-
-
-@pytest.fixture
-def export(disk: Path) -> Iterator[Export]:
-    with Export(disk, writable=True, durability="writeback") as export:
-        yield export
-
-
-def serving(export: Export) -> Target:
-    target = Target()
-    target.set_view(None, {(16, 3): export})
-    return target
-
-
-def put(target: Target, lba: int, data: bytes) -> int:
-    (raw,) = target.handle(ata(WRITE, lba, len(data) // 512, data=data), SERVER)
-    return Reply(raw).status
 
 
 def heat(target: Target, lba: int = 0) -> None:
@@ -144,7 +120,11 @@ def test_a_file_that_shrank_has_no_hot_chunks(export: Export, disk: Path) -> Non
 def test_a_signal_that_somebody_took_over_means_pwrite(disk: Path) -> None:
     code = """
 import os, signal, sys
-from tests.unit.test_aoe_mapped import *
+from pathlib import Path
+from aoe_fast import Export
+from aoe_fast.mapped import hot_chunks
+from tests.unit.test_aoe_mapped import heat
+from tests.unit.writeback import SECTORS, put, serving
 signal.signal(signal.SIGBUS, signal.SIG_DFL)
 disk = Path(sys.argv[1])
 with Export(disk, writable=True, durability="writeback") as export:
@@ -178,7 +158,11 @@ def test_a_full_disk_under_a_hot_chunk_is_an_ata_error() -> None:
         pytest.skip("needs root: mounts a small file system")
     code = """
 import ctypes, os
-from tests.unit.test_aoe_mapped import *
+from pathlib import Path
+from aoe_fast import Export
+from aoe_fast.mapped import hot_chunks
+from tests.unit.test_aoe_mapped import heat
+from tests.unit.writeback import SECTORS, put, serving
 disk = Path("/mnt/disk.img")
 disk.write_bytes(b"o" * SECTORS * 512)
 with Export(disk, writable=True, durability="writeback") as export:

@@ -3,39 +3,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from aoe_fast import Export, Target
-from tests.aoe_frames import SERVER, WRITE, Reply, ata
+from aoe_fast import Export
+from tests.unit.writeback import SECTORS, disk, export, put, serving
 
-SECTORS = 512
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.img"
-    path.write_bytes(b"o" * SECTORS * 512)
-    return path
-
-
-@pytest.fixture
-def export(disk: Path) -> Iterator[Export]:
-    with Export(disk, writable=True, durability="writeback") as export:
-        yield export
-
-
-def serving(export: Export) -> Target:
-    target = Target()
-    target.set_view(None, {(16, 3): export})
-    return target
-
-
-def put(target: Target, lba: int, data: bytes) -> int:
-    (raw,) = target.handle(ata(WRITE, lba, len(data) // 512, data=data), SERVER)
-    return Reply(raw).status
+__all__ = ["disk", "export"]  # the fixtures
 
 
 def test_a_write_is_where_it_belongs_and_nowhere_else(export: Export, disk: Path) -> None:
@@ -67,7 +42,9 @@ def test_a_full_disk_is_an_error_for_that_write_alone() -> None:
         pytest.skip("needs root: mounts a small file system")
     code = """
 import os
-from tests.unit.test_aoe_writes import *
+from pathlib import Path
+from aoe_fast import Export
+from tests.unit.writeback import SECTORS, put, serving
 disk = Path("/mnt/disk.img")
 disk.write_bytes(b"o" * SECTORS * 512)
 with Export(disk, writable=True, durability="writeback") as export:
