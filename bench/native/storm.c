@@ -12,6 +12,7 @@
    config_shelf + n / 240, n % 240 instead of at slot 3. nbd: port of a server that has `root` and
    `config-N` by NBD. timeouts=1: reads microseconds from its input and says what Linux would wait.
    Says one line of JSON. */
+#include "storm_http.h"
 #include "storm_replies.h"
 
 static const uint8_t *map_file(const char *path, uint64_t *bytes)

@@ -3,6 +3,8 @@
 #ifndef BENCH_STORM_NBD_H
 #define BENCH_STORM_NBD_H
 
+#include "ring.h"
+
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>

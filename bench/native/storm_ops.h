@@ -10,16 +10,6 @@ static void end_op(struct client *client, uint32_t number, int64_t now)
     client->ended[number] = us > 0 ? (uint32_t)us : 1;
 }
 
-/* The operation at `at` is over, the next may begin. */
-static void next_op(struct client *client, int64_t now)
-{
-    end_op(client, client->at, now);
-    client->at++;
-    client->stage = 0;
-    client->timer = 0;
-    advance(client, now);
-}
-
 static void ask_single(struct client *client, int64_t now)
 {
     const struct op *op = &ops[client->at];
@@ -209,6 +199,16 @@ static void advance(struct client *client, int64_t now)
         if (pumped >> device & 1)
             pump(client, &client->disks[device], now);
     set_deadline(client);
+}
+
+/* The operation at `at` is over, the next may begin. */
+static void next_op(struct client *client, int64_t now)
+{
+    end_op(client, client->at, now);
+    client->at++;
+    client->stage = 0;
+    client->timer = 0;
+    advance(client, now);
 }
 
 /* A time has come: to begin something, or to send something again. */

@@ -111,9 +111,6 @@ static uint64_t histogram[MEASURED][BUCKETS], counted[MEASURED], worst_ns[MEASUR
 static uint64_t wrong, failed, stray, again_dhcp, again_tftp, again_ipxe, again_aoe, again_http, again_find, sent_aoe,
     read_bytes, written_bytes, tftp_bytes, http_bytes, up_bytes, down_bytes;
 
-static void advance(struct client *client, int64_t now);
-static void next_op(struct client *client, int64_t now);
-
 /* Measuring */
 
 static void note(enum measured what, int64_t ns)

@@ -1,6 +1,7 @@
 """The architecture, kept: imports point down the tables of docs/architecture.md."""
 
 import ast
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,16 @@ def test_only_store_knows_sql() -> None:
 
 def test_every_module_has_its_layer() -> None:
     assert {room(path) for path in MODULES} <= LEVEL.keys()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "bench" / "native").glob("*.h")), ids=lambda p: p.name
+)
+def test_a_header_calls_nothing_above_it(path: Path) -> None:
+    """Included alone it is whole."""
+    flags = ["-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-Wno-unused", "-D_GNU_SOURCE"]
+    done = subprocess.run(
+        ["cc", *flags, "-x", "c", "-include", str(path), "/dev/null"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
