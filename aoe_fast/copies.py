@@ -101,6 +101,13 @@ pace_option = click.option(
     show_default=True,
     help="linux: the window and the timeouts of Linux's own driver.",
 )
+wait_option = click.option(
+    "--wait",
+    type=click.FloatRange(0.0, 3600.0),
+    default=60.0,
+    show_default=True,
+    help="Seconds that the device may leave one request unanswered.",
+)
 offset_option = click.option(
     "--offset", default="0", metavar="SIZE", help="Where on the device to begin. [0]"
 )
@@ -112,15 +119,22 @@ offset_option = click.option(
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
 @offset_option
 @click.option("--count", metavar="SIZE", help="How much to copy. [to the end]")
+@wait_option
 @pace_option
 def read(
-    interface: str, address: str, file: Path, offset: str, count: str | None, pace: Pace
+    interface: str,
+    address: str,
+    file: Path,
+    offset: str,
+    count: str | None,
+    wait: float,
+    pace: Pace,
 ) -> None:
     """Copy a device into FILE, which is removed again if the copy fails and made it."""
     shelf, slot = parse_address(address)
     first = _sectors("--offset", parse_size(offset))
     wanted = None if count is None else _sectors("--count", parse_size(count))
-    with Initiator(check_interface(interface), pace=pace) as initiator:
+    with Initiator(check_interface(interface), patience=wait, pace=pace) as initiator:
         size = initiator.identify(shelf, slot).sectors
         many = size - first if wanted is None else wanted
         if first > size or first + many > size:
@@ -145,13 +159,16 @@ def read(
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
 @offset_option
 @click.option("--verify", is_flag=True, help="Read everything back and compare.")
+@wait_option
 @pace_option
-def write(interface: str, address: str, file: Path, offset: str, verify: bool, pace: Pace) -> None:
+def write(
+    interface: str, address: str, file: Path, offset: str, verify: bool, wait: float, pace: Pace
+) -> None:
     """Copy FILE onto a device, then flush it."""
     shelf, slot = parse_address(address)
     first = _sectors("--offset", parse_size(offset))
     name = check_interface(interface)
-    with _opened(file, "rb") as source, Initiator(name, pace=pace) as initiator:
+    with _opened(file, "rb") as source, Initiator(name, patience=wait, pace=pace) as initiator:
         length = source.seek(0, os.SEEK_END)
         source.seek(0)
         many = _sectors(f"{file}: its size", length)

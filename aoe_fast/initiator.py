@@ -80,6 +80,7 @@ class _Flight:
     sent: float
     due: float
     wait: float
+    patience: float
     copies: int = 1
 
 
@@ -87,9 +88,11 @@ class Initiator:
     """AoE requests on one interface, until ``close``; a context manager. Not for several threads.
 
     timeout: seconds before the first repetition; doubles each time, to 1 s at most. retries:
-    repetitions before NoAnswer. source_mac: another MAC to send from (the interface then listens
-    promiscuously). window: requests in flight at most; default: what the target advertises.
-    pace: "linux" imitates the Linux driver's window and timeouts.
+    repetitions before NoAnswer. patience: seconds for which an ATA command that is repeated may in
+    any case stay unanswered, as its disk may; not IDENTIFY, which has none. source_mac: another MAC
+    to send from (the interface then listens promiscuously). window: requests in flight at most;
+    default: what the target advertises. pace: "linux" imitates the Linux driver's window and
+    timeouts.
     InterfaceError: no such interface, no privilege, or the link is down.
     """
 
@@ -99,6 +102,7 @@ class Initiator:
         *,
         timeout: float = 0.25,
         retries: int = 5,
+        patience: float = 0.0,
         source_mac: bytes | None = None,
         window: int | None = None,
         pace: Literal["steady", "linux"] = "steady",
@@ -106,6 +110,7 @@ class Initiator:
         self.interface = interface
         self.timeout = timeout
         self.retries = retries
+        self.patience = patience
         self.window = window
         self.repeated = 0
         """Requests sent again since the beginning."""
@@ -230,7 +235,8 @@ class Initiator:
         body = ata_body(opcode, lba=lba, count=count, feature=feature, aflags=aflags, data=data)
         what = f"{shelf}.{slot} {opcode_name(opcode)}"
         mac = self.device(shelf, slot).mac
-        reply = parse_ata(self._one(mac, shelf, slot, Command.ATA, body, what).body)
+        patience = 0.0 if opcode == Ata.IDENTIFY else self.patience
+        reply = parse_ata(self._one(mac, shelf, slot, Command.ATA, body, what, patience).body)
         if check and reply.bad:
             raise AtaError(what, reply.status, reply.error)
         return reply
@@ -366,7 +372,7 @@ class Initiator:
                     tag,
                     body,
                 )
-                flights[tag] = self._launch(sent, frame, what, pace.rto)
+                flights[tag] = self._launch(sent, frame, what, pace.rto, self.patience)
                 sent += 1
             if flights:
                 self._advance(flights, pace, ready)
@@ -400,12 +406,13 @@ class Initiator:
     # One request
 
     def _one(
-        self, mac: bytes, shelf: int, slot: int, command: int, body: bytes, what: str
-    ) -> Reply:
+        self, mac: bytes, shelf: int, slot: int, command: int, body: bytes, what: str,
+        patience: float = 0.0,
+    ) -> Reply:  # fmt: skip
         """Send one request until it is answered. NoAnswer, TargetError."""
         tag = self._next_tag()
         frame = build(mac, self.mac, shelf, slot, command, tag, body)
-        flight = self._launch(0, frame, what, self.timeout)
+        flight = self._launch(0, frame, what, self.timeout, patience)
         while True:
             for reply in self._link.receive_until(flight.due):
                 if reply.tag != tag or reply.command != command:
@@ -415,16 +422,16 @@ class Initiator:
                 return reply
             self._again(flight, time.monotonic())
 
-    def _launch(self, index: int, frame: bytes, what: str, rto: float) -> _Flight:
+    def _launch(self, index: int, frame: bytes, what: str, rto: float, patience: float) -> _Flight:
         self._link.send(frame)
         now = time.monotonic()
-        return _Flight(index, frame, what, now, now + rto, rto)
+        return _Flight(index, frame, what, now, now + rto, rto, patience)
 
     def _again(self, flight: _Flight, now: float) -> None:
-        if flight.copies > self.retries:
+        if flight.copies > self.retries and now - flight.sent >= flight.patience:
             raise NoAnswer(
                 f"{flight.what}: no answer in {now - flight.sent:.1f} s and {flight.copies} tries:"
-                " check the address, the cable, and that the server lets this MAC in"
+                " check the address, the cable, the server's disk, and that it lets this MAC in"
             )
         flight.copies += 1
         flight.wait = min(max(2 * flight.wait, self.timeout), max(_LONGEST_WAIT, self.timeout))
