@@ -191,7 +191,7 @@ def test_what_it_wrote_when_the_server_ended_is_read_by_the_next(
         eventually(lambda: "midlayer-ready" in kinds(control))
         if runs:
             report(seat, b"running 2.0 lab")
-        assert control.get(f"/v1/clients/{MAC}")["state"] == "booting"
+        eventually(lambda: control.get(f"/v1/clients/{MAC}")["state"] == "booting")
     with running(serve, GOOD) as control:
         if not runs:
             with seat.cli.inside(), Initiator("eth0", retries=60) as initiator:
