@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import select
 import socket
 import time
@@ -35,14 +36,25 @@ class Peer:
         self.socket.send(request)
 
     def arrived(self) -> None:
-        """Return when all that was sent is in the server's receive queues."""
+        """Return when all that was sent is in the server's receive queues.
+
+        A veth's frames wait in a queue of the processor that they were sent on: the last one of
+        each is awaited.
+        """
         with self._cable.srv.inside():
             witness = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        mine = os.sched_getaffinity(0)
         with witness:
             witness.bind((self._interface, _LAST))
             witness.settimeout(PATIENCE)
-            self.send((BROADCAST + self.mac + _LAST.to_bytes(2, "big")).ljust(60, b"\0"))
-            witness.recv(100)
+            try:
+                for cpu in mine:
+                    os.sched_setaffinity(0, {cpu})
+                    self.send((BROADCAST + self.mac + _LAST.to_bytes(2, "big")).ljust(60, b"\0"))
+            finally:
+                os.sched_setaffinity(0, mine)
+            for _ in mine:
+                witness.recv(100)
 
     def receive(self, seconds: float = PATIENCE) -> Reply | None:
         """The next reply to this peer, or None after ``seconds``."""

@@ -107,6 +107,19 @@ class Cable:
     srv: Namespace
     cli: Namespace
 
+    def settle(self) -> None:
+        """Return when frames go both ways: a moment after one end was down.
+
+        What an end sends before a thread of the kernel has seen to it is lost.
+        """
+        until = time.monotonic() + 60
+        for end in (self.srv, self.cli):
+            while " state UP " not in (shown := end.run(["ip", "-o", "link"]).stdout) or (
+                " qdisc noop " in shown
+            ):
+                assert time.monotonic() < until, shown
+                time.sleep(0.01)
+
 
 @pytest.fixture
 def cable() -> Iterator[Cable]:

@@ -16,7 +16,7 @@ from pxed.mac import Mac
 from pxed.netboot import GRACE
 from tests.conftest import Cable
 from tests.netns.conftest import GOOD, Serve
-from tests.netns.test_mode import dnsmasq, running, serve
+from tests.netns.test_mode import PATIENT, dnsmasq, running, serve
 from tests.netns.test_why import Firmware
 
 __all__ = ["serve"]  # the fixture
@@ -29,6 +29,7 @@ NEVER = "from pxed import app; app.POLL_BUSY = app.POLL_IDLE = 3600.0; "  # are 
 def seat(cable: Cable) -> Cable:
     """The machine at the other end has its MAC, and no address yet."""
     cable.cli.ip("link set eth0 down", f"link set eth0 address {MAC}", "link set eth0 up")
+    cable.settle()
     return cable
 
 
@@ -113,6 +114,7 @@ def solicit(seat: Cable) -> None:
     """The kernel's own solicitation, as iPXE's: at link-up."""
     seat.cli.run(["sysctl", "-qw", "net.ipv6.conf.eth0.accept_ra=2"])
     seat.cli.ip("link set eth0 down", "link set eth0 up")
+    seat.settle()
 
 
 def test_solicitations_before_the_first_discover(serve: Serve, seat: Cable) -> None:
@@ -157,7 +159,7 @@ def test_auto_mode_follows_through(serve: Serve, seat: Cable, tmp_path: Path) ->
     """Beside a real site server: its lease, and our boot information in the same exchange."""
     seat.cli.ip("addr replace 10.77.0.2/24 dev eth0")
     dnsmasq(seat, tmp_path, "--no-ping")
-    with running(serve, GOOD + '[dhcp]\nmode = "auto"\n') as control:
+    with running(serve, GOOD + '[dhcp]\nmode = "auto"\n', before=PATIENT) as control:
         assert control.get("/v1/status")["dhcp"]["mode"] == "proxy"
         firmware = Firmware(seat.cli, 0, MAC)
         offers = {str(server): offer for server, offer in firmware.offers(2).items()}

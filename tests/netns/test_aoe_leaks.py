@@ -36,7 +36,7 @@ def held() -> tuple[int, int, int, int]:
 
 def nothing_more_than(before: tuple[int, int, int, int]) -> bool:
     """Soon; what tests before this one left to the collector may be gone besides."""
-    if eventually(lambda: all(now <= then for now, then in zip(held(), before, strict=True)), 10):
+    if eventually(lambda: all(now <= then for now, then in zip(held(), before, strict=True))):
         return True
     print(f"{held()}, and {before} before")
     return False

@@ -168,6 +168,8 @@ def test_card_and_vlan_side_by_side(cable: Cable, disk: Path) -> None:
         for name in ("eth0", "eth0.5"):
             peer = Peer(cable, interface=name)
             assert peer.ask_until(peer.read(0)).status == 0x40
+            # When this is answered all that was asked before it has been, and the link carries.
+            assert peer.ask(peer.read(0, tag=2)).status == 0x40
             peer.drain()
             before = total(server, "frames")
             assert peer.ask(peer.read(0)).status == 0x40

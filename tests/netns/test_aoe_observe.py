@@ -75,8 +75,8 @@ def test_latency_of_reads_and_durable_writes(cable: Cable, peer: Peer, target: T
         peer.ask(peer.write(8, b"w" * 512))
         took_us = (time.monotonic() - start) * 1e6
         assert eventually(lambda: sum(client(server, peer.mac)["latency"]) == 51)
+        assert eventually(lambda: sum(rows_of(server)[0]["latency"]) == 51)  # counted after that
         (row,) = rows_of(server)
-        assert sum(row["latency"]) == 51
         assert 0 < row["p50_us"] < took_us / 10
 
 
@@ -224,7 +224,8 @@ def test_a_black_hole_as_linux_meets_it_early_on(
         for lba in range(0, 128, 16):
             peer.ask(peer.read(lba, 16))
         for number, lba in enumerate(range(0, 128, 16), 1):
-            ahead.write_bytes(bytes(number * pause or 60))
+            ahead.touch()
+            os.truncate(ahead, number * pause or 60)  # at once: the clock never goes back
             peer.ask(peer.read(lba, 16))
         server.stdin.write("?\n")
         server.stdin.flush()

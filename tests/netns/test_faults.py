@@ -235,7 +235,7 @@ def test_an_add_whose_caller_goes_away_leaves_nothing(room: Room) -> None:
     room.until(lambda: list((room.state / "images/lab").glob(".add-*")))
     process.kill()
     process.wait()
-    room.until(lambda: not list((room.state / "images/lab").glob(".add-*")), 30)
+    room.until(lambda: not list((room.state / "images/lab").glob(".add-*")))
     assert [p.name for p in (room.state / "images/lab").iterdir()] == ["1"]
 
 

@@ -18,6 +18,7 @@ from tests.netns.test_mode import serve
 
 __all__ = ["serve"]  # the fixture
 pytestmark = pytest.mark.netns
+_SO_RCVBUFFORCE = 33
 TEXT = GOOD + '[dhcp]\nrange = "10.77.0.100-10.77.0.139"\nlease = "1h"\n'
 
 
@@ -29,6 +30,8 @@ class Room:
             self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._udp.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         self._udp.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+        # The answers to a flood that nobody reads leave room for the one that somebody waits for.
+        self._udp.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 16 << 20)
         self._udp.bind(("", 68))
         self._udp.settimeout(60)
 
@@ -42,19 +45,20 @@ class Room:
         message = Message(Op.REQUEST, 7, mac, flags=0x8000, options=options)
         self._udp.sendto(encode(message), ("255.255.255.255", 67))
 
-    def _answer(self, mac: Mac) -> Message:
+    def _answer(self, mac: Mac, *kinds: Type) -> Message:
+        """The next of these; an OFFER may be a late one to a DISCOVER that was said again."""
         while True:
             message = decode(self._udp.recv(2048))
-            if message.chaddr == mac:
+            if message.chaddr == mac and message.type in kinds:
                 return message
 
     def boot(self, mac: Mac, **more: bytes) -> IPv4Address:
         """DISCOVER to ACK; ``more``: options of both."""
         self.say(mac, Type.DISCOVER, **more)
-        offer = self._answer(mac)
+        offer = self._answer(mac, Type.OFFER)
         self.say(mac, Type.REQUEST, SERVER_ID=offer.options[Opt.SERVER_ID],
                   REQUESTED_IP=offer.yiaddr.packed, **more)  # fmt: skip
-        ack = self._answer(mac)
+        ack = self._answer(mac, Type.ACK, Type.NAK)
         assert ack.type == Type.ACK
         return ack.yiaddr
 
@@ -65,6 +69,8 @@ class Room:
             return bool(self.boot(mac))
         except TimeoutError:
             return False
+        finally:
+            self._udp.settimeout(60)
 
     def starves(self, mac: Mac) -> None:
         """DISCOVER; and whoever has an offer by now takes it."""

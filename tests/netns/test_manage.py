@@ -368,7 +368,7 @@ def test_a_disk_that_is_nearly_full(room: Room) -> None:
     room.pxed("config", "reload")
     room.discover(M2)
     room.until(lambda: room.events("midlayer-failed"))
-    assert any("keep_free" in each["text"] for each in room.events("alarm"))
+    room.until(lambda: any("keep_free" in each["text"] for each in room.events("alarm")))
     room.boot(M1)  # who has one goes on
 
 
@@ -391,7 +391,7 @@ def test_a_layer_that_was_not_closed_is_mended_and_a_damaged_one_not_shown(room:
     assert checked[M2] == "damaged"
     assert len(room.read(M1, 3)) == 512
     room.sees_no(M2, 3)
-    assert any("needs a person" in e["text"] for e in room.events("alarm"))
+    room.until(lambda: any("needs a person" in e["text"] for e in room.events("alarm")))
 
 
 def test_two_cards_are_one_client(room: Room) -> None:

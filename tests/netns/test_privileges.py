@@ -171,8 +171,14 @@ def test_the_helper_widens_buffers_and_can_do_nothing_else(serve: Serve) -> None
     process = serve.start()
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     # For a moment there may be one that makes a file system besides.
-    assert eventually(lambda: len(children.read_text().split()) == 1)
-    (child,) = children.read_text().split()
+    found: list[str] = []
+
+    def alone() -> bool:
+        found[:] = children.read_text().split()
+        return len(found) == 1
+
+    assert eventually(alone)
+    (child,) = found
     assert capabilities(int(child)) == {(ADMIN, ADMIN, ADMIN)}
     shown = serve.cable.srv.run(["ss", "-ulnm", "sport = 67"]).stdout
     assert "rb8388608" in shown  # the kernel counts its own part: twice what was asked for

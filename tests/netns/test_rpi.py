@@ -162,6 +162,7 @@ def test_a_boot(
 ) -> None:
     host = serve.cable.cli
     host.ip("link set eth0 down", f"link set eth0 address {mac}", "link set eth0 up")
+    serve.cable.settle()
     with running(serve, RPI + "[class.x86]\n") as control:
         offer = discover(host, packet)
         host.ip(f"addr add {offer.yiaddr}/24 dev eth0")
@@ -230,6 +231,7 @@ def test_files_of_one_machine_alone(serve: Serve) -> None:
     (own / "config.txt").write_bytes(b"for this one alone")
     host = serve.cable.cli
     host.ip("link set eth0 down", f"link set eth0 address {MAC_4}", "link set eth0 up")
+    serve.cable.settle()
     with running(serve, RPI + "[class.x86]\n"):
         offer = discover(host, DISCOVER_4)
         host.ip(f"addr add {offer.yiaddr}/24 dev eth0")
@@ -245,6 +247,7 @@ def test_without_start4_it_looks_in_the_root_and_is_told_of(serve: Serve) -> Non
         (serve.state / "images/pi/1/firmware" / name).unlink()
     host = serve.cable.cli
     host.ip("link set eth0 down", f"link set eth0 address {MAC_4}", "link set eth0 up")
+    serve.cable.settle()
     with running(serve, RPI + "[class.x86]\n") as control:
         offer = discover(host, DISCOVER_4)
         host.ip(f"addr add {offer.yiaddr}/24 dev eth0")

@@ -82,6 +82,7 @@ def test_every_file_that_its_loader_asks_for(
 ) -> None:
     host = serve.cable.cli
     host.ip("link set eth0 down", f"link set eth0 address {mac}", "link set eth0 up")
+    serve.cable.settle()
     tree = serve.state / "images/pi/1/firmware"
     with running(serve, RPI) as control:
         begun = time.monotonic()

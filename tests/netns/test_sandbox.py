@@ -77,7 +77,7 @@ def test_the_server_makes_no_other_system_call(served: Serve, tmp_path: Path) ->
     cli.run(["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "50", "-T", "2", "-s", "/bin/true",
              "-V", "PXEClient:Arch:00000:UNDI:002001"], check=False)  # fmt: skip
     for url in ("tftp://10.77.0.1/undionly.kpxe", "http://10.77.0.1/ipxe/snponly.efi"):
-        cli.run(["curl", "-sf", "-m", "30", "-o", "/dev/null", url])
+        cli.run(["curl", "-sf", "-m", "200", "-o", "/dev/null", url], timeout=240)
     with cli.inside(), Initiator("eth0", timeout=2) as client:
         client.read(16, 0, 0, 2)
         client.write(16, 3, 400_000, b"x" * 512)

@@ -28,7 +28,7 @@ def offered(room: Room, mac: Mac) -> str:
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
         udp.bind(("", 68))
-        udp.settimeout(10)
+        udp.settimeout(60)
         udp.sendto(encode(message), ("255.255.255.255", 67))
         return decode(udp.recv(2048)).file.decode()
 
@@ -67,7 +67,7 @@ def test_secure_boot_is_switched_by_a_reload(room: Room, programs: Path) -> None
         (programs / name).write_bytes(name.encode())
     assert "taken over" in room.pxed("config", "reload")
     assert offered(room, M2) == "shimx64.efi"
-    got = room.cable.cli.run(["curl", "-sS", "-m", "10", "tftp://10.77.0.1/shimx64.efi"])
+    got = room.cable.cli.run(["curl", "-sS", "-m", "60", "tftp://10.77.0.1/shimx64.efi"])
     assert got.stdout == "shimx64.efi"
 
     room.write(text(programs, False))

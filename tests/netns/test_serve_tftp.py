@@ -9,6 +9,7 @@ import pytest
 from pxed.ask import ControlClient
 from pxed.mac import Mac
 from pxed.tftp.codec import Ack, Data, Oack, Request, decode, encode
+from tests.aoe_peer import eventually
 from tests.conftest import Cable, requires
 from tests.netns.conftest import GOOD, Serve
 from tests.netns.test_tftp_server import expect
@@ -40,6 +41,8 @@ def test_single_port_and_any_case(cable: Cable, serve: Serve, root: Path, tmp_pa
         assert decode(udp.recv(2048)) == Data(1, CONTENT[:512])
         udp.send(encode(Ack(1)))
         expect(udp, Data(2, CONTENT[512:1024]))
+    # Of a transfer that has ended the server hears after its client.
+    assert eventually(lambda: serve.ask("status")["tftp"].get("done"))
     tftp = serve.ask("status")["tftp"]
     assert tftp["started"] >= 2  # curl asks again after a few seconds
     assert tftp["done"] == 1

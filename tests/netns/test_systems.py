@@ -45,15 +45,17 @@ def test_a_system_keeps_its_lease_however_many_want_one(serve: Serve, script: Pa
 
         system = host.popen(["udhcpc", "-i", "eth0", "-f", "-t", "30", "-s", str(script)])
         eventually(lambda: dhcp()["free"] == 0 and dhcp()["unclaimed"] == dhcp()["idle"] == 0, 60)
-        assert (script.parent / "lease").read_text() == "10.77.0.50\n"
+        # Its script says so after it has set the address, at which the system answers.
+        said = script.parent / "lease"
+        eventually(lambda: said.exists() and said.read_text() == "10.77.0.50\n")
         room, before_it = Room(host), dhcp()["received"]
         for number in range(120):
             room.say(machine(number // 3), Type.DISCOVER)
-        eventually(lambda: dhcp()["received"] == before_it + 120, 60)
+        eventually(lambda: dhcp()["received"] >= before_it + 120, 60)
         room.close()
         status, events = dhcp(), list(control.follow("/v1/events"))
         system.terminate()
-        system.wait(10)
+        system.wait(60)
     assert (status["free"], status["unclaimed"], status["idle"]) == (0, 0, 0)
     acked = [e["mac"] for e in events if e["kind"] == "ack"]
     assert len(set(acked)) == 1

@@ -26,7 +26,8 @@ def test_one_client_cannot_take_every_session(cable: Cable, root: Path) -> None:
             udp.settimeout(60)
             udp.sendto(encode(Request("big.bin")), ("10.77.0.1", 69))
             udp.recv(2048)
-        assert server.sessions == 16
+        # Who made room for the last one may be on its way out.
+        assert eventually(lambda: server.sessions == 16)
         for udp in sockets:
             udp.close()
 
@@ -79,8 +80,11 @@ def test_a_flood_that_the_mover_cannot_follow_is_bounded_too(cable: Cable, root:
                     udp.bind((ip, 0))
                     udp.sendto(encode(Request("big.bin")), ("10.77.0.1", 69))
             assert eventually(lambda: server.counters["received"] == 5 * len(addresses))
+        # Counted as received first, and then as what became of it.
+        assert eventually(
+            lambda: server.counters["started"] + server.counters["refused"] == 5 * len(addresses)
+        )
         assert server.counters["started"] == 200
-        assert server.counters["refused"] == 5 * len(addresses) - 200
 
 
 @pytest.mark.parametrize("step", [1, -1], ids=["older first", "newer first"])

@@ -116,8 +116,8 @@ def play(seat: str, host: Namespace, control: ControlClient) -> None:
         firmware.close()
         return
     firmware.take(offer)
+    firmware.answer(Type.ACK)
     host.ip(f"addr add {offer.yiaddr}/24 dev eth0")
-    time.sleep(0.2)
     match seat:
         case "firewall":
             tftp(host, "snponly.efi", 5)
@@ -135,7 +135,7 @@ def play(seat: str, host: Namespace, control: ControlClient) -> None:
             firmware.send(Type.DISCOVER, **IPXE)
             firmware.send(Type.REQUEST, SERVER_ID=offer.options[54],
                           REQUESTED_IP=offer.yiaddr.packed, **IPXE)  # fmt: skip
-            time.sleep(0.5)
+            firmware.answer(Type.ACK)
             with host.inside(), Initiator("eth0") as initiator:
                 initiator.discover(16, 0, wait=1.0)
     firmware.close()
