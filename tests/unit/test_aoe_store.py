@@ -1,5 +1,6 @@
 """Export: what may be exported, its range, its life."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -107,6 +108,7 @@ def test_closed_export_cannot_be_bound_or_synced(disk: Path) -> None:
 
 
 def test_closed_export_serves_until_its_view_is_dropped(disk: Path) -> None:
+    gc.collect()  # what the tests before this one let go of
     before = live_backings()
     target = Target()
     export = Export(disk)
@@ -120,6 +122,7 @@ def test_closed_export_serves_until_its_view_is_dropped(disk: Path) -> None:
 
 
 def test_a_refused_export_leaks_nothing(disk: Path) -> None:
+    gc.collect()
     backings, descriptors = live_backings(), len(os.listdir("/proc/self/fd"))
     for _ in range(10):
         with pytest.raises(AoeError):
