@@ -177,19 +177,22 @@ def _alarm(text: str) -> None:
 def _signals() -> Iterator[int]:
     """A descriptor that becomes readable at SIGTERM or SIGINT, which do nothing else here."""
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-
-    def caught(number: int, frame: FrameType | None) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.write(writer, b"x")
-
-    before = {number: signal.signal(number, caught) for number in (signal.SIGTERM, signal.SIGINT)}
+    # Written to where the signal is caught. A handler in Python runs when Python goes on, and of a
+    # signal between its last look and poll(2) that is when the poll has ended: never.
+    woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, _caught) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield reader
     finally:
+        signal.set_wakeup_fd(woken)
         for number, handler in before.items():
             signal.signal(number, handler)
         os.close(reader)
         os.close(writer)
+
+
+def _caught(_number: int, _frame: FrameType | None) -> None:
+    """Nothing more: the descriptor has it."""
 
 
 def _control(server: Server, service: Service, path: str | None, interface: str) -> Control | None:
