@@ -12,14 +12,11 @@ from aoe_fast.frames import LinuxPace
 from aoe_fast.initiator import Initiator
 from tests.aoe_peer import PATIENCE
 from tests.conftest import Cable, requires
+from tests.netns.test_aoe_cli import client
 from tests.netns.test_aoe_cli_hot import AOE_FAST, Start, export, image, start
 
 __all__ = ["start"]  # the fixture
 pytestmark = pytest.mark.netns
-
-
-def client(cable: Cable, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return cable.cli.run([*AOE_FAST, *arguments], check=False)
 
 
 @pytest.mark.parametrize("pace", ["steady", "linux"])
@@ -42,7 +39,8 @@ def test_a_copy_there_and_back_is_verified(
 # ``aoe-fast``, on whose disk, the first argument, somebody else writes before it is read back.
 FORGETS = """
 import sys
-from aoe_fast import cli, copies
+from aoe_fast import cli, copies, initiator
+initiator.Initiator.__init__.__kwdefaults__["retries"] = 60
 disk, compare = sys.argv.pop(1), copies._compare
 def forget(*words):
     with open(disk, "r+b") as file:
