@@ -117,7 +117,6 @@ def test_a_failed_start_leaves_nothing(cable: Cable, disk: Path) -> None:
     assert nothing_more_than(before)
 
 
-@pytest.mark.timeout(240)
 def test_starting_and_stopping_again_and_again(cable: Cable, disk: Path) -> None:
     target = Target()
     target.set_view(None, {(16, 3): Export(disk, writable=True)})
