@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -33,12 +34,14 @@ from pxed.lab.qemu import Client, Firmware
 from pxed.lab.server import LabServer
 
 _SNAP = 1100  # bytes of each frame: headers, and lines for the report device
+_END = b"the end of what is recorded"
 
 
 class Tap:
     """tcpdump on the lab's switch, from start to ``close``."""
 
     def __init__(self, lab: Lab, client: Client) -> None:
+        self._lab = lab
         self._file = lab.directory / "wire.pcap"
         log = lab.directory / "tcpdump.log"
         with log.open("wb") as words:
@@ -48,7 +51,7 @@ class Tap:
                 stderr=words,
             )  # fmt: skip
         self._log = log
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while b"listening" not in log.read_bytes():
             if self._dump.poll() is not None or time.monotonic() > until:
                 raise HostError(f"tcpdump does not start: {log.read_text().strip()}")
@@ -56,12 +59,27 @@ class Tap:
 
     def close(self) -> None:
         """End the recording; HostError if frames were lost in it."""
-        time.sleep(1.5)  # it gets frames in blocks, at the latest after a second
+        # It gets frames in blocks, and when it is its turn: all are there when this one is.
+        with self._lab.server.inside():
+            last = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with last:
+            last.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            until = time.monotonic() + 60
+            while not self._ends():
+                if time.monotonic() > until:
+                    raise HostError("tcpdump does not write what it hears")
+                last.sendto(_END, ("10.77.0.255", 9))
+                time.sleep(0.2)
         self._dump.terminate()
         self._dump.wait()
         said = self._log.read_text()
         if "\n0 packets dropped by kernel" not in said:
             raise HostError(f"tcpdump lost frames, the trace would lack some: {said.strip()[-80:]}")
+
+    def _ends(self) -> bool:
+        with self._file.open("rb") as file:
+            file.seek(max(0, self._file.stat().st_size - (1 << 20)))
+            return _END in file.read()
 
     def frames(self) -> Iterator[tuple[float, bytes]]:
         """Time and bytes of every frame."""

@@ -40,7 +40,7 @@ _UNUSED = shutil.ignore_patterns(
     "config-*",
 )  # fmt: skip
 _CMDLINE = (
-    "console=ttyS0 quiet loglevel=3 panic=-1 random.trust_cpu=on mitigations=off"
+    "console=ttyS0 quiet loglevel=3 panic=-1 nowatchdog random.trust_cpu=on mitigations=off"
     " cryptomgr.notests noreplace-smp"
 )
 _INIT = """#!/bin/busybox sh

@@ -85,6 +85,9 @@ class Client:
             raise HostError(f"{self.name} is on already")
         argv = self._argv() if plugged else [*self._argv(), "-S"]
         self._mark = self.serial_log.stat().st_size
+        with contextlib.suppress(BlockingIOError):  # keys that nobody read before it went off
+            while os.read(self._keyboard, 1 << 16):
+                pass
         with (
             self.serial_log.open("ab") as serial,
             (self.directory / "qemu.log").open("wb") as said,
@@ -108,9 +111,14 @@ class Client:
 
     def reset(self) -> None:
         """Press the reset button."""
+        # QEMU does it when it gets to it: until then the machine would go on and say more.
+        self.monitor("stop")
         self._mark = self.serial_log.stat().st_size
-        self.powered_at = time.monotonic()
         self.monitor("system_reset")
+        while self.monitor("query-status")["status"] != "prelaunch":
+            time.sleep(0.01)
+        self.powered_at = time.monotonic()
+        self.monitor("cont")
 
     def cable(self, plugged: bool) -> None:
         """Plug the network cable in or pull it out; the machine sees its carrier change."""

@@ -26,10 +26,10 @@ PACKAGES = (
 )  # fmt: skip
 # They ask for all of dracut, which cannot be beside initramfs-tools: only their files are taken.
 MODULES = ("kiwi-dracut-overlay", "kiwi-dracut-lib", "dracut-network")
-# As docs/operators.md has it.
+# As docs/operators.md has it, and without messages in the middle of what a shell says.
 CMDLINE = (
     "root=overlay:aoe=e16.1 rd.root.overlay.write=/dev/etherd/e16.3 rd.driver.pre=aoe rd.neednet=1 "
-    "ip=link6 aoe.aoe_deadsecs=0 console=tty0 console=ttyS0"
+    "ip=link6 aoe.aoe_deadsecs=0 console=tty0 console=ttyS0 quiet loglevel=3"
 )
 
 

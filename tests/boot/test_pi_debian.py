@@ -68,7 +68,8 @@ def debian_arm64(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def room(debian_arm64: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
     image = tmp_path_factory.mktemp("images") / "1"
-    words = "console=ttyAMA0 loglevel=3"
+    # Else systemd says what it starts, in the middle of what the shell says.
+    words = "console=ttyAMA0 quiet loglevel=3"
     assert build_raspios(image, debian_arm64, name="pi", version="1", cmdline=words) == []
     with Lab() as lab:
         # The system's own DHCP is answered too.

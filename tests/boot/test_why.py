@@ -68,6 +68,17 @@ def drop(lab: Lab, client: Client, rule: str = "") -> str:
     return f"{handle}"
 
 
+def dropped(lab: Lab) -> bool:
+    """Whether a rule of the switch that counts has met a frame."""
+    said = lab.switch.run(["nft", "-j", "list", "ruleset"]).stdout
+    words = [
+        word
+        for each in json.loads(said)["nftables"]
+        for word in each.get("rule", {}).get("expr", ())
+    ]
+    return any(word["counter"]["packets"] for word in words if "counter" in word)
+
+
 def test_a_rival_with_a_wrong_next_server(lab: Lab, tmp_path: Path) -> None:
     """The switch trusts the rival's offers and not ours, and nobody has the file that it names."""
     site = lab.add_host("site", "10.77.0.2/24")
@@ -112,12 +123,16 @@ def test_a_port_that_does_not_forward_at_first(lab: Lab, tmp_path: Path) -> None
     loading = drop(lab, client, "udp dport 69")
     client.power_on()
     until(server, client, has("ack"))
-    asking = drop(lab, client, "udp dport 67")
+    asking = drop(lab, client, "udp dport 67 counter")
     # Now that what it will load cannot ask, it may load it: its firmware tries again.
     lab.switch.run(["nft", f"delete rule bridge filter forward handle {loading}"])
     until(server, client, has("tftp-done"))
+    until(server, client, lambda _: dropped(lab))
+    # It gives up after a quarter of a minute of its own time, which stands still meanwhile.
+    client.monitor("stop")
     time.sleep(GAP + 0.5)
     lab.switch.run(["nft", f"delete rule bridge filter forward handle {asking}"])
+    client.monitor("cont")
     shown = until(server, client, lambda shown: bool(shown["hints"]))
     assert "from loading iPXE to its first question" in shown["hints"][0]
     assert "portfast" in shown["hints"][0]
