@@ -219,7 +219,8 @@ mount_more() {
             say "pxed.mount=$each: there is nothing of that name"
         elif ! discover $((now + config_wait * 100)) "$disk"; then
             say "no answer from AoE disk $disk: nothing is mounted at /$each"
-        elif ! mkdir -p "$1/$each" ||
+        # Who opens it waits until the kernel has looked for its partitions.
+        elif ! mkdir -p "$1/$each" || ! true < "/dev/etherd/$disk" ||
             ! mount -r -t vfat "/dev/etherd/${disk}p1" "$1/$each" 2> /dev/null &&
             ! mount -r -t vfat "/dev/etherd/$disk" "$1/$each" 2> /dev/null; then
             say "disk $disk holds no file system that mounts at /$each"

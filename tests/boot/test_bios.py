@@ -76,8 +76,11 @@ def test_the_midlayer_was_ready_before_the_kernel(room: Room, seat: Client) -> N
 
 def test_what_it_wrote_is_there_after_its_next_boot(room: Room, seat: Client) -> None:
     seat.shell("echo precious > /root/mine && sync")
+    seat.send("while :; do echo before the reset; done\n")
+    seat.wait_for("\nbefore the reset")
     seat.reset()
     room.server.wait_running(seat, 200)
+    assert "before the reset" not in seat.console()
     assert seat.shell("cat /root/mine") == "precious\n"
     assert room.server.client(seat.mac)["boots"] == 2
 

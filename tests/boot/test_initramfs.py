@@ -14,6 +14,7 @@ from pxed.lab.lab import Lab
 from pxed.lab.qemu import Client
 from tests.boot.debian import eventually
 from tests.conftest import requires
+from tests.netns.site import vblade
 
 pytestmark = [pytest.mark.boot, pytest.mark.timeout(400)]
 
@@ -33,13 +34,7 @@ class Disks:
 
     def serve(self, slot: int, path: Path) -> None:
         self.path[slot] = path
-        self._lab.server.popen(["vblade", "16", str(slot), "eth0", str(path)])
-        assert eventually(lambda: self._listening() == len(self.path))
-
-    def _listening(self) -> int:
-        """How many of them hear what a client asks: it asks for some disks only once."""
-        table = self._lab.server.run(["cat", "/proc/net/packet"]).stdout.splitlines()
-        return sum(line.split()[3] == "88a2" for line in table)
+        vblade(self._lab.server, 16, slot, path)
 
     def root(self) -> None:
         self.serve(1, self._image / "root.squashfs")

@@ -150,6 +150,19 @@ def test_clients_are_told_apart(lab: Lab) -> None:
         lab.add_client(mac=one.mac.upper())
 
 
+def test_what_was_typed_and_not_read_is_gone_with_the_power(lab: Lab) -> None:
+    with lab.add_client() as client:
+        client.power_on(plugged=False)
+        client.monitor("stop")
+        client.send(b"x" * 1000)  # its serial port takes one, or a few
+        client.power_off()
+        client.power_on()
+        typed = os.open(client.directory / "typed", os.O_RDONLY | os.O_NONBLOCK)
+        with pytest.raises(BlockingIOError):
+            os.read(typed, 1)
+        os.close(typed)
+
+
 def test_power_reset_and_cable(lab: Lab) -> None:
     client = lab.add_client()
     with client:
