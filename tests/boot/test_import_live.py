@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from pxed.client.debroot import run_alone
 from pxed.lab.lab import Lab
 from pxed.lab.qemu import Client, Firmware
 from pxed.lab.server import LabServer
 from tests.boot.conftest import PROGRAMS
-from tests.boot.debian import eventually, installed, power_on
+from tests.boot.debian import eventually, power_on
+from tests.boot.others import by_dracut, initramfs, kernel, release, root_of, squash
 from tests.conftest import requires
 
 pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.timeout(1500)]
@@ -26,7 +26,6 @@ PACKAGES = (
     "linux-image-cloud-amd64", "dracut-core", "dmsetup", "parted", "dialog", "xfsprogs", "fdisk",
     "iputils-arping", "isc-dhcp-client", "procps", "live-boot", "live-boot-initramfs-tools",
 )  # fmt: skip
-# They ask for all of dracut, which cannot be beside initramfs-tools: only their files are taken.
 MODULES = ("kiwi-dracut-live", "dracut-live", "dracut-network")
 HTTP = '[class.x86]\nboot = "kernel"\n'
 
@@ -36,42 +35,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root of the live systems."""
     requires(*PROGRAMS, "mmdebstrap", "mke2fs", "xorriso", "dpkg-deb")
     place = tmp_path_factory.mktemp("live")
-    root = installed(place, PACKAGES)
-    (root / "etc/hostname").write_text("live\n")
-    (root / "etc/fstab").write_text("")
-    get = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *MODULES]
-    subprocess.run(get, cwd=place, check=True, capture_output=True, timeout=300)
-    for package in place.glob("*.deb"):
-        subprocess.run(["dpkg-deb", "-x", str(package), str(root)], check=True)
-    return root
-
-
-def initramfs(root: Path, target: Path, *words: str) -> None:
-    """Make one inside the root: ``words`` is the command, but for the file to write."""
-    enter = 'for d in dev proc sys; do mount --rbind "/$d" "$1/$d"; done; shift; exec "$@"'
-    inside = root / "initrd"
-    run_alone(
-        ["sh", "-c", enter, "sh", str(root), "chroot", str(root), *words, "/initrd"],
-        root.parent / "log", timeout=600,
-    )  # fmt: skip
-    inside.rename(target)
-    target.chmod(0o644)
-
-
-def release(root: Path) -> str:
-    (found,) = (root / "lib/modules").iterdir()
-    return found.name
-
-
-def kernel(root: Path, target: Path) -> None:
-    target.write_bytes((root / f"boot/vmlinuz-{release(root)}").read_bytes())
-
-
-def squash(source: Path, target: Path) -> None:
-    subprocess.run(
-        ["mksquashfs", str(source), str(target), "-comp", "lz4", "-noappend", "-quiet",
-         "-no-progress"], check=True, capture_output=True,
-    )  # fmt: skip
+    return root_of(place, "live", PACKAGES, MODULES)
 
 
 def iso(tree: Path, target: Path) -> Path:
@@ -92,8 +56,7 @@ def kiwi(root: Path) -> Path:
     subprocess.run(ext4, check=True)
     squash(inner, tree / "LiveOS/squashfs.img")
     kernel(root, tree / "boot/x86_64/loader/linux")
-    initramfs(root, tree / "boot/x86_64/loader/initrd", "dracut", "--quiet", "--force",
-              "--no-hostonly", "--kver", release(root), "--add", "kiwi-live")  # fmt: skip
+    by_dracut(root, tree / "boot/x86_64/loader/initrd", "kiwi-live")
     return iso(tree, root.parent / "kiwi.iso")
 
 
@@ -105,8 +68,7 @@ def dmsquash(root: Path) -> Path:
         folder.mkdir(parents=True)
     squash(root, tree / "LiveOS/squashfs.img")
     kernel(root, tree / "images/pxeboot/vmlinuz")
-    initramfs(root, tree / "images/pxeboot/initrd.img", "dracut", "--quiet", "--force",
-              "--no-hostonly", "--kver", release(root), "--add", "dmsquash-live")  # fmt: skip
+    by_dracut(root, tree / "images/pxeboot/initrd.img", "dmsquash-live")
     return tree
 
 

@@ -14,8 +14,8 @@ import pytest
 from pxed.lab.lab import Lab
 from pxed.lab.server import LabServer
 from tests.boot.conftest import PROGRAMS
-from tests.boot.debian import installed, power_on, shut_down
-from tests.boot.test_import_live import initramfs, kernel, release, squash
+from tests.boot.debian import power_on, shut_down
+from tests.boot.others import by_dracut, kernel, root_of, squash
 from tests.conftest import requires
 
 pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.timeout(1200)]
@@ -24,7 +24,6 @@ PACKAGES = (
     "linux-image-cloud-amd64", "dracut-core", "dmsetup", "fdisk", "gdisk", "parted", "bc",
     "iputils-arping", "isc-dhcp-client", "procps", "cryptsetup-bin", "nbd-client",
 )  # fmt: skip
-# They ask for all of dracut, which cannot be beside initramfs-tools: only their files are taken.
 MODULES = ("kiwi-dracut-overlay", "kiwi-dracut-lib", "dracut-network")
 # As docs/operators.md has it, and without messages in the middle of what a shell says.
 CMDLINE = (
@@ -37,17 +36,10 @@ CMDLINE = (
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     requires(*PROGRAMS, "mmdebstrap", "dpkg-deb")
     place = tmp_path_factory.mktemp("kiwi")
-    root, made = installed(place, PACKAGES), place / "1"
+    root, made = root_of(place, "kiwi", PACKAGES, MODULES), place / "1"
     made.mkdir()
-    (root / "etc/hostname").write_text("kiwi\n")
-    (root / "etc/fstab").write_text("")
-    get = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *MODULES]
-    subprocess.run(get, cwd=place, check=True, capture_output=True, timeout=300)
-    for package in place.glob("*.deb"):
-        subprocess.run(["dpkg-deb", "-x", str(package), str(root)], check=True)
     kernel(root, made / "vmlinuz")
-    initramfs(root, made / "initrd", "dracut", "--quiet", "--force", "--no-hostonly",
-              "--kver", release(root), "--add", "kiwi-overlay")  # fmt: skip
+    by_dracut(root, made / "initrd", "kiwi-overlay")
     squash(root, made / "root.squashfs")
     said = {
         "name": "lab", "version": "1", "class": "x86",
