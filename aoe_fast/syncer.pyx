@@ -178,6 +178,9 @@ cdef void sync_loop(
         elif queue.line.first != NULL:
             group = <Group *>line_take(&queue.line)
             group.in_line = False
+            if group.running == ALL_BUSY:
+                # Since it was put there tell_both has begun, and puts it in again.
+                continue
             number = 1 if group.running & 1 else 0
             group.running |= <uint32_t>1 << number
             waiting = group.first
@@ -224,6 +227,7 @@ cdef void tell_both(Queue *queue, Group *group, uint32_t number) noexcept nogil:
     """
     cdef Backing *backing = group.backing
     cdef uint32_t bit = <uint32_t>1 << (1 - number)
+    cdef uint32_t wake
     cdef bint idle
     aoe_count32(&backing.failures, 1)
     if backing.sync_fd < 0:
@@ -240,7 +244,9 @@ cdef void tell_both(Queue *queue, Group *group, uint32_t number) noexcept nogil:
     hear(group, 1 - number)
     pthread_mutex_lock(&queue.line.lock)
     group.running &= ~bit
+    wake = line_up(queue, group)
     pthread_mutex_unlock(&queue.line.lock)
+    line_wake(&queue.line, wake)
 
 
 cdef void hear(Group *group, uint32_t number) noexcept nogil:

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.netns
 
 EXPORTS = 40
+SYNC_THREADS = 12  # as in syncer.pxd
 
 
 @pytest.fixture
@@ -139,7 +140,8 @@ SERVE_TWICE = """
 import sys
 from aoe_fast import Export, Server, Target
 target = Target()
-target.set_view(None, {(16, 3): Export(sys.argv[1], writable=True)})
+disks = enumerate(sys.argv[1:], 3)
+target.set_view(None, {(16, slot): Export(path, writable=True) for slot, path in disks})
 for _ in range(2):
     with Server(target, ["eth0"]):
         print("ready", flush=True)
@@ -147,17 +149,45 @@ for _ in range(2):
 """
 
 
-class BlindDisk:
-    """A server of ``disk`` whose syncs are BLIND_DISK's, in ``folder``."""
+# Of disk0 the first call fails once "fail" is there, the second waits for "heard", the third for
+# "last"; those of other disks wait for "free".
+BUSY_DISK = r"""
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+static atomic_int calls;
+static void wait_for(const char *name) { while (access(name, F_OK)) usleep(1000); }
+int fdatasync(int fd)
+{
+    char link[64], path[4096] = "";
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    if (readlink(link, path, sizeof path - 1) < 0)
+        return -1;
+    int ours = !strcmp(strrchr(path, '/'), "/disk0"), call = ours ? calls++ : -1;
+    int log = open("log", O_WRONLY | O_CREAT | O_APPEND, 0600);
+    dprintf(log, "%d\n", fd);
+    close(log);
+    if (call < 3)
+        wait_for(call < 0 ? "free" : call == 0 ? "fail" : call == 1 ? "heard" : "last");
+    return call ? 0 : (errno = EIO, -1);
+}
+"""
 
-    def __init__(self, cable: Cable, disk: Path, folder: Path) -> None:
+
+class BlindDisk:
+    """A server of ``disks`` whose syncs are as ``code`` has them, in ``folder``."""
+
+    def __init__(self, cable: Cable, disks: list[Path], folder: Path, code: str) -> None:
         source, library = folder / "blind.c", folder / "blind.so"
-        source.write_text(BLIND_DISK)
+        source.write_text(code)
         subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
-        self.peer, self.disk, self.folder = Peer(cable), disk, folder
+        self.peer, self.disk, self.folder = Peer(cable), disks[0], folder
         self.server = cable.srv.popen(
             ["env", f"LD_PRELOAD={library}", f"PYTHONPATH={ROOT}", sys.executable, "-c",
-             SERVE_TWICE, str(disk)],
+             SERVE_TWICE, *map(str, disks)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder,
         )  # fmt: skip
 
@@ -190,6 +220,13 @@ class BlindDisk:
         assert eventually(lambda: self.disk.read_bytes()[place] == data)
         assert syncs is None or eventually(lambda: len(self.syncs()) >= syncs)
 
+    def send_to(self, number: int, tag: int) -> None:
+        """Write sector 0 of another disk."""
+        data = bytes([tag]) * 512
+        self.peer.send(
+            ata(WRITE, 0, 1, data=data, src=self.peer.mac, dst=BROADCAST, slot=3 + number, tag=tag)
+        )
+
     def told(self) -> tuple[int, int, int]:
         """Tag, status and error of the next reply."""
         reply = self.peer.receive()
@@ -200,7 +237,19 @@ class BlindDisk:
 @pytest.fixture
 def blind(cable: Cable, disks: list[Path], tmp_path: Path) -> Iterator[BlindDisk]:
     requires("gcc")
-    disk = BlindDisk(cable, disks[0], tmp_path)
+    disk = BlindDisk(cable, disks[:1], tmp_path, BLIND_DISK)
+    try:
+        disk.ready()
+        yield disk
+    finally:
+        disk.close()
+
+
+@pytest.fixture
+def busy(cable: Cable, disks: list[Path], tmp_path: Path) -> Iterator[BlindDisk]:
+    """With as many disks as there are sync threads."""
+    requires("gcc")
+    disk = BlindDisk(cable, disks[:SYNC_THREADS], tmp_path, BUSY_DISK)
     try:
         disk.ready()
         yield disk
@@ -239,3 +288,28 @@ def test_an_error_that_the_sync_beside_it_did_not_see_is_not_told_to_later_write
     blind.write(5, syncs=before + 2)
     assert len(set(blind.syncs()[before:])) == 2
     assert {blind.told(), blind.told()} == {(4, 0x40, 0), (5, 0x40, 0)}
+
+
+def test_a_write_that_waits_for_a_thread_as_a_sync_fails_is_synced_after_that(
+    busy: BlindDisk,
+) -> None:
+    """The other descriptor is told of the failure first; nobody else may be at it meanwhile."""
+    busy.write(1, syncs=1)
+    others = range(1, SYNC_THREADS)
+    for slot in others:
+        busy.send_to(slot, tag=100 + slot)
+    assert eventually(lambda: len(busy.syncs()) == SYNC_THREADS)
+    busy.write(2)  # every thread is busy
+    (busy.folder / "fail").touch()
+    assert eventually(lambda: len(busy.syncs()) == SYNC_THREADS + 1)
+    (busy.folder / "free").touch()
+    assert {busy.told() for _ in others} == {(100 + slot, 0x40, 0) for slot in others}
+    busy.send_to(1, tag=3)  # stands in line behind the one that waits
+    assert busy.told() == (3, 0x40, 0)
+    (busy.folder / "heard").touch()
+    assert busy.told() == (1, 0x41, UNC)
+    (busy.folder / "last").touch()
+    assert busy.told() == (2, 0x41, UNC)
+    busy.write(4)
+    assert busy.told() == (4, 0x40, 0)
+    assert busy.server.poll() is None
