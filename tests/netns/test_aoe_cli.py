@@ -281,7 +281,7 @@ def test_stop_under_load(serve: Serve, cable: Cable, tmp_path: Path) -> None:
     process = serve("--export", f"16.0={disk}")
     copy = tmp_path / "copy"
     reader = cable.cli.popen(
-        [*AOE_FAST, "read", "-i", "eth0", "16.0", str(copy)],
+        [*AOE_FAST, "read", "-i", "eth0", "16.0", str(copy), "--wait", "1"],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert eventually(lambda: copy.exists() and copy.stat().st_size)
