@@ -13,6 +13,7 @@ import pytest
 
 from pxed.errors import HostError, UsageError
 from pxed.lab.lab import Lab
+from pxed.lab.qemu import Client
 from tests.conftest import requires
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(300)]
@@ -76,6 +77,7 @@ def test_after_close_everything_is_gone(lab: Lab) -> None:
 KILLED = """
 import os, time
 from pxed.lab.lab import Lab
+from pxed.lab.qemu import Client
 lab = Lab()
 client = lab.add_client()
 client.power_on()
@@ -200,27 +202,31 @@ def test_waiting_ends_in_time_and_says_for_what(lab: Lab) -> None:
         client.wait_for("never said", timeout=5)
 
 
-def test_half_a_line_is_no_match(lab: Lab) -> None:
+@pytest.fixture
+def half(lab: Lab) -> Client:
+    """A machine whose console has said half a line."""
     client = lab.add_client()
     client.power_on()
-    with client.serial_log.open("ab") as console:
-        console.write(b"kept lab@1")
-        console.flush()
-        with pytest.raises(HostError, match="no 'kept "):
-            client.wait_for(r"kept [^\n]*", timeout=0.3)
-        assert client.wait_for("kept lab@", timeout=60)[0] == "kept lab@"
-        console.write(b".0\n")
-        console.flush()
-    assert client.wait_for(r"kept [^\n]*", timeout=60)[0] == "kept lab@1.0"
+    say(client, "kept lab@1")
+    return client
 
 
-def test_a_machine_that_goes_off_has_said_all(lab: Lab) -> None:
-    client = lab.add_client()
-    client.power_on()
-    with client.serial_log.open("ab") as console:
-        console.write(b"kept lab@1")
-    client.power_off()
-    assert client.wait_for(r"kept \S*", timeout=60)[0] == "kept lab@1"
+def say(client: Client, text: str) -> None:
+    with client.serial_log.open("a") as console:
+        console.write(text)
+
+
+def test_half_a_line_is_no_match(half: Client) -> None:
+    with pytest.raises(HostError, match="no 'kept "):
+        half.wait_for(r"kept [^\n]*", timeout=0.3)
+    assert half.wait_for("kept lab@", timeout=60)[0] == "kept lab@"
+    say(half, ".0\n")
+    assert half.wait_for(r"kept [^\n]*", timeout=60)[0] == "kept lab@1.0"
+
+
+def test_a_machine_that_goes_off_has_said_all(half: Client) -> None:
+    half.power_off()
+    assert half.wait_for(r"kept \S*", timeout=60)[0] == "kept lab@1"
 
 
 def test_qemus_own_words_come_with_the_error(lab: Lab) -> None:

@@ -68,10 +68,12 @@ class SlowMover:
         pass
 
 
-def test_a_flood_that_the_mover_cannot_follow_is_bounded_too(cable: Cable, root: Path) -> None:
+def test_a_flood_that_the_mover_cannot_follow_is_bounded_too(
+    cable: Cable, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     addresses = [f"10.77.0.{n}" for n in range(10, 74)]
     with serving(cable, root, max_silent=100) as (server, _):
-        server.mover = SlowMover(server.mover)  # type: ignore[assignment]
+        monkeypatch.setattr(server, "mover", SlowMover(server.mover))
         cable.cli.ip(*(f"addr add {ip}/24 dev eth0" for ip in addresses))
         with cable.cli.inside(), ExitStack() as stack:
             for _ in range(5):
@@ -88,7 +90,9 @@ def test_a_flood_that_the_mover_cannot_follow_is_bounded_too(cable: Cable, root:
 
 
 @pytest.mark.parametrize("step", [1, -1], ids=["older first", "newer first"])
-def test_a_client_that_started_over_ends_in_any_order(cable: Cable, root: Path, step: int) -> None:
+def test_a_client_that_started_over_ends_in_any_order(
+    cable: Cable, root: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
     """The transfer that it gave up may be told of after the one that it began instead."""
 
     class Late(SlowMover):
@@ -107,7 +111,7 @@ def test_a_client_that_started_over_ends_in_any_order(cable: Cable, root: Path, 
 
     with serving(cable, root) as (server, events):
         late = Late(server.mover)
-        server.mover = late  # type: ignore[assignment]
+        monkeypatch.setattr(server, "mover", late)
         with cable.cli.inside(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
             ask(udp)
             ask(udp)
