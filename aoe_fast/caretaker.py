@@ -53,6 +53,7 @@ class Caretaker:
         self._throttles: list[Throttle] = []
         self._postponed: dict[int, int] = {}
         self._twins: set[int] = set()
+        self._refused: dict[str, str] = {}
         self._words: dict[int, int] = {}
         self._turn = 0
 
@@ -121,8 +122,13 @@ class Caretaker:
                 try:
                     word = port.follow()
                 except AoeError as error:
-                    self.say(f"not serving: {error}")
+                    # Tried again every second, and said once.
+                    if self._refused.get(port.interface) != str(error):
+                        self._refused[port.interface] = str(error)
+                        self.say(f"not serving: {error}")
                     continue
+                if port.opened:
+                    self._refused.pop(port.interface, None)
                 if word == "gone":
                     self.say(f"{port.interface} is gone: waiting for it to come back")
                 elif word is not None:

@@ -33,6 +33,8 @@ from aoe_fast.remote import export, stat
 from aoe_fast.service import Service
 from aoe_fast.statefile import check_writable
 
+_log = logging.getLogger("aoe_fast")
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -112,15 +114,12 @@ def serve(
         target = Target(
             bufcnt=bufcnt, wire_config=wire_config, wire_reserve=wire_reserve, state=state
         )
-        server = Server(
-            target, names, workers=workers, spin_us=spin_us, max_clients=clients, alarm=_alarm
-        )
+        server = Server(target, names, workers=workers, spin_us=spin_us, max_clients=clients)
     except AoeError as error:
         raise click.UsageError(str(error)) from None
-    service = Service(target, names, shared=shared, alarm=_late_rival)
+    service = Service(target, names, shared=shared, alarm=_log.error)
     notifier = Notifier()
-    if to_journal(sys.stderr):
-        log_to_stderr(logging.WARNING)
+    _log_to_stderr()
     with contextlib.ExitStack() as stack:
         wake = stack.enter_context(_signals())
         stack.callback(service.close)
@@ -163,24 +162,30 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _late_rival(text: str) -> None:
-    logging.getLogger("aoe_fast").error("%s", text)
-    _alarm(text)
-
-
-def _alarm(text: str) -> None:
-    if not to_journal(sys.stderr):  # there it is logged already
-        click.echo(f"aoe-fast: {text}", err=True)
+def _log_to_stderr() -> None:
+    """Alarms, and whatever else needs a person, as our errors are: one line each."""
+    if to_journal(sys.stderr):
+        log_to_stderr(logging.WARNING)
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("aoe-fast: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[int]:
-    """A descriptor that becomes readable at SIGTERM or SIGINT, which do nothing else here."""
+    """A descriptor that becomes readable at SIGTERM, SIGINT or SIGHUP: they do nothing else here.
+
+    SIGHUP is of a terminal that was closed; under nohup(1) it stays ignored.
+    """
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        numbers.append(signal.SIGHUP)
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     # Written to where the signal is caught. A handler in Python runs when Python goes on, and of a
     # signal between its last look and poll(2) that is when the poll has ended: never.
     woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    before = {number: signal.signal(number, _caught) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, _caught) for number in numbers}
     try:
         yield reader
     finally:

@@ -76,7 +76,7 @@ class Control:
                     line += more
                 request = json.loads(line)
                 answer = self._answer(request if isinstance(request, dict) else {})
-            except ValueError:
+            except (ValueError, RecursionError):
                 answer = {"error": "one line of JSON, please"}
             except OSError:
                 return

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import socket
 import sys
@@ -11,7 +12,7 @@ from typing import Any, BinaryIO, Literal
 
 import click
 
-from aoe_fast.exports import human, parse_address, parse_size
+from aoe_fast.exports import human, parse_address, parse_size, shown
 from aoe_fast.frames import SECTOR, AtaError, Identity, InitiatorError
 from aoe_fast.initiator import Initiator
 
@@ -31,12 +32,27 @@ interface_option = click.option(
 )
 
 
+class _Seconds(click.FloatRange):
+    """0 to an hour; "nan" is no number of seconds, though no bound refuses it."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0, 3600.0)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return seconds
+
+
 @click.command()
 @interface_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
     "--wait",
-    type=click.FloatRange(0.0, 3600.0),
+    type=_Seconds(),
     default=0.5,
     show_default=True,
     help="Seconds to listen.",
@@ -70,14 +86,9 @@ def discover(interface: str, as_json: bool, wait: float) -> None:
     for row in rows:
         size = "?" if row["bytes"] is None else human(row["bytes"])
         click.echo(
-            f"{row['address']:<9} {row['mac']} {size:>10}  {_shown(row['model'] or '?')}"
-            f" {_shown(row['config'])}".rstrip()
+            f"{row['address']:<9} {row['mac']} {size:>10}  {shown(row['model'] or '?')}"
+            f" {shown(row['config'])}".rstrip()
         )
-
-
-def _shown(text: str) -> str:
-    """What another machine says, on a terminal: no control character of it counts."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _sectors(option: str, size: int) -> int:
@@ -103,7 +114,7 @@ pace_option = click.option(
 )
 wait_option = click.option(
     "--wait",
-    type=click.FloatRange(0.0, 3600.0),
+    type=_Seconds(),
     default=60.0,
     show_default=True,
     help="Seconds that the device may leave one request unanswered.",
@@ -168,6 +179,8 @@ def write(
     shelf, slot = parse_address(address)
     first = _sectors("--offset", parse_size(offset))
     name = check_interface(interface)
+    if file.exists() and not (file.is_file() or file.is_block_device()):
+        raise click.UsageError(f"{file}: is not a file or a block device: name one of these")
     with _opened(file, "rb") as source, Initiator(name, patience=wait, pace=pace) as initiator:
         length = source.seek(0, os.SEEK_END)
         source.seek(0)
@@ -219,5 +232,10 @@ def _opened(file: Path, mode: str) -> Iterator[Any]:
         opened = file.open(mode)
     except OSError as error:
         raise click.UsageError(f"{file}: {error.strerror}: check the path") from None
-    with opened:
-        yield opened
+    try:
+        with opened:
+            yield opened
+    except OSError as error:
+        # A disk that is full or bad: read(2) and write(2) do not say whose.
+        error.filename = error.filename or str(file)
+        raise

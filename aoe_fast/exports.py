@@ -75,11 +75,9 @@ class ExportSpec:
     def says(self, export: Export) -> str:
         """What the ready line tells about it."""
         mode = f"rw {self.durability or 'durable'}" if self.writable else "ro"
-        who = ",".join(mac.hex(":") for mac in self.macs)
+        who = f", for {','.join(mac.hex(':') for mac in self.macs)}" if self.macs else ""
         size = human(export.sectors * SECTOR)
-        return (
-            f"{self.shelf}.{self.slot}={self.path} ({size}, {mode}{', for ' + who if who else ''})"
-        )
+        return f"{self.shelf}.{self.slot}={shown(self.path)} ({size}, {mode}{who})"
 
 
 def parse_export(text: str) -> ExportSpec:
@@ -101,6 +99,8 @@ def parse_export(text: str) -> ExportSpec:
     given: set[str] = set()
     for word in options:
         name, _, value = word.partition("=")
+        if name in given and name in ("offset", "length"):
+            raise click.UsageError(f"--export {text!r}: {name} twice: give one")
         if name in ("ro", "rw"):
             if given & {"ro", "rw"} - {name}:
                 raise click.UsageError(f"--export {text!r}: ro or rw, not both")
@@ -185,6 +185,11 @@ def read_list(path: str) -> list[str]:
     except UnicodeDecodeError:
         raise click.UsageError(f"--exports {path}: is not a text in UTF-8") from None
     return [line for line in lines if line and not line.startswith("#")]
+
+
+def shown(text: str) -> str:
+    """Words of another machine, a file's name, on a terminal: no control character counts."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def human(size: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 import click
 
 from aoe_fast.control import ask, default_path
-from aoe_fast.exports import human, parse_address, parse_export, parse_mac
+from aoe_fast.exports import human, parse_address, parse_export, parse_mac, shown
 from aoe_fast.stats import prometheus
 
 P = ParamSpec("P")
@@ -132,7 +132,8 @@ def list_exports(interface: str | None, control: str | None, as_json: bool) -> N
         words += [f"masked to {mac}" for mac in row["mask"]]
         words += [f"reserved by {mac}" for mac in row["reserved_by"]]
         click.echo(
-            f"{row['address']:<9} {human(row['bytes']):>10}  {row['path']} ({', '.join(words)})"
+            f"{row['address']:<9} {human(row['bytes']):>10}  {shown(row['path'])}"
+            f" ({', '.join(words)})"
         )
 
 

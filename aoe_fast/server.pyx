@@ -77,18 +77,18 @@ cdef class Server:
     """
 
     def __cinit__(
-        self, Target target not None, interfaces, *, int workers=1, ring_frames=8192,
+        self, Target target not None, interfaces, *, workers=1, ring_frames=8192,
         write_frames=2048, spin_us=50, alarm=None, max_clients=None,
     ):
         if isinstance(interfaces, str):
             interfaces = (interfaces,)
         self.target = target
-        self.interfaces = tuple(interfaces)
-        self.workers = workers
+        self.interfaces = tuple(dict.fromkeys(interfaces))
         if not self.interfaces:
             raise AoeError("no interface to serve on: name one")
         if workers < 1 or workers * len(self.interfaces) > MAX_WORKERS:
             raise AoeError(f"workers {workers}: use 1 to {MAX_WORKERS}, all interfaces together")
+        self.workers = workers
         for name, value in (("ring_frames", ring_frames), ("write_frames", write_frames)):
             if not 64 <= value <= 1 << 20:
                 raise AoeError(f"{name} {value}: use 64 to {1 << 20}")
@@ -100,7 +100,7 @@ cdef class Server:
         self.write_frames = write_frames
         self.max_clients = max_clients or 0
         self.spin_ns = spin_us * 1000 if len(os.sched_getaffinity(0)) > 1 else 0
-        self._total = workers * <int>len(self.interfaces)
+        self._total = self.workers * <int>len(self.interfaces)
         self._alarm = alarm
         self.ports = []
         self._side_threads = []

@@ -199,9 +199,9 @@ class Service:
         for held in found:
             write_settings(
                 held.export,
-                config=None if config is None else str(config).encode(),
-                allowed=None if masks is None else [parse_mac(mac) for mac in masks],
-                holders=None if holders is None else [parse_mac(mac) for mac in holders],
+                config=None if config is None else str(config).encode(errors="surrogateescape"),
+                allowed=None if masks is None else _machines(masks),
+                holders=None if holders is None else _machines(holders),
             )
         self.target.save_state()
         return {"set": len(found)}
@@ -214,6 +214,10 @@ def _by_address(held: list[_Held]) -> dict[tuple[int, int], Export]:
 def _seen_by(specs: list[ExportSpec]) -> Seen:
     """The machines that are to see each address."""
     return seen_in((mac, spec.shelf, spec.slot) for spec in specs for mac in (spec.macs or (None,)))
+
+
+def _machines(texts: list[str]) -> list[bytes]:
+    return list(dict.fromkeys(map(parse_mac, texts)))
 
 
 def _text(request: dict[str, Any], name: str) -> str:

@@ -17,7 +17,7 @@ class Export:
     def closed(self) -> bool: ...
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | bytes | os.PathLike[str],
         *,
         writable: bool = False,
         durability: Literal["durable", "writeback"] | str = "durable",

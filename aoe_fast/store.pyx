@@ -163,7 +163,7 @@ cdef class Export:
     ):
         if self.backing != NULL:
             raise RuntimeError("an Export is opened only once")
-        name = os.fspath(path)
+        name = os.fsdecode(path)
         if durability not in ("durable", "writeback"):
             raise AoeError(f"durability {durability!r}: use durable or writeback")
         raw_serial = serial.encode("ascii", "replace")
@@ -175,7 +175,7 @@ cdef class Export:
             first, count = _range(name, size, offset, length)
             if not raw_serial:
                 # Stable across restarts and moves of the state directory's parent.
-                raw_serial = b"AF%08X" % zlib.crc32(os.path.basename(name).encode())
+                raw_serial = b"AF%08X" % zlib.crc32(os.fsencode(os.path.basename(name)))
             self._map(name, descriptor, first, count, bool(writable) and durability == "writeback")
         except BaseException:
             os.close(descriptor)

@@ -12,12 +12,13 @@ import threading
 from pathlib import Path
 
 from aoe_fast import Export, Target
+from aoe_fast.mapped import hot_chunks
 from aoe_fast.memory import live_blocks
 from aoe_fast.stats import status
 from aoe_fast.store import live_backings
 from pxed.lab.netns import Namespace, veth
-from tests.aoe_frames import BROADCAST, FLUSH, IDENTIFY, ata, config, frame
-from tests.aoe_peer import Peer, serving
+from tests.aoe_frames import BROADCAST, FLUSH, IDENTIFY, WRITE, ata, config, frame
+from tests.aoe_peer import Peer, eventually, serving
 from tests.conftest import Cable
 
 
@@ -34,6 +35,29 @@ def traffic(peer: Peer, rounds: int) -> int:
         # A sanitizer may make an answer late: the first one is waited for.
         while peer.receive(0.02 if answered else 60) is not None:
             answered += 1
+    return answered
+
+
+def through_the_mapping(peer: Peer, export: Export, path: Path) -> int:
+    """Writes into hot chunks, after a FLUSH as well, and into one whose file became shorter.
+
+    How many; nobody else may FLUSH meanwhile, or nothing would ever get hot.
+    """
+    answered = 0
+
+    def write() -> None:
+        nonlocal answered
+        for page in (*range(16), *range(16)):
+            data = bytes([page]) * 1024
+            request = ata(WRITE, 8 * page + 1, 2, data=data, src=peer.mac, dst=BROADCAST, slot=4)
+            answered += peer.ask(request).status == 0x40
+
+    for _ in range(2):
+        peer.ask(ata(FLUSH, src=peer.mac, dst=BROADCAST, slot=4))
+        if not eventually(lambda: write() or hot_chunks(export) > 0, 300):  # type: ignore[func-returns-value]
+            raise RuntimeError("nothing was written through the mapping")
+    os.truncate(path, 4096)
+    write()
     return answered
 
 
@@ -61,6 +85,7 @@ def serve(cable: Cable, folder: Path, rounds: int) -> int:
         answered = sum(traffic(peer, rounds) for peer in peers)
         enough.set()
         thread.join()
+        answered += through_the_mapping(Peer(cable), exports[1], folder / "b")
     for export in exports:
         export.close()
     return answered

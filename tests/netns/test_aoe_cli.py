@@ -70,6 +70,10 @@ def serve(cable: Cable, tmp_path: Path) -> Iterator[Serve]:
         process.communicate()
 
 
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([*AOE_FAST, *arguments], capture_output=True, text=True, check=False)
+
+
 def client(cable: Cable, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return cable.cli.run([*PATIENT, *arguments], check=False, timeout=200)
 
@@ -131,6 +135,33 @@ def test_longest_config_string(serve: Serve, cable: Cable, tmp_path: Path) -> No
             initiator.config(16, 0, ConfigCommand.FORCE, b"y" * 1025)
 
 
+def test_an_image_whose_name_is_no_utf_8(serve: Serve, tmp_path: Path) -> None:
+    """One of another time, or another system; a newline in it is no end of the ready line."""
+    disk = image(tmp_path / os.fsdecode(b"gr\xfcn\n.img"), 4096)
+    process = serve("--export", f"16.0={disk},rw")
+    where = f"={tmp_path}/gr\\udcfcn\\n.img (4.0 KiB"
+    assert process.args == [f"aoe-fast: ready on eth0: 16.0{where}, rw durable)\n"]
+    control = ("--control", str(tmp_path / "ctl"))
+    added = run("export", "add", *control, f"16.1={disk}")
+    assert added.stdout == f"aoe-fast: added 16.1{where}, ro)\n"
+    config = os.fsdecode(b"\xfc")
+    assert run("export", "set", *control, "16.1", "--config", config).returncode == 0
+    (row,) = (row for row in json.loads(run("export", "list", *control, "--json").stdout)
+              if row["address"] == "16.1")  # fmt: skip
+    assert (os.fsencode(row["path"]), row["config"]) == (os.fsencode(disk), "\\xfc")
+    assert run("export", "list", *control).stdout.count("\n") == 2
+    assert stopped(process) == (0, "")
+
+
+def test_an_alarm_is_one_line(serve: Serve, cable: Cable, tmp_path: Path) -> None:
+    process = serve("--export", f"16.0={image(tmp_path / 'a.img', 4096)}")
+    cable.srv.ip("link del eth0")
+    assert process.stderr is not None
+    said = process.stderr.readline()
+    assert said == "aoe-fast: eth0 is gone: waiting for it to come back\n"
+    assert stopped(process) == (0, "")
+
+
 def test_two_interfaces(serve: Serve, cable: Cable, tmp_path: Path) -> None:
     veth(cable.srv, "eth1", cable.cli, "eth1")
     disk = image(tmp_path / "a.img", 1 << 20)
@@ -176,14 +207,18 @@ def test_part_of_a_file(serve: Serve, cable: Cable, tmp_path: Path) -> None:
     assert copy.read_bytes() == disk.read_bytes()[64 << 10 :][: 128 << 10]
 
 
-def test_write_then_stop(serve: Serve, cable: Cable, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_write_then_stop(
+    serve: Serve, cable: Cable, tmp_path: Path, number: signal.Signals
+) -> None:
     disk = image(tmp_path / "a.img", 2 << 20)
     before = disk.read_bytes()
     process = serve("--export", f"16.0={disk},rw")
     data = image(tmp_path / "data", 1 << 20, seed=5)
     result = client(cable, "write", "-i", "eth0", "16.0", str(data), "--offset", "4K")
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-    assert stopped(process, signal.SIGINT) == (0, "")
+    assert stopped(process, number) == (0, "")
+    assert not (tmp_path / "ctl").exists()
     assert disk.read_bytes() == before[:4096] + data.read_bytes() + before[4096 + (1 << 20) :]
 
 
@@ -315,7 +350,8 @@ def test_a_killed_servers_socket_is_taken_over(serve: Serve, cable: Cable, tmp_p
 def test_control_socket_survives_nonsense(serve: Serve, cable: Cable, tmp_path: Path) -> None:
     serve("--export", f"16.0={image(tmp_path / 'a.img', 4096)}")
     path = str(tmp_path / "ctl")
-    for line in (b"", b"\xff\n", b"[1]\n", b"x" * 10000, b'{"command": "reboot"}\n'):
+    nested = b"[" * 60000 + b"\n"
+    for line in (b"", b"\xff\n", b"[1]\n", b"x" * 10000, nested, b'{"command": "reboot"}\n'):
         with socket.socket(socket.AF_UNIX) as peer:
             peer.connect(path)
             peer.sendall(line)
@@ -352,7 +388,9 @@ def test_control_socket_survives_nonsense(serve: Serve, cable: Cable, tmp_path: 
             f"16.0 twice for {ONE}",
         ),
         (["--export", "16.0=a.img", "-i", "nope"], "no interface 'nope'"),
+        (["--export", "16.0=a.img,offset=512,offset=1K"], "offset twice"),
         (["--export", "16.0=a.img", "--workers", "0"], "workers 0"),
+        (["--export", "16.0=a.img", "--workers", "9999999999"], "workers 9999999999"),
         (["--export", "16.0=a.img", "--bufcnt", "1"], "bufcnt 1"),
         (["--export", "16.0=a.img", "--bufcnt", "x"], "'x' is not a valid integer"),
         (["--export", "16.0=a.img", "--control", "a.img"], "it exists and is no socket"),
@@ -396,6 +434,9 @@ def test_serve_misuse(cable: Cable, tmp_path: Path, arguments: list[str], says: 
         (["write", "-i", "eth0", "16.0", "good"], 1, "command aborted"),
         (["discover", "-i", "nope"], 2, "no interface 'nope'"),
         (["discover"], 2, "--interface"),
+        (["discover", "-i", "eth0", "--wait", "nan"], 2, "no number of seconds"),
+        (["read", "-i", "eth0", "16.0", "/dev/full"], 1, "/dev/full: No space left"),
+        (["write", "-i", "eth0", "16.0", "/dev/null"], 2, "not a file or a block device"),
         (["stat"], 2, "-i IFACE or --control PATH"),
         (["stat", "--control", "good"], 1, "is `aoe-fast serve` running?"),
     ],

@@ -165,6 +165,14 @@ def test_a_wrong_change_changes_nothing(
     assert export(tmp_path, "list", "--json").stdout == before
 
 
+def test_a_machine_that_is_named_twice_is_one(start: Start, cable: Cable, tmp_path: Path) -> None:
+    start(cable.srv, "--export", f"16.0={image(tmp_path / 'a.img')},rw")
+    twice = f"{ONE},{ONE.upper()}"
+    assert export(tmp_path, "set", "16.0", "--mask", twice, "--reserve", twice).returncode == 0
+    (row,) = json.loads(export(tmp_path, "list", "--json").stdout)
+    assert (row["mask"], row["reserved_by"]) == ([ONE], [ONE])
+
+
 def test_the_administrator_overrides_what_clients_set(
     start: Start, cable: Cable, tmp_path: Path
 ) -> None:

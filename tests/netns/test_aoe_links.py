@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from aoe_fast import Export, Target
+from aoe_fast.caretaker import Caretaker
 from aoe_fast.linkwatch import changed_links
 from pxed.lab.netns import veth
 from tests.aoe_frames import BROADCAST, READ, ata, config, frame
@@ -34,6 +35,15 @@ def target_of(path: Path, **options: bool) -> Target:
 def sectors(peer: Peer) -> int:
     reply = peer.ask_until(frame(1, config(0), src=peer.mac, dst=BROADCAST))
     return reply.body[4]
+
+
+def test_an_interface_that_is_named_twice_answers_once(cable: Cable, disk: Path) -> None:
+    with serving(cable, target_of(disk), ("eth0", "eth0")) as server:
+        assert server.interfaces == ("eth0",)
+        peer = Peer(cable)
+        for tag in (1, 2):
+            peer.send(peer.read(0, tag=tag))
+        assert [reply.tag for reply in peer.answers(2)] == [1, 2]
 
 
 def test_link_down_and_up(cable: Cable, disk: Path) -> None:
@@ -74,6 +84,13 @@ def test_an_mtu_without_room_for_a_sector_is_waited_out(cable: Cable, disk: Path
         cable.srv.ip("link set eth0 mtu 400")
         assert eventually(lambda: not server.ports[0].opened)
         assert eventually(lambda: any("MTU 400 is too small" in text for text in alarms))
+        # It is tried again and again, and said once.
+        again: list[str] = []
+        caretaker = Caretaker(server, again.append)
+        with cable.srv.inside():
+            for _ in range(3):
+                caretaker.follow({"eth0"})
+        assert len(again) == 1
         cable.srv.ip("link set eth0 mtu 1500")
         peer = Peer(cable)
         assert peer.ask_until(peer.read(0)).status == 0x40

@@ -3,6 +3,7 @@
 import gc
 import os
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -53,6 +54,16 @@ def test_bad_options_are_one_line_errors(disk: Path, options: dict[str, int], wo
     with pytest.raises(AoeError, match=words) as caught:
         Export(disk, **options)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_is_bytes(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/gr\xfcn.img"
+    with open(path, "wb") as file:
+        file.write(bytes(4096))
+    serial = f"AF{crc32(os.path.basename(path)):08X}"
+    for name in (path, os.fsdecode(path), Path(os.fsdecode(path))):
+        with Export(name) as export:
+            assert (os.fsencode(export.path), export.serial) == (path, serial)
 
 
 def test_missing_file(tmp_path: Path) -> None:
