@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -77,7 +78,7 @@ class Recipe:
 def fetch_packages(recipe: Recipe, log: Path, *, refresh: bool, progress: Progress) -> Path:
     """The tar archive of a root with the packages: from the cache, or made with mmdebstrap into it.
 
-    HostError if mmdebstrap fails; ``log`` then says why.
+    HostError if mmdebstrap fails: with the first thing that did, and ``log`` has the rest.
     """
     cache = cache_dir() / "debian"
     kept = cache / f"{recipe.digest()}.tar.zst"
@@ -94,7 +95,10 @@ def fetch_packages(recipe: Recipe, log: Path, *, refresh: bool, progress: Progre
         ]  # fmt: skip
         # The initramfs is made once, at the end.
         env = {"INITRD": "No", "TMPDIR": str(work), "SOURCE_DATE_EPOCH": str(recipe.epoch)}
-        run_alone(argv, log, env=env, progress=_steps(progress), timeout=3600)
+        run_alone(
+            argv, log, env=env, progress=_steps(progress), timeout=3600, what="fetching packages",
+            cause=partial(cause_in, recipe.release),
+        )  # fmt: skip
         fresh.replace(kept)
     for old in sorted(cache.glob("*.tar.zst"), key=lambda p: p.stat().st_mtime)[:-_KEPT]:
         old.unlink(missing_ok=True)
@@ -159,7 +163,12 @@ def finish(
         "MAINTENANCE": "yes" if maintenance else "", "PASSWORD": password,
         "SOURCE_DATE_EPOCH": str(epoch), "INITRD": "No", "HOME": "/root",
     }  # fmt: skip
-    run_alone(["sh", "-c", enter, "enter", str(root), str(inside)], log, env=env, timeout=3600)
+    step = inside / "step"  # finish.sh says there what it is at
+    argv = ["sh", "-c", enter, "enter", str(root), str(inside)]
+    run_alone(
+        argv, log, env=env, timeout=3600,
+        what=lambda: step.read_text().strip() if step.is_file() else "entering the new root",
+    )  # fmt: skip
     shutil.rmtree(inside)
 
 
@@ -170,17 +179,19 @@ def run_alone(
     env: dict[str, str] | None = None,
     progress: Progress = lambda _: None,
     timeout: float,
-    what: str = "",
+    what: str | Callable[[], str] = "",
+    cause: Callable[[str], str] = lambda _: "",
 ) -> None:
     """Run a program in namespaces of its own; what it says goes to ``log`` and ``progress``.
 
-    HostError with its last words if it fails or is missing; ``what``: what to call it then.
+    HostError if it fails or is missing, with the first line for which ``cause`` has words, else
+    with its last ones; ``what``: what to call it then.
     """
     if shutil.which(argv[0]) is None:
         raise HostError(f"{argv[0]} is missing: apt install {argv[0]}")
     base = {"PATH": _PATH, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
     passed = {k: v for k, v in os.environ.items() if k.lower().endswith("_proxy")}
-    last = ""
+    last = why = ""
     with (
         log.open("ab") as out,
         subprocess.Popen(
@@ -200,13 +211,37 @@ def run_alone(
                     out.flush()
                 line = raw.decode(errors="replace").strip()
                 last = line or last
+                why = why or cause(line)
                 progress(line)
         except BaseException:
             process.kill()
             raise
     if process.returncode != 0:
-        text = last[:200] or process.returncode
-        raise HostError(f"{what or argv[0]} failed ({text}): see {log}")
+        text = (why or last)[:200] or process.returncode
+        called = what() if callable(what) else what
+        raise HostError(f"{called or argv[0]} failed ({text}): see {log}")
+
+
+_CAUSES = (
+    (r"E: (?:Unable to locate package|Couldn't find any package by \w+) '?([^'\s]+)'?.*",
+     r"{release} has no package \1"),
+    (r"E: Package '(\S+)' has no installation candidate", r"{release} has no package \1"),
+    (r"E: The repository '(\S+) .*' (?:does not have a|no longer has a) Release file.*",
+     r"\1 has no release {release}"),
+    (r"E: Failed to fetch (\S+)\s+(.*)", r"\1: \2"),
+    (r"dpkg: error processing (?:package|archive) (\S+) .*", r"package \1 cannot be installed"),
+    (r".*: ([Nn]o space left on device).*", r"\1"),
+    # Not its own, which only say that it failed; what the programs below it said comes before.
+    (r"E: (?!mmdebstrap |setup failed|run_chroot failed)(.*)", r"\1"),
+)  # fmt: skip
+
+
+def cause_in(release: str, line: str) -> str:
+    """What a line of mmdebstrap's says about why it fails, in a few words; empty: nothing."""
+    for pattern, words in _CAUSES:
+        if (found := re.fullmatch(pattern, line)) is not None:
+            return found.expand(words).replace("{release}", release)
+    return ""
 
 
 def _lines(stream: IO[bytes]) -> Iterator[bytes]:
@@ -219,11 +254,14 @@ def _lines(stream: IO[bytes]) -> Iterator[bytes]:
         yield rest + b"\n"
 
 
+_OWN = re.compile(r"signed-by|received signal|removing tempdir")  # of interest to nobody
+
+
 def _steps(progress: Progress) -> Progress:
     """mmdebstrap's own announcements, of all that it says."""
 
     def show(line: str) -> None:
-        if line.startswith("I: ") and line.endswith("..."):
+        if line.startswith("I: ") and line.endswith("...") and not _OWN.search(line):
             progress(f"packages: {line[3:-3]}")
 
     return show

@@ -5,28 +5,46 @@
 set -eu
 : "${IMAGE:?}" "${INITRAMFS:?}" "${ACCOUNT=}" "${LOCALE=}" "${MAINTENANCE=}" "${PASSWORD=}"
 
+# step TEXT: what a failure from here on is one of; see finish() in debroot.py.
+step() {
+    echo "$1" > /tmp/step
+}
+
+step "setting up the root"
 echo "$IMAGE" > /etc/pxed-image
 : > /etc/fstab
 mkdir -p /config
-if [ -n "$LOCALE" ] && [ "$LOCALE" != C.UTF-8 ]; then
-    echo "$LOCALE ${LOCALE##*.}" > /etc/locale.gen
+case $LOCALE in
+'' | C | POSIX | C.UTF-8) ;; # in every system
+*)
+    step "making the locale"
+    # locale-gen only warns of one that it does not know.
+    grep -x "$LOCALE [^ ]*" /usr/share/i18n/SUPPORTED > /etc/locale.gen || {
+        echo "Debian has no $LOCALE: /usr/share/i18n/SUPPORTED in its package locales names them"
+        exit 1
+    }
     locale-gen
-fi
+    ;;
+esac
 echo "LANG=${LOCALE:-C.UTF-8}" > /etc/default/locale
 if [ -n "$ACCOUNT" ]; then
+    step "making the account $ACCOUNT"
     useradd --create-home --shell /bin/bash --groups sudo,audio,video,plugdev "$ACCOUNT"
     # Without a password it is locked: only what asks for none (a key, an automatic login) lets it in.
     [ -z "$PASSWORD" ] || printf '%s:%s\n' "$ACCOUNT" "$PASSWORD" | chpasswd --encrypted
 fi
 unset PASSWORD # the operator's script need not know it
+step "enabling services"
 systemctl --quiet enable pxed-running.service pxed-good.service systemd-networkd.service
 # Nothing here waits for a network: the root has been on it from the beginning.
 systemctl --quiet disable systemd-networkd-wait-online.service
 if [ -s /tmp/script ]; then
+    step "the operator's script"
     chmod 755 /tmp/script
     /tmp/script
 fi
 
+step "making the initramfs"
 release=$(ls /lib/modules)
 sh /usr/share/pxed/initrd.sh "$INITRAMFS" "$release" /boot/initrd
 # And one that starts from a disk, for the installer to put there.
@@ -35,6 +53,7 @@ sh /usr/share/pxed/initrd.sh "$INITRAMFS" "$release" /boot/initrd
 ln "/boot/vmlinuz-$release" /boot/vmlinuz
 ls -l /boot
 
+step "cleaning up"
 apt-get clean
 rm -rf /var/lib/apt/lists/* /var/log/journal/* /boot/initrd.img-* /root/.cache
 rm -f /etc/hostname /etc/ssh/ssh_host_* /var/lib/systemd/random-seed /var/lib/dbus/machine-id \

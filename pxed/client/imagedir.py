@@ -1,6 +1,7 @@
 """An image directory in the making: checked, built beside its place, there whole or not at all."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -26,6 +27,7 @@ TFM_INITRD = "initrd.tfm"
 PRIVATE = 0o640
 """Mode of a root with accounts: the segment can read it, but not every account of the server."""
 _NEW = ".new-"
+_HOSTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def image_directory(destination: Path, manifest: Manifest) -> Iterator[Path]:
     """A directory to build in; ``destination`` once the block ends well, and gone if it does not.
 
     UsageError for a name that cannot be a directory's, a command line of several lines, or a
-    destination in use.
+    destination in use, also if that is another build's meanwhile; HostError where nothing can be
+    written.
     """
     for word in (manifest.name, manifest.version):
         if not _NAME.fullmatch(word):
@@ -83,14 +86,31 @@ def image_directory(destination: Path, manifest: Manifest) -> Iterator[Path]:
         raise UsageError("a kernel command line is one line")
     if destination.exists() and any(destination.iterdir()):
         raise UsageError(f"{destination} is not empty: choose another version")
-    with workplace(destination.parent) as work:
+    with host_errors(destination), workplace(destination.parent) as work:
         fresh = work / "image"
         fresh.mkdir()
         yield fresh
         (fresh / "manifest.json").write_text(manifest.to_json())
-        if destination.exists():
-            destination.rmdir()
-        fresh.rename(destination)
+        try:
+            fresh.rename(destination)  # takes an empty directory's place
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise UsageError(
+                f"{destination} was made by somebody else meanwhile: choose another version"
+            ) from None
+
+
+@contextlib.contextmanager
+def host_errors(place: Path) -> Iterator[None]:
+    """A disk that is full or cannot be written is a HostError, with the file if that is known."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _HOSTS:
+            raise
+        where = error.filename2 or error.filename or place
+        raise HostError(f"{where}: {error.strerror}: nothing was made") from error
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 from pxed.client.archive import Cpio
 from pxed.client.bootdisk import build_bootdisk
 from pxed.client.bootloader import archive, build_loader, slot_config
-from pxed.client.imagedir import TFM_INITRD
+from pxed.client.imagedir import TFM_INITRD, host_errors
 from pxed.client.initramfs import MODULES, add_modules, busybox, compressed, drivers, script
 from pxed.client.kernel import Kernel
 from pxed.client.programs import add_programs
@@ -138,7 +138,10 @@ def build_stick(image: Path, destination: Path, orders: bytes = b"") -> None:
             "build it again with this version of pxed"
         )
     tfm, root = image / devices["tfm"], image / devices["root"]
-    with tempfile.TemporaryDirectory(prefix=".pxed-stick-", dir=destination.parent) as name:
+    with (
+        host_errors(destination),
+        tempfile.TemporaryDirectory(prefix=".pxed-stick-", dir=destination.parent) as name,
+    ):
         work = Path(name)
         for file in ("vmlinuz", "initrd", "syslinux.cfg"):
             _run(["mcopy", "-i", f"{tfm}@@{_FIRST}", f"::/{file}", str(work / file)], "mtools")

@@ -1,17 +1,19 @@
 """The Debian builder without a build: what it refuses, where packages come from, what it leaves."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
 import pytest
 
 from pxed.client.debian import build_debian, sources
-from pxed.client.debroot import BASE, FILES, Recipe, run_alone
+from pxed.client.debroot import BASE, FILES, Recipe, cause_in, finish, run_alone
 from pxed.client.imagedir import workplace
 from pxed.client.initramfs import busybox
 from pxed.errors import HostError, UsageError
@@ -146,6 +148,95 @@ def test_a_program_that_fails_is_quoted_and_its_log_named(tmp_path: Path) -> Non
     assert log.read_text() == "first\nno such thing\n"
     with pytest.raises(HostError, match="nowhere is missing"):
         run_alone(["nowhere"], log, timeout=120)
+
+
+def test_the_first_cause_is_quoted_where_a_program_names_one(tmp_path: Path) -> None:
+    requires("unshare", "setpriv")
+    log = tmp_path / "log"
+    said = "echo I: on; echo E: Unable to locate package vimm; echo E: mmdebstrap failed to run"
+    with pytest.raises(HostError, match=r"fetching failed \(bookworm has no package vimm\): see"):
+        run_alone(
+            ["sh", "-c", f"{said}; exit 25"], log, timeout=120, what="fetching",
+            cause=partial(cause_in, "bookworm"),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("E: Unable to locate package vimm", "trixie has no package vimm"),
+        ("E: Package 'vimm' has no installation candidate", "trixie has no package vimm"),
+        (
+            "E: The repository 'http://m/debian trixie Release' does not have a Release file.",
+            "http://m/debian has no release trixie",
+        ),
+        (
+            "E: Failed to fetch http://m/InRelease  Temporary failure resolving 'm'",
+            "http://m/InRelease: Temporary failure resolving 'm'",
+        ),
+        (
+            "dpkg: error processing package vim (--configure):",
+            "package vim cannot be installed",
+        ),
+        ("tar: ./usr: Cannot write: No space left on device", "No space left on device"),
+        ("E: Unable to correct problems, you have held broken packages.",
+         "Unable to correct problems, you have held broken packages."),
+        # What only says that something before it failed, and what is no failure.
+        ("E: mmdebstrap failed to run", ""),
+        ("E: setup failed: E: apt-get -o Dir::Bin::dpkg=env --yes install vimm failed", ""),
+        ("I: running apt-get update...", ""),
+        ("W: Download is performed unsandboxed as root", ""),
+        ("Err:1 http://m/debian trixie InRelease", ""),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_why_packages_could_not_be_had(line: str, words: str) -> None:
+    assert cause_in("trixie", line) == words
+
+
+def small_root(place: Path) -> Path:
+    """A root with just what finish.sh calls first, all of it busybox; one locale is known."""
+    for name in ("bin", "usr/sbin", "usr/share/i18n", "dev", "proc", "sys", "run", "tmp", "etc"):
+        (place / name).mkdir(parents=True)
+    (place / "etc/default").mkdir()
+    shutil.copyfile(busybox(), place / "bin/busybox")
+    (place / "bin/busybox").chmod(0o755)
+    for name in ("sh", "mkdir", "grep", "chmod"):
+        (place / "bin" / name).symlink_to("busybox")
+    for name in ("systemctl", "locale-gen"):
+        (place / "bin" / name).write_text("#!/bin/sh\n")
+        (place / "bin" / name).chmod(0o755)
+    (place / "usr/share/i18n/SUPPORTED").write_text("de_DE.UTF-8 UTF-8\nde_DE ISO-8859-1\n")
+    return place
+
+
+@pytest.mark.parametrize(
+    ("locale", "generated"),
+    [("de_DE.UTF-8", "de_DE.UTF-8 UTF-8\n"), ("de_DE", "de_DE ISO-8859-1\n"), ("C.UTF-8", None)],
+)
+def test_a_script_that_fails_is_called_the_operators(
+    tmp_path: Path, locale: str, generated: str | None
+) -> None:
+    requires("unshare", "setpriv")
+    root = small_root(tmp_path / "root")
+    with pytest.raises(HostError, match=r"the operator's script failed \(no such printer\): see"):
+        finish(
+            root, tmp_path / "log", image="lab@1", initramfs="dracut", account="", locale=locale,
+            own=b"#!/bin/sh\necho no such printer\nexit 3\n", epoch=0,
+        )  # fmt: skip
+    said = root / "etc/locale.gen"
+    assert (said.read_text() if said.exists() else None) == generated
+    assert (root / "etc/default/locale").read_text() == f"LANG={locale}\n"
+
+
+@pytest.mark.parametrize("locale", ["xx_YY.UTF-8", "de_DE.ISO-8859-1", "E.UTF-8"])
+def test_a_locale_that_debian_does_not_have_is_refused(tmp_path: Path, locale: str) -> None:
+    requires("unshare", "setpriv")
+    with pytest.raises(HostError, match=rf"making the locale failed \(Debian has no {locale}: "):
+        finish(
+            small_root(tmp_path / "root"), tmp_path / "log", image="lab@1", initramfs="dracut",
+            account="", locale=locale, own=b"", epoch=0,
+        )  # fmt: skip
 
 
 UDEV = """#!/bin/sh -e
