@@ -35,11 +35,14 @@ class Super:
     errors: bool
 
 
-def look(path: Path) -> Super:
-    """The superblock of the file system in ``path``: one read. UsageError if there is none."""
+def look(path: Path, at: int = 0) -> Super:
+    """The superblock of the file system in ``path``, from byte ``at`` on: one read.
+
+    UsageError if there is none.
+    """
     try:
         with path.open("rb", buffering=0) as file:
-            file.seek(1024)
+            file.seek(at + 1024)
             raw = file.read(_SUPER.size)
     except OSError as error:
         raise HostError(f"{path}: {error.strerror}") from error

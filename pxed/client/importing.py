@@ -20,6 +20,7 @@ from pxed.client.partitions import (
     KEEPABLE,
     Mount,
     Partition,
+    check_closed,
     mounted,
     own_mounts,
     partitions,
@@ -170,6 +171,7 @@ def _disk(source: Path, raw: Path, kind: str, wish: Wish, work: Path) -> Iterato
             root_of(raw, parts, work / "root", wish.root_part)
         )
         check_root(tree, name)
+        check_closed(raw, part, name)
         mounts, elsewhere = own_mounts(tree.text("etc/fstab"), parts, (part, subvolume))
         boot = [each for each in mounts if each.path.startswith(("/boot", "/efi"))]
         mounts = [each for each in mounts if each not in boot]
@@ -181,6 +183,7 @@ def _disk(source: Path, raw: Path, kind: str, wish: Wish, work: Path) -> Iterato
         if keep and wish.exclude:
             raise UsageError("--exclude: the root stays as it is; --format squashfs leaves out")
         for each in mounts:
+            check_closed(raw, each.part, name)
             _further(stack, raw, each, tree)
         origin = {
             "source": name, "kind": kind,

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pxed import ext4
 from pxed.client.tree import Tree
 from pxed.errors import HostError, UsageError
 
@@ -100,6 +101,18 @@ def partitions(disk: Path) -> list[Partition]:
 def closed(part: Partition) -> str:
     """Why nobody can look into this partition; empty if it can be tried."""
     return _CLOSED.get(part.fs, "")
+
+
+def check_closed(disk: Path, part: Partition, name: str) -> None:
+    """UsageError for an ext file system whose journal was not replayed, or with known errors.
+
+    It is read, here and by seats, without its journal: what was written last would be missing.
+    """
+    if part.fs in ("ext2", "ext3", "ext4") and not ext4.look(disk, part.start).clean:
+        raise UsageError(
+            f"{name}: {part} ({part.fs}) was not unmounted in order: start that machine and shut "
+            "it down, or mend a copy with e2fsck"
+        )
 
 
 def _length(disk: Path) -> int:

@@ -219,6 +219,20 @@ def no_system(machine: Path, place: Path) -> Path:
     return disk(place / "disk", [("linux", ext4(place / "empty", place / "root", 4))])
 
 
+def cut_off_at_work(machine: Path, place: Path, more: Path | None = None) -> Path:
+    """A machine whose plug was pulled: what it wrote last is in the journal alone."""
+    root = ext4(machine, place / "root")
+    unclean = more or root
+    change = ["debugfs", "-w", "-R", "feature needs_recovery", str(unclean)]
+    subprocess.run(change, check=True, capture_output=True)
+    return disk(place / "disk", [("linux", root), *([("linux", more)] if more else [])])
+
+
+def cut_off_with_its_home(machine: Path, place: Path) -> Path:
+    (machine / "etc/fstab").write_text("/dev/sda2 /home ext4 defaults 0 2\n")
+    return cut_off_at_work(machine, place, ext4(None, place / "home", 4))
+
+
 REFUSED: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "nothing there": (lambda _m, p: p / "none", "No such file"),
     "an empty file": (lambda _m, p: empty(p / "x"), "is empty"),
@@ -234,6 +248,10 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
         lambda _m, p: disk(p / "x", [("linux", zeros(p / "z"))]), "no file system that is known"
     ),
     "no system": (no_system, r"holds no Linux system \(ext4\)"),
+    "a journal not replayed": (
+        cut_off_at_work, r"partition 1 \(ext4\) was not unmounted in order: .* shut it down"
+    ),
+    "that of its /home": (cut_off_with_its_home, r"partition 2 \(ext4\) was not unmounted"),
     "two systems": (two_systems, "partitions 1 and 2 hold a system each: .*--root-part"),
     "a cut-off disk": (cut_off, "its GPT is damaged, or the file is cut off"),
     "another machine's": (for_arm, "is a system for arm64"),
