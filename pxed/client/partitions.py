@@ -21,6 +21,7 @@ from pxed.errors import HostError, UsageError
 
 KEEPABLE = ("ext2", "ext3", "ext4", "squashfs", "erofs")
 """Types of file systems that a seat mounts as they are."""
+_EXT = ("ext2", "ext3", "ext4")
 _OPTIONS = {"ext2": "noload", "ext3": "noload", "ext4": "noload", "xfs": "norecovery,nouuid"}
 _TYPES = (*KEEPABLE, "xfs", "btrfs", "f2fs", "jfs", "vfat")
 _CLOSED = {
@@ -87,15 +88,28 @@ def partitions(disk: Path) -> list[Partition]:
         if part.kind.lower() in ("5", "f", "85"):  # the frame of logical partitions
             continue
         if part.kind.lower() == "ee":  # only what protects a GPT, and no GPT behind it
-            raise UsageError(f"{disk.name}: its GPT is damaged, or the file is cut off")
+            raise UsageError(f"{disk.name}: {_no_gpt(disk)}")
         if part.start + part.size > size:
             raise UsageError(f"{disk.name}: {part} ends behind the disk: the file is cut off")
         names = {f"PARTUUID={entry['uuid']}".lower()} if "uuid" in entry else set()
         names |= {f"PARTLABEL={entry['name']}".lower()} if "name" in entry else set()
         found.append(_probe(disk, part, frozenset(names)))
+    if not found and whole.fs:  # FAT begins like a table
+        return [whole]
     if not found:
         raise UsageError(f"{disk.name}: its partition table is empty")
     return found
+
+
+def _no_gpt(disk: Path) -> str:
+    """Why there is none behind the MBR that protects one."""
+    with disk.open("rb") as file:
+        if os.pread(file.fileno(), 8, 4096) == b"EFI PART":
+            return (
+                "is of a disk with sectors of 4096 bytes, which is not read: import its root "
+                "partition alone, or a directory with its files"
+            )
+    return "its GPT is damaged, or the file is cut off"
 
 
 def closed(part: Partition) -> str:
@@ -108,7 +122,7 @@ def check_closed(disk: Path, part: Partition, name: str) -> None:
 
     It is read, here and by seats, without its journal: what was written last would be missing.
     """
-    if part.fs in ("ext2", "ext3", "ext4") and not ext4.look(disk, part.start).clean:
+    if part.fs in _EXT and not ext4.look(disk, part.start).clean:
         raise UsageError(
             f"{name}: {part} ({part.fs}) was not unmounted in order: start that machine and shut "
             "it down, or mend a copy with e2fsck"
@@ -142,6 +156,8 @@ def private_mounts() -> None:
 @contextlib.contextmanager
 def mounted(disk: Path, part: Partition, where: Path, subvolume: str = "") -> Iterator[Tree]:
     """The file system of a partition at the new directory ``where``, read-only. HostError."""
+    if part.fs in _EXT and ext4.look(disk, part.start).size > part.size:
+        raise UsageError(f"{part} ({part.fs}) is larger than its place: the file is cut off")
     where.mkdir(parents=True, exist_ok=True)
     if part.fs == "vfat":
         _copy_fat(disk, part, where)
@@ -157,10 +173,13 @@ def mounted(disk: Path, part: Partition, where: Path, subvolume: str = "") -> It
     )  # fmt: skip
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
-        hint = "modprobe loop" if "loop" in lines[0] else "is it damaged? fsck it in a copy"
+        # Its own words for a machine without loop devices; else /dev/loop0 is in nearly every line.
+        no_loop = "loop device" in done.stderr
+        hint = "modprobe loop" if no_loop else "is it damaged? fsck it in a copy"
         if "unknown filesystem type" in done.stderr:
             hint = f"modprobe {part.fs}, or import a directory with a copy of its files"
-        raise HostError(f"{part} ({part.fs}) cannot be mounted: {lines[0].strip()}: {hint}")
+        why = lines[0].strip().removeprefix(f"mount: {where}: ").rstrip(".")
+        raise HostError(f"{part} ({part.fs}) cannot be mounted: {why}: {hint}")
     try:
         yield Tree(where)
     finally:

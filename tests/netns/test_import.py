@@ -202,6 +202,44 @@ def cut_off(machine: Path, place: Path) -> Path:
     return path
 
 
+def cut_off_without_a_table(machine: Path, place: Path) -> Path:
+    path = ext4(machine, place / "root")
+    os.truncate(path, 8 * MIB)
+    return path
+
+
+def damaged(machine: Path, place: Path) -> Path:
+    """Nothing of its metadata is left but the superblock."""
+    path = ext4(machine, place / "root")
+    with path.open("r+b") as file:
+        file.seek(2048)
+        file.write(b"\xa5" * (2 * MIB))
+    return path
+
+
+def fat(_machine: Path, place: Path) -> Path:
+    path = place / "fat"
+    with path.open("wb") as out:
+        out.truncate(16 * MIB)
+    subprocess.run(["mkfs.fat", path], check=True, capture_output=True)
+    return path
+
+
+def of_large_sectors(machine: Path, place: Path) -> Path:
+    """A GPT where a disk with 4096-byte sectors has it: sector 1 is not at byte 512."""
+    path = disk(place / "disk", [("linux", ext4(machine, place / "root"))])
+    with path.open("r+b") as file:
+        file.seek(512)
+        header = file.read(512)
+        file.seek(512)
+        file.write(bytes(512))
+        file.seek(4096)
+        file.write(header)
+        file.seek(-512, os.SEEK_END)
+        file.write(bytes(512))
+    return path
+
+
 def for_arm(machine: Path, place: Path) -> Path:
     (machine / "sbin/init").write_bytes(
         b"\x7fELF\x02\x01\x01" + bytes(9) + b"\2\0\xb7\0" + bytes(64)
@@ -254,6 +292,9 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "that of its /home": (cut_off_with_its_home, r"partition 2 \(ext4\) was not unmounted"),
     "two systems": (two_systems, "partitions 1 and 2 hold a system each: .*--root-part"),
     "a cut-off disk": (cut_off, "its GPT is damaged, or the file is cut off"),
+    "a cut-off file system": (cut_off_without_a_table, r"\(ext4\) is larger than its place: .*cut"),
+    "sectors of 4096 bytes": (of_large_sectors, "a disk with sectors of 4096 bytes"),
+    "a FAT stick": (fat, r"the disk holds no Linux system \(vfat\)"),
     "another machine's": (for_arm, "is a system for arm64"),
     "no kernel": (without_kernel, "has no kernel with modules: install one"),
     "this machine": (lambda _m, _p: Path("/"), "sudo pxed promote"),
@@ -271,6 +312,14 @@ def test_what_cannot_be_a_seats_is_refused_in_one_line(
     place.mkdir()
     make, says = REFUSED[what]
     assert re.search(says, importer.refused(make(machine, place)))
+
+
+def test_a_damaged_file_system_is_said_to_be_that(
+    importer: Importer, machine: Path, tmp_path: Path
+) -> None:
+    said = importer.refused(damaged(machine, tmp_path), status=1)
+    assert re.search(r"\(ext4\) cannot be mounted: .*: is it damaged\? fsck it in a copy$", said)
+    assert str(importer.state) not in said
 
 
 @pytest.mark.parametrize(
