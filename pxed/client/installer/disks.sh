@@ -4,9 +4,10 @@
 MIB=1048576
 
 # disks: the disks that an installation may go to, in $disks; not the one that we run from ($own), no
-# network disk, and nothing that is removable or read-only.
+# network disk, and nothing that is removable or read-only. A disk on USB may be anybody's who left it
+# there, and is not the machine's own: it is meant only if $disk_wanted is its name; others are in $usb.
 disks() {
-    disks=
+    disks='' usb=''
     for path in /sys/block/*; do
         disk=${path##*/}
         case $disk in
@@ -15,6 +16,11 @@ disks() {
         read -r sectors < "$path/size" && [ "$sectors" -gt 0 ] || continue
         read -r removable < "$path/removable" && [ "$removable" = 0 ] || continue
         read -r locked < "$path/ro" && [ "$locked" = 0 ] || continue
+        case $(readlink -f "$path") in
+        */usb[0-9]*)
+            [ "$disk" = "$disk_wanted" ] || { usb="$usb $disk"; continue; }
+            ;;
+        esac
         disks="$disks $disk"
     done
     disks=${disks# }
@@ -92,7 +98,11 @@ look() {
 choose() {
     chosen='' best=''
     set -- $disks
-    [ $# -gt 0 ] || { because='this machine has no disk that this image has a driver for'; return 1; }
+    if [ $# = 0 ]; then
+        because='this machine has no disk that this image has a driver for'
+        [ -z "$usb" ] || because="only disks on USB are here (${usb# }), and none was called by its name"
+        return 1
+    fi
     case $disk_wanted in
     only)
         because="it has $# disks ($disks) and nobody said which one"
