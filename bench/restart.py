@@ -26,8 +26,12 @@ _FIRST = 400_000  # nothing of the file system is here
 
 @dataclass
 class Seat:
-    """What the seat saw: ``gaps`` in seconds between answers, ``errors`` in words."""
+    """What the seat saw: ``gaps`` in seconds between answers, ``errors`` in words.
 
+    ``rest``: seconds between an answer and its next request.
+    """
+
+    rest: float = 0.0
     answers: int = 0
     longest: float = 0.0
     errors: list[str] = field(default_factory=list)
@@ -43,6 +47,8 @@ class Seat:
             written: dict[int, int] = {}
             last, tag = time.monotonic(), 0
             while not self.stop:
+                if self.rest:
+                    time.sleep(self.rest)
                 tag += 1
                 sector = tag // 2 % _SECTORS
                 writes = tag % 2 == 0

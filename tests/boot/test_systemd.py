@@ -23,6 +23,8 @@ pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.timeout(1800)]
 
 GUIDE = Path(__file__).parents[2] / "docs" / "operators.md"
 RESTARTS = 3
+LIMIT = 200.0
+"""Seconds for what is bound to come: in an emulated machine a program starts slowly."""
 _CONFIG = (
     'interface = "eth0"\\n[midlayer]\\nsize = "256M"\\nkeep_free = "0"\\n'
     f'[client."{SEAT}"]\\nname = "seat"\\n'
@@ -53,11 +55,11 @@ def machine(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Client:
     guest.power_on()
     guest.wait_for("login: ", 400)
     guest.send("root\n")
-    guest.wait_for(r"root@[^\n]*# ", 200)
-    guest.shell("ip addr add 10.77.0.1/24 dev eth0 && ip link set eth0 up", 60)
+    guest.wait_for(r"root@[^\n]*# ", LIMIT)
+    guest.shell("ip addr add 10.77.0.1/24 dev eth0 && ip link set eth0 up", LIMIT)
     guest.shell(f"mkdir /etc/pxed && printf '{_CONFIG}' > /etc/pxed/pxed.toml")
     for line in steps():
-        guest.shell(f"cd /src && {line}", 180)
+        guest.shell(f"cd /src && {line}", LIMIT)
     return guest
 
 
@@ -68,23 +70,23 @@ def cli(lab: Lab, machine: Client) -> Namespace:
     host = lab.add_host("seat")
     host.ip("link set eth0 down", f"link set eth0 address {SEAT}", "link set eth0 up")
     host.run(
-        ["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "10", "-T", "2", "-s", "/bin/true",
+        ["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "60", "-T", "2", "-s", "/bin/true",
          "-V", "PXEClient:Arch:00000:UNDI:002001"]
     )  # fmt: skip
     with host.inside(), Initiator("eth0", timeout=0.5) as initiator:
-        assert eventually(lambda: bool(initiator.discover(16, 3)), 30)
+        assert eventually(lambda: bool(initiator.discover(16, 3)), LIMIT)
     return host
 
 
 def shown(machine: Client, *names: str) -> dict[str, str]:
     """Properties of the running unit."""
-    said = machine.shell(f"systemctl show pxed {' '.join(f'-p {name}' for name in names)}", 60)
+    said = machine.shell(f"systemctl show pxed {' '.join(f'-p {name}' for name in names)}", LIMIT)
     return dict(line.partition("=")[::2] for line in said.strip().splitlines())
 
 
 def journal(machine: Client, words: str) -> str:
     """What journalctl shows; all that was said before is in it."""
-    return machine.shell(f"journalctl --sync; journalctl --no-pager {words}", 120)
+    return machine.shell(f"journalctl --sync; journalctl --no-pager {words}", LIMIT)
 
 
 def test_it_is_ready_when_systemd_says_so(machine: Client) -> None:
@@ -96,7 +98,7 @@ def test_it_is_ready_when_systemd_says_so(machine: Client) -> None:
         "ActiveState": "active", "SubState": "running", "Type": "notify", "User": "pxed",
         "NRestarts": "0",
     }  # fmt: skip
-    machine.shell("pxed status", 60)
+    machine.shell("pxed status", LIMIT)
 
 
 def test_it_runs_as_its_own_user_with_two_capabilities(machine: Client) -> None:
@@ -111,7 +113,7 @@ def test_it_runs_as_its_own_user_with_two_capabilities(machine: Client) -> None:
 
 
 def test_little_is_exposed_on_the_real_thing(machine: Client) -> None:
-    said = machine.shell("systemd-analyze security --no-pager pxed | tail -1", 120)
+    said = machine.shell("systemd-analyze security --no-pager pxed | tail -1", LIMIT)
     level = re.search(r"exposure level for pxed.service: ([0-9.]+)", said)
     assert level, said
     print(f"systemd-analyze security: {level[1]}")
@@ -119,14 +121,15 @@ def test_little_is_exposed_on_the_real_thing(machine: Client) -> None:
 
 
 def test_a_restart_under_load_is_a_pause(machine: Client, cli: Namespace) -> None:
-    seat = Seat()
+    # One that never rests takes nearly all of one emulated processor: a start would take minutes.
+    seat = Seat(rest=0.005)
     thread = threading.Thread(target=seat.run, args=(cli,))
     thread.start()
     try:
         for _ in range(RESTARTS):
             assert progress(seat)
             seat.longest = 0.0
-            machine.shell("systemctl restart pxed", 120)
+            machine.shell("systemctl restart pxed", LIMIT)
             assert progress(seat)
             seat.gaps.append(seat.longest)
     finally:
@@ -142,35 +145,40 @@ def test_a_restart_under_load_is_a_pause(machine: Client, cli: Namespace) -> Non
 def progress(seat: Seat) -> bool:
     """Whether the seat's requests are answered."""
     before = seat.answers
-    return eventually(lambda: seat.answers > before + 20, 120)
+    return eventually(lambda: seat.answers > before + 20, LIMIT)
 
 
 def test_a_reload_is_told_of(machine: Client) -> None:
-    machine.shell('sed -i \'s/"seat"/"other"/\' /etc/pxed/pxed.toml && systemctl reload pxed', 60)
-    assert eventually(lambda: '"other"' in machine.shell("pxed client list --json", 60), 60)
+    machine.shell(
+        'sed -i \'s/"seat"/"other"/\' /etc/pxed/pxed.toml && systemctl reload pxed', LIMIT
+    )
+    assert eventually(lambda: '"other"' in machine.shell("pxed client list --json", LIMIT), LIMIT)
     assert shown(machine, "ActiveState")["ActiveState"] == "active"
 
 
 def test_alarms_are_warnings_in_the_journal(machine: Client) -> None:
     """And what is of interest only is not."""
-    machine.shell("ip addr del 10.77.0.1/24 dev eth0", 60)
+    machine.shell("ip addr del 10.77.0.1/24 dev eth0", LIMIT)
     try:
         assert eventually(
-            lambda: "no IPv4 address" in journal(machine, "-u pxed -p warning -o cat"), 60,
+            lambda: "no IPv4 address" in journal(machine, "-u pxed -p warning -o cat"), LIMIT,
         )  # fmt: skip
     finally:
-        machine.shell("ip addr add 10.77.0.1/24 dev eth0", 60)
-    rows = journal(machine, "-u pxed -o json --output-fields=PRIORITY,MESSAGE -n 50 | cat")
+        machine.shell("ip addr add 10.77.0.1/24 dev eth0", LIMIT)
+    # Of all that it ever said: how much it has said since depends on what else happened.
+    fields = "-o json --output-fields=PRIORITY,MESSAGE"
+    rows = journal(machine, f"-u pxed {fields} | grep 'serving eth0'")
     found = [json.loads(line) for line in rows.splitlines() if line.startswith("{")]
     assert {row["PRIORITY"] for row in found if "serving eth0" in row["MESSAGE"]} == {"6"}
 
 
 def test_one_that_hangs_is_started_again(machine: Client, cli: Namespace) -> None:
-    before = shown(machine, "MainPID", "WatchdogUSec")
+    before = shown(machine, "MainPID", "NRestarts", "WatchdogUSec")
     assert before["WatchdogUSec"] == "20s"
-    machine.shell("systemctl kill -s STOP pxed", 60)
-    assert eventually(lambda: shown(machine, "NRestarts")["NRestarts"] == "1", 150)
-    assert eventually(lambda: shown(machine, "SubState")["SubState"] == "running", 120)
+    machine.shell("systemctl kill -s STOP pxed", LIMIT)
+    once_more = str(int(before["NRestarts"]) + 1)
+    assert eventually(lambda: shown(machine, "NRestarts")["NRestarts"] == once_more, LIMIT)
+    assert eventually(lambda: shown(machine, "SubState")["SubState"] == "running", LIMIT)
     assert shown(machine, "MainPID")["MainPID"] != before["MainPID"]
     said = journal(machine, "-u pxed -u init.scope -o cat | grep -i watchdog")
     assert "Watchdog timeout" in said
@@ -183,22 +191,22 @@ _OTHER = "aoe-fast serve -i eth0 --control /run/c --export 16.0=/var/lib/pxed/im
 
 def test_it_and_another_server_of_the_machine_find_each_other(machine: Client) -> None:
     """Out of the sandbox and into it: what /proc shows there is enough."""
-    assert "16.0 is served on eth0 by another pxed" in machine.shell(_OTHER, 60, check=False)
-    machine.shell("systemctl stop pxed && rm /var/lib/pxed/stopped", 120)
-    machine.shell(f"{_OTHER} > /run/said 2>&1 & echo $! > /run/other", 60)
-    machine.shell("until grep -q ready /run/said; do sleep 1; done", 60)
+    assert "16.0 is served on eth0 by another pxed" in machine.shell(_OTHER, LIMIT, check=False)
+    machine.shell("systemctl stop pxed && rm /var/lib/pxed/stopped", LIMIT)
+    machine.shell(f"{_OTHER} > /run/said 2>&1 & echo $! > /run/other", LIMIT)
+    machine.shell("until grep -q ready /run/said; do sleep 1; done", LIMIT)
     try:
-        machine.shell("! systemctl start pxed", 120)
-        said = journal(machine, "-u pxed -o cat | tail -40")
+        machine.shell("! systemctl start pxed", LIMIT)
+        said = journal(machine, "-u pxed -o cat | grep 'by another'")
         assert "16.0 is served on eth0 by another aoe-fast" in said
     finally:
-        machine.shell("kill $(cat /run/other); wait", 60, check=False)
+        machine.shell("kill $(cat /run/other); wait", LIMIT, check=False)
         machine.shell(
-            "until systemctl start pxed; do systemctl reset-failed pxed; sleep 1; done", 120
+            "until systemctl start pxed; do systemctl reset-failed pxed; sleep 1; done", LIMIT
         )
 
 
 def test_it_stops_in_order(machine: Client) -> None:
-    machine.shell("systemctl stop pxed", 120)
+    machine.shell("systemctl stop pxed", LIMIT)
     assert shown(machine, "ActiveState", "Result") == {"ActiveState": "inactive",
                                                        "Result": "success"}  # fmt: skip
