@@ -111,6 +111,7 @@ def test_a_rolling_upgrade_keeps_its_settings(room: Room, seat: Client) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.ci
 def test_a_uefi_machine_is_installed_over_a_restart_of_the_server(room: Room) -> None:
     client = with_disk(room, "uefi")
     order(room, client)
@@ -138,7 +139,9 @@ def test_a_machine_without_a_disk_says_so(room: Room) -> None:
     client.power_off()
 
 
-@pytest.mark.parametrize("firmware", ["bios", pytest.param("uefi", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "firmware", ["bios", pytest.param("uefi", marks=[pytest.mark.long, pytest.mark.ci])]
+)
 def test_the_installer_can_be_loaded_by_http(
     make_room: RoomMaker, first: Path, firmware: Firmware
 ) -> None:

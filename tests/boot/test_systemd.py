@@ -19,7 +19,7 @@ from tests.conftest import requires
 from tests.debian_server import WORDS, build_machine
 from tests.guest import add_guest
 
-pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.ci, pytest.mark.timeout(1800)]
 
 GUIDE = Path(__file__).parents[2] / "docs" / "operators.md"
 RESTARTS = 3
