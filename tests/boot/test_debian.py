@@ -60,37 +60,37 @@ def test_no_unit_failed(seat: Client) -> None:
 def reads_its_root(seat: Client) -> None:
     """The link under the root is up, and what is not in memory can be had."""
     assert "state UP" in seat.shell("ip link show ens3")
-    seat.shell("echo 3 > /proc/sys/vm/drop_caches; ls -R /usr/share/doc > /dev/null", 60)
+    seat.shell("echo 3 > /proc/sys/vm/drop_caches; ls -R /usr/share/doc > /dev/null", 200)
 
 
 def test_systemd_networkd_keeps_the_card_under_the_root(seat: Client) -> None:
-    said = seat.shell("networkctl status ens3 --no-pager --lines=0", 60)
+    said = seat.shell("networkctl status ens3 --no-pager --lines=0", 200)
     assert "/run/systemd/network/05-pxed-" in said
-    seat.shell("systemctl restart systemd-networkd; systemctl stop systemd-networkd", 60)
+    seat.shell("systemctl restart systemd-networkd; systemctl stop systemd-networkd", 200)
     reads_its_root(seat)
-    seat.shell("systemctl start systemd-networkd", 60)
+    seat.shell("systemctl start systemd-networkd", 200)
     reads_its_root(seat)
 
 
 def test_ifupdown_keeps_the_card_under_the_root(seat: Client) -> None:
-    seat.shell("systemctl restart networking", 90, check=False)
-    seat.shell("systemctl stop networking", 60)
+    seat.shell("systemctl restart networking", 200, check=False)
+    seat.shell("systemctl stop networking", 200)
     reads_its_root(seat)
-    seat.shell("systemctl start networking", 60, check=False)
+    seat.shell("systemctl start networking", 200, check=False)
 
 
 def test_network_manager_keeps_its_hands_off_the_card_under_the_root(seat: Client) -> None:
     assert seat.shell("systemctl is-active NetworkManager") == "active\n"
-    assert "ens3:unmanaged" in seat.shell("nmcli -c no -t -f DEVICE,STATE device", 60)
-    seat.shell("nmcli device disconnect ens3", 60, check=False)
+    assert "ens3:unmanaged" in seat.shell("nmcli -c no -t -f DEVICE,STATE device", 200)
+    seat.shell("nmcli device disconnect ens3", 200, check=False)
     reads_its_root(seat)
-    seat.shell("nmcli networking off", 60)
+    seat.shell("nmcli networking off", 200)
     reads_its_root(seat)
-    seat.shell("nmcli networking on; systemctl restart NetworkManager", 60)
+    seat.shell("nmcli networking on; systemctl restart NetworkManager", 200)
     reads_its_root(seat)
-    seat.shell("systemctl stop NetworkManager", 60)
+    seat.shell("systemctl stop NetworkManager", 200)
     reads_its_root(seat)
-    seat.shell("systemctl start NetworkManager", 60)
+    seat.shell("systemctl start NetworkManager", 200)
 
 
 def test_a_clean_shutdown_leaves_a_clean_layer(room: Room, seat: Client) -> None:

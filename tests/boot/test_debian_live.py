@@ -41,8 +41,14 @@ def room(debian_image: Path) -> Iterator[Room]:
 @pytest.fixture(scope="module")
 def seat(room: Room) -> Client:
     client = room.lab.add_client(memory=1024)
-    power_on(client)
+    come_up(client)
     return client
+
+
+def come_up(client: Client) -> None:
+    """To its shell, and until nothing is started any more: a slow boot tells of that there."""
+    power_on(client)
+    client.shell("systemctl is-system-running --wait", 300, check=False)
 
 
 def rounds(seat: Client) -> int:
@@ -84,13 +90,13 @@ def test_a_running_seat_keeps_its_image_until_it_boots_again(room: Room, seat: C
     assert seat.shell("cat /etc/pxed-image") == "lab@1\n"
     assert room.server.client(seat.mac)["image"] == "lab@1"
     shut_down(seat)
-    power_on(seat)
+    come_up(seat)
     assert seat.shell("cat /etc/pxed-image") == "lab@2\n"
     assert seat.shell(total, 300) != before
     assert seat.shell("cat /etc/machine-id /etc/hostname") == identity
     assert room.server.client(seat.mac)["image"] == "lab@2"
     room.server.control.post("/v1/images/use", {"image": "lab@1", "channel": "stable"})
     shut_down(seat)
-    power_on(seat)
+    come_up(seat)
     assert seat.shell("cat /etc/pxed-image; wc -l < /root/a.c") == "lab@1\n1500\n"
     seat.power_off()
