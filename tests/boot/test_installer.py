@@ -147,6 +147,7 @@ def machine(lab: Lab, sticks: Sticks, tmp_path: Path) -> Iterator[Machine]:
     pc = Machine(lab, sticks, tmp_path / "disk")
     yield pc
     pc.off()
+    pc.disk.unlink()  # pytest would keep it, and there are many
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +176,7 @@ def copy(installed: Machine, lab: Lab, sticks: Sticks, tmp_path: Path) -> Iterat
     pc = Machine(lab, sticks, disk)
     yield pc
     pc.off()
+    disk.unlink()
 
 
 def test_what_was_installed_starts_on_uefi_too(installed: Machine) -> None:
