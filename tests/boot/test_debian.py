@@ -12,7 +12,7 @@ from pxed.lab.qemu import Client
 from tests.boot.conftest import Room
 from tests.boot.debian import eventually, power_on, shut_down
 
-pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.ci, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
