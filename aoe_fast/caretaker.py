@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from aoe_fast.linkwatch import EVERY, LinkWatch
 from aoe_fast.residency import scan
+from aoe_fast.threads import begin
 from aoe_fast.throttle import Throttle, announcements, count_clients
 from aoe_fast.wire import AoeError
 
@@ -69,8 +70,9 @@ class Caretaker:
         ]
         # What everybody reads is known before the first frame, private disks soon after.
         self.learn(_FIRST_WORDS, server.target.view_of(None).values())
-        self._thread = threading.Thread(target=self._run, name="aoe-care", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="aoe-care", daemon=True)
+        begin(thread)
+        self._thread = thread
 
     def stop(self) -> None:
         """End the thread; stopping twice is fine."""

@@ -18,6 +18,7 @@ from .server cimport Server
 from .worker cimport Worker, worker_loop
 
 from .ring import link, open_group
+from .threads import begin
 from .wire import AoeError
 
 
@@ -109,16 +110,18 @@ cdef class Port:
         return 0
 
     def start(self):
-        """Start the workers' threads."""
+        """Start the workers' threads. AoeError, and the port is shut: there cannot be so many."""
         aoe_release32(&self._stop, 0)
-        self._threads = [
-            threading.Thread(
-                target=self._run, args=(i,), name=f"aoe-{self.interface}-{i}", daemon=True
-            )
-            for i in range(self.server.workers)
-        ]
-        for thread in self._threads:
-            thread.start()
+        try:
+            for i in range(self.server.workers):
+                thread = threading.Thread(
+                    target=self._run, args=(i,), name=f"aoe-{self.interface}-{i}", daemon=True
+                )
+                begin(thread)
+                self._threads.append(thread)
+        except BaseException:
+            self.retire()
+            raise
 
     def _run(self, int number):
         cdef Worker *worker = &self.server._workers[self._first + number]

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from aoe_fast.threads import begin
+
 Seen = Mapping[tuple[int, int], frozenset[str] | None]
 """(shelf, slot) -> the machines that see it, as MAC texts; None: all."""
 
@@ -96,8 +98,9 @@ class Presence:
             listener.setblocking(False)
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="aoe-presence", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="aoe-presence", daemon=True)
+        begin(thread)
+        self._thread = thread
 
     def close(self) -> None:
         """Be found no longer; closing twice is fine."""

@@ -22,6 +22,7 @@ from .syncer cimport SYNC_THREADS, free_queue, new_queue, stop_queue, sync_loop
 
 from .caretaker import Caretaker
 from .observe import CLIENT
+from .threads import begin
 from .wire import AoeError
 
 
@@ -153,15 +154,19 @@ cdef class Server:
         except BaseException:
             self._release()
             raise
-        self._side_threads = [
-            threading.Thread(target=self._run_side, args=(i,), name=f"aoe-side-{i}", daemon=True)
-            for i in range(SYNC_THREADS + 1 + FETCHERS + PARKERS)
-        ]
-        for thread in self._side_threads:
-            thread.start()
-        for port in self.ports:
-            port.start()
-        self._caretaker.start()
+        try:
+            for i in range(SYNC_THREADS + 1 + FETCHERS + PARKERS):
+                thread = threading.Thread(
+                    target=self._run_side, args=(i,), name=f"aoe-side-{i}", daemon=True
+                )
+                begin(thread)
+                self._side_threads.append(thread)
+            for port in self.ports:
+                port.start()
+            self._caretaker.start()
+        except BaseException:
+            self._halt()
+            raise
 
     cdef int furnish(self, int number) except -1:
         """Give a worker what it shares with the others; its port gives it the rest."""
@@ -221,8 +226,11 @@ cdef class Server:
 
     def stop(self):
         """Answer what has arrived, sync, stop the threads; stopping twice is fine."""
-        if not self._side_threads:
-            return
+        if self._side_threads:
+            self._halt()
+            self.target.save_state()
+
+    def _halt(self):
         self._caretaker.stop()
         for port in self.ports:
             port.halt()
@@ -238,7 +246,6 @@ cdef class Server:
         for thread in threads[:SYNC_THREADS]:
             thread.join()
         self._release()
-        self.target.save_state()
 
     cdef void _release(self):
         for port in self.ports:

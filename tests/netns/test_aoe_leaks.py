@@ -1,6 +1,7 @@
 """Nothing is left behind: blocks, backings, descriptors, threads, memory."""
 
 import gc
+import itertools
 import os
 import threading
 from pathlib import Path
@@ -114,6 +115,35 @@ def test_a_failed_start_leaves_nothing(cable: Cable, disk: Path) -> None:
         with cable.srv.inside(), pytest.raises(AoeError):
             server.start()
         del server
+    assert nothing_more_than(before)
+
+
+@pytest.mark.parametrize("most", [0, 12, 21, 22, 23])
+def test_too_few_threads_leave_nothing(
+    cable: Cable, disk: Path, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of side threads, a worker of two, the caretaker the first one that there is no room for."""
+    target = Target()
+    target.set_view(None, {(16, 3): Export(disk)})
+    peer = Peer(cable)
+    before = held()
+    really, count = threading.Thread.start, itertools.count()
+
+    def start(thread: threading.Thread) -> None:
+        if next(count) == most:
+            raise RuntimeError("can't start new thread")
+        really(thread)
+
+    server = Server(target, ["eth0"], workers=2)
+    with cable.srv.inside(), monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        with pytest.raises(AoeError, match="no more threads"):
+            server.start()
+    assert not server.running
+    assert nothing_more_than(before)
+    with cable.srv.inside(), server:
+        assert peer.ask(peer.read(0)).status == 0x40
+    del server
     assert nothing_more_than(before)
 
 
