@@ -68,10 +68,17 @@ keep_network() {
 }
 
 # first_start DIR: a machine that has no name of its own yet gets one from its card's address, and its
-# machine-id is kept where the next version of the image finds it again.
+# machine-id is kept where the next version of the image finds it again. Of several cards it is the one
+# that the server knows it by: only that one sees this machine's /config.
 first_start() {
-    for nic in $wired; do
-        [ ! -s "$1/etc/hostname" ] && read -r mac < "/sys/class/net/$nic/address" || continue
+    cards=$wired
+    if [ -r "/sys/block/etherd!$config_disk/netif" ] &&
+        read -r nics < "/sys/block/etherd!$config_disk/netif"; then
+        cards="$(echo "$nics" | tr , ' ') $wired"
+    fi
+    for nic in $cards; do
+        [ ! -s "$1/etc/hostname" ] && [ -r "/sys/class/net/$nic/address" ] &&
+            read -r mac < "/sys/class/net/$nic/address" || continue
         echo "$mac" | sed 's/:/-/g; s/^/seat-/' > "$1/etc/hostname"
     done
     if [ ! -s "$1/etc/machine-id" ] && [ ! -e /run/pxed/degraded ]; then
