@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from .batch cimport Batch, Reply
 from .line cimport Late, Line
-from .ring cimport Outbox
+from .outbox cimport Outbox
 from .store cimport Backing
 
 

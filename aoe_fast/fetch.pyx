@@ -13,8 +13,8 @@ from .line cimport (
 )
 from .memory cimport give, take
 from .observe cimport note_sent
+from .outbox cimport outbox_add, outbox_send
 from .residency cimport CHUNK_BYTES, CHUNK_SECTORS_LOG2, is_resident, look_at
-from .ring cimport outbox_add, outbox_send
 from .store cimport (
     backing_hold, backing_read, backing_release, pthread_mutex_lock, pthread_mutex_unlock,
 )

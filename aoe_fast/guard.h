@@ -1,16 +1,20 @@
-/* A copy into a shared mapping that fails where a store into a file would: the file was truncated,
-   its disk is full or bad. The kernel says so with SIGBUS; here it becomes a return value.
+/* Copies to and from a shared mapping that fail where read and write of the file would: it was
+   truncated, its disk is full or bad. The kernel says so with SIGBUS; here it becomes a return value.
 
    The handler looks at nothing but the thread's own guard and the address: only a fault of the copy
-   itself, inside the range that it writes to, jumps back into the copy. Every other SIGBUS goes to
-   whoever was there before. What is interrupted is memcpy alone, so nothing is left half done but
-   the range, which the caller then writes in another way. */
+   itself, inside the mapping's range that it reads or writes, jumps back into the copy. Every other
+   SIGBUS goes to whoever was there before. What is interrupted is memcpy alone, so nothing is left
+   half done but where it copies to, and the caller then goes about it in another way.
+
+   For one module alone: the handler and what it looks at are static. */
 #ifndef AOE_FAST_GUARD_H
 #define AOE_FAST_GUARD_H
 
 #include <setjmp.h>
 #include <signal.h>
+#include <stdint.h>
 #include <string.h>
+#include <sys/uio.h>
 
 struct aoe_guard {
     const char *start, *end;
@@ -80,6 +84,41 @@ static __attribute__((noinline)) int aoe_guarded_copy(void *to, const void *from
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     aoe_guarded = NULL;
     return 0;
+}
+
+/* The loop of aoe_guarded_gather, apart from its setjmp; `at`: the pair that it is at. */
+static __attribute__((noinline)) uint32_t
+aoe_gather(struct aoe_guard *guard, uint8_t *const *to, const struct iovec *parts, uint32_t count,
+           volatile uint32_t *at)
+{
+    for (uint32_t i = 0; i < count; i++, parts += 2) {
+        memcpy(to[i], parts[0].iov_base, parts[0].iov_len);
+        if (!parts[1].iov_len)
+            continue;
+        *at = i;
+        guard->start = (const char *)parts[1].iov_base;
+        guard->end = guard->start + parts[1].iov_len;
+        aoe_guarded = guard;
+        __atomic_signal_fence(__ATOMIC_SEQ_CST);
+        memcpy(to[i] + parts[0].iov_len, parts[1].iov_base, parts[1].iov_len);
+        __atomic_signal_fence(__ATOMIC_SEQ_CST);
+        aoe_guarded = NULL;
+    }
+    return count;
+}
+
+/* Pair i of `parts` to to[i], one part behind the other; the second one is the mapping's. The number
+   of pairs that were copied: all, or those before the first one that could not be read. */
+static __attribute__((noinline)) uint32_t
+aoe_guarded_gather(uint8_t *const *to, const struct iovec *parts, uint32_t count)
+{
+    struct aoe_guard guard;
+    volatile uint32_t at = 0;
+    if (sigsetjmp(guard.back, 0)) {
+        aoe_guarded = NULL;
+        return at;
+    }
+    return aoe_gather(&guard, to, parts, count, &at);
 }
 
 #endif

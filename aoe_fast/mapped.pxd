@@ -9,4 +9,3 @@ from .store cimport Backing
 cdef int put_write(
     Batch *batch, Backing *backing, uint64_t sector, const uint8_t *source, size_t size
 ) noexcept nogil
-cdef void let_faults_through() noexcept nogil

@@ -15,16 +15,10 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from posix.stat cimport S_ISREG, fstat, struct_stat
 from posix.types cimport off_t
 
+from .guard cimport guarded_copy, is_guarded
 from .residency cimport CHUNK_BYTES, CHUNK_SECTORS_LOG2, is_resident, look_at
 from .store cimport Export, backing_write
 from .wire cimport SECTOR
-
-
-cdef extern from "guard.h" nogil:
-    void aoe_guard_install()
-    int aoe_guard_holds()
-    void aoe_guard_unblock()
-    int aoe_guarded_copy(void *to, const void *source, size_t size)
 
 
 cdef extern from *:
@@ -54,11 +48,6 @@ cdef enum:
     CHUNK_SECTORS = 1 << CHUNK_SECTORS_LOG2
     # Linux 5.14; older kernels refuse, and every write is a pwrite there.
     MADV_POPULATE_WRITE = 23
-
-
-cdef void let_faults_through() noexcept nogil:
-    """Make this thread able to survive a mapping that refuses a write."""
-    aoe_guard_unblock()
 
 
 cdef int put_write(
@@ -98,15 +87,12 @@ cdef int copy(
 ) noexcept nogil:
     """Write where the first chunk is hot, into the mapping if the last one is, too."""
     cdef uint64_t last = (sector + size // SECTOR - 1) >> CHUNK_SECTORS_LOG2
-    if not batch.guarded:
-        # Once for each batch: the signal may have been taken over by somebody.
-        batch.guarded = 1 if aoe_guard_holds() else 2
     if (
-        batch.guarded == 1
+        is_guarded(&batch.guarded)
         and backing.heat[last] == (<uint32_t>backing.syncs << SYNCS_SHIFT | IS_HOT)
         and is_resident(backing, sector, <uint32_t>size)
     ):
-        if aoe_guarded_copy(<void *>(backing.data + sector * SECTOR), source, size) == 0:
+        if guarded_copy(<void *>(backing.data + sector * SECTOR), source, size) == 0:
             return 0
         backing.heat[sector >> CHUNK_SECTORS_LOG2] = 0
         backing.heat[last] = 0
@@ -161,6 +147,3 @@ def hot_chunks(Export export not None):
         for chunk in range((backing.sectors >> CHUNK_SECTORS_LOG2) + 1):
             found += backing.heat[chunk] == (<uint32_t>backing.syncs << SYNCS_SHIFT | IS_HOT)
     return found
-
-
-aoe_guard_install()

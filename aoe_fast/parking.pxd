@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from .batch cimport Batch, Reply
 from .line cimport Late, Line, Link
 from .residency cimport is_resident
-from .ring cimport Outbox
+from .outbox cimport Outbox
 from .store cimport Backing
 from .syncer cimport Queue
 from .wire cimport SECTOR

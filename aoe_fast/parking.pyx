@@ -15,8 +15,8 @@ from .line cimport (
 )
 from .memory cimport give, take
 from .observe cimport note_sent
+from .outbox cimport outbox_add, outbox_send
 from .residency cimport CHUNK_BYTES, CHUNK_SECTORS_LOG2, look_at
-from .ring cimport outbox_add, outbox_send
 from .store cimport (
     aoe_count32, backing_hold, backing_release, backing_write, pthread_mutex_lock,
     pthread_mutex_unlock,

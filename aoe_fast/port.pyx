@@ -13,11 +13,14 @@ from libc.stdint cimport uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from .batch cimport free_batch, new_batch
-from .ring cimport PAYLOADS, REQUESTS, Ring, free_outbox, new_outbox
+from .outbox cimport free_outbox, new_outbox
+from .ring cimport PAYLOADS, REQUESTS, Ring
+from .sendring cimport SendRing
 from .server cimport Server
 from .worker cimport Worker, worker_loop
 
 from .ring import link, open_group
+from .sendring import open_send_ring
 from .threads import begin
 from .wire import AoeError
 
@@ -40,6 +43,7 @@ cdef class Port:
     cdef uint32_t _stop
     cdef int _stop_fd
     cdef list _rings
+    cdef list _send_rings
     cdef list _threads
     cdef list _retired
 
@@ -49,6 +53,7 @@ cdef class Port:
         self._first = index * server.workers
         self._stop_fd = -1
         self._rings = []
+        self._send_rings = []
         self._threads = []
         self._retired = []
 
@@ -85,6 +90,7 @@ cdef class Port:
                 worker.rings[PAYLOADS] = &ring.state
                 worker.batch = new_batch()
                 worker.outbox = new_outbox()
+                self._add_send_ring(worker)
                 worker.reader = self.server.target.views.add_reader()
                 worker.stop_fd = self._stop_fd
                 worker.stop = &self._stop
@@ -98,6 +104,14 @@ cdef class Port:
             self.close()
             raise
         self.opened = True
+
+    cdef int _add_send_ring(self, Worker *worker) except -1:
+        """Give a worker, and no side thread, a ring for what it sends, if the kernel has one."""
+        cdef SendRing ring = open_send_ring(self.interface, self._frame_bytes)
+        if ring is not None:
+            self._send_rings.append(ring)
+            worker.outbox.ring = &ring.state
+        return 0
 
     cdef int _prepare(self) except -1:
         """Give the batches what the link decides; no worker runs."""
@@ -166,6 +180,9 @@ cdef class Port:
             free_outbox(worker.outbox)
             free_batch(worker.batch)
             memset(worker, 0, sizeof(Worker))
+        for ring in self._send_rings:
+            ring.close()
+        self._send_rings = []
         if self._stop_fd >= 0:
             os.close(self._stop_fd)
             self._stop_fd = -1

@@ -1,4 +1,4 @@
-"""AF_PACKET sockets: kernel filter, fanout, RX ring, batch send.
+"""AF_PACKET sockets: kernel filter, fanout, RX ring.
 
 Requests without data fit 128-byte ring frames, so thousands of them stay in the cache; what
 carries data has a ring with frames of the MTU's size. One fanout group for each interface holds
@@ -13,15 +13,10 @@ import os
 import socket
 import struct
 
-from libc.errno cimport EAGAIN, EFAULT, EINTR, ENOBUFS, errno
-from libc.stdlib cimport calloc, free
+from libc.errno cimport errno
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
-from posix.unistd cimport usleep
 
-from .batch cimport BATCH_REPLIES, Reply, fail_medium
-from .wire cimport (
-    ATA_WRITE, ATA_WRITE_EXT, CLASS_ATA, ETHERTYPE_AOE, FLAG_RESPONSE, SECTOR,
-)
+from .wire cimport ATA_WRITE, ATA_WRITE_EXT, CLASS_ATA, ETHERTYPE_AOE, FLAG_RESPONSE
 
 from .buffers import widen
 from .wire import AoeError
@@ -30,26 +25,13 @@ from .wire import AoeError
 cdef extern from "atomics.h" nogil:
     uint32_t aoe_acquire32(const uint32_t *p)
     void aoe_release32(uint32_t *p, uint32_t value)
-    void aoe_prefetch(const void *p)
 
 
 cdef extern from "<sys/socket.h>" nogil:
-    int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags)
     int getsockopt(int fd, int level, int name, void *value, unsigned int *size)
     enum:
-        MSG_DONTWAIT
         SOL_SOCKET
         SO_ERROR
-
-
-cdef extern from "<poll.h>" nogil:
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    int poll(pollfd *fds, unsigned long count, int timeout)
-    enum:
-        POLLOUT
 
 
 cdef extern from "<linux/if_packet.h>" nogil:
@@ -94,14 +76,6 @@ _LDH, _LDB, _LDW, _LEN = 0x28, 0x30, 0x20, 0x80
 _JEQ, _JGE, _JSET = 0x15, 0x35, 0x45
 _MOD, _ADD, _RET, _RET_A = 0x94, 0x04, 0x06, 0x16
 
-# A batch waits this long for a full socket buffer or device queue, then its replies are lost.
-cdef enum:
-    SEND_TRIES = 100
-    SEND_WAIT_MS = 2
-    CACHE_LINE = 64
-    # The whole of longer replies than this would be as much as the cache that it goes to.
-    PREFETCH_BYTES = 1024
-
 
 cdef const uint8_t *ring_peek(RingState *ring, uint32_t *size) noexcept nogil:
     """The next received frame and the bytes of it that are there, or NULL."""
@@ -143,98 +117,6 @@ cdef int socket_error(int fd) noexcept nogil:
     cdef unsigned int size = sizeof(code)
     getsockopt(fd, SOL_SOCKET, SO_ERROR, &code, &size)
     return code
-
-
-cdef Outbox *new_outbox() except NULL:
-    """Room for the replies of one batch; ``free_outbox`` it."""
-    cdef Outbox *outbox = <Outbox *>calloc(1, sizeof(Outbox))
-    cdef int i
-    if outbox != NULL:
-        outbox.messages = <mmsghdr *>calloc(BATCH_REPLIES, sizeof(mmsghdr))
-        outbox.parts = <iovec *>calloc(2 * BATCH_REPLIES, sizeof(iovec))
-        outbox.index = <uint32_t *>calloc(BATCH_REPLIES, sizeof(uint32_t))
-        if outbox.messages != NULL and outbox.parts != NULL and outbox.index != NULL:
-            for i in range(BATCH_REPLIES):
-                outbox.messages[i].msg_hdr.msg_iov = &outbox.parts[2 * i]
-            return outbox
-        free_outbox(outbox)
-    raise MemoryError()
-
-
-cdef void free_outbox(Outbox *outbox) noexcept nogil:
-    if outbox != NULL:
-        free(outbox.messages)
-        free(outbox.parts)
-        free(outbox.index)
-        free(outbox)
-
-
-cdef void prefetch_data(const Reply *reply) noexcept nogil:
-    """Have a reply's data on its way into the cache while others are handled.
-
-    Of a long one the first line of each sector: the CPU's own prefetcher follows from there.
-    A prefetch never faults, so this is safe for a mapping whose file was truncated, too.
-    """
-    cdef uint32_t at = 0
-    cdef uint32_t step = CACHE_LINE if reply.size <= PREFETCH_BYTES else SECTOR
-    if reply.image != NULL:
-        while at < reply.size:
-            aoe_prefetch(reply.data + at)
-            at += step
-
-
-cdef void outbox_add(Outbox *outbox, Batch *batch, uint32_t reply) noexcept nogil:
-    """Queue one of the batch's replies."""
-    cdef Reply *source = &batch.replies[reply]
-    cdef iovec *parts = &outbox.parts[2 * outbox.count]
-    parts[0].iov_base = source.head
-    parts[0].iov_len = source.head_size
-    parts[1].iov_base = <void *>source.data
-    parts[1].iov_len = source.size
-    outbox.messages[outbox.count].msg_hdr.msg_iovlen = 2 if source.size else 1
-    outbox.index[outbox.count] = reply
-    outbox.count += 1
-
-
-cdef void outbox_send(Outbox *outbox, Batch *batch, int fd) noexcept nogil:
-    """Send what is queued and empty the outbox; what cannot be sent is counted."""
-    cdef uint32_t total = outbox.count
-    cdef uint32_t sent = 0
-    cdef uint32_t tries = 0
-    cdef pollfd ready
-    cdef Reply *reply
-    cdef int code
-    outbox.count = 0
-    while sent < total:
-        code = sendmmsg(fd, &outbox.messages[sent], total - sent, MSG_DONTWAIT)
-        if code > 0:
-            batch.counters.replies += <uint32_t>code
-            sent += <uint32_t>code
-            tries = 0
-            continue
-        if errno == EINTR:
-            continue
-        if (errno == EAGAIN or errno == ENOBUFS) and tries < SEND_TRIES:
-            # A full socket buffer wakes poll; a full device queue does not say when it drains.
-            tries += 1
-            if errno == EAGAIN:
-                ready.fd = fd
-                ready.events = POLLOUT
-                poll(&ready, 1, SEND_WAIT_MS)
-            else:
-                usleep(50)
-            continue
-        reply = &batch.replies[outbox.index[sent]]
-        if errno == EFAULT and reply.image != NULL and reply.size:
-            # The image is shorter than it was, or its disk is bad: an error for this one request.
-            fail_medium(batch, reply)
-            outbox.messages[sent].msg_hdr.msg_iovlen = 1
-            outbox.messages[sent].msg_hdr.msg_iov[0].iov_len = reply.head_size
-            continue
-        # ENETDOWN, or a queue that stays full: the client asks again. The tries start afresh only
-        # when something goes out, so a stuck link holds one batch up once, not each message.
-        batch.counters.send_errors += 1
-        sent += 1
 
 
 def _program(*instructions):

@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint32_t
 from .batch cimport Batch, Counters
 from .fetch cimport Fetches
 from .parking cimport Parking
-from .ring cimport Outbox
+from .outbox cimport Outbox
 from .spread cimport Spread
 from .syncer cimport Queue
 from .target cimport Target

@@ -12,7 +12,7 @@ import numpy as np
 from libc.stdlib cimport calloc, free
 
 from .batch cimport free_batch, new_batch
-from .ring cimport free_outbox, new_outbox
+from .outbox cimport free_outbox, new_outbox
 from .backlog cimport Backlog
 from .clients cimport CLIENTS, Client, Clients
 from .fetch cimport fetch_loop, free_fetches, new_fetches, stop_fetches

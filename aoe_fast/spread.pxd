@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from .batch cimport Batch, Reply
 from .line cimport Late, Line
-from .ring cimport Outbox
+from .outbox cimport Outbox
 
 
 # A reply with its data, due at a time of CLOCK_MONOTONIC.

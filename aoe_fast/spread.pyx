@@ -13,7 +13,7 @@ from .line cimport (
 )
 from .memory cimport give, take
 from .observe cimport note_sent
-from .ring cimport outbox_add, outbox_send
+from .outbox cimport outbox_add, outbox_send
 from .store cimport pthread_mutex_lock, pthread_mutex_unlock
 
 

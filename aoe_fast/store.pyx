@@ -1,8 +1,8 @@
 """One export's backing: mapping and descriptor, writes, sync.
 
 The mapping is there for the kernel's copy inside sendmmsg, where a truncated file or a bad disk is
-EFAULT for one frame and not SIGBUS for the process. User space never touches it, but for guarded
-writes (mapped.pyx).
+EFAULT for one frame and not SIGBUS for the process. User space touches it under a guard alone
+(guard.pyx): replies on their way into a send ring, and writes where they are many (mapped.pyx).
 """
 
 import contextlib

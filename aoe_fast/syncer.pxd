@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from .batch cimport Batch, Counters
 from .line cimport Late, Line, Link
-from .ring cimport Outbox
+from .outbox cimport Outbox
 from .store cimport Backing
 
 

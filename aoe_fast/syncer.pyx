@@ -15,7 +15,7 @@ from .line cimport (
 )
 from .memory cimport give, take
 from .observe cimport note_sent
-from .ring cimport outbox_add, outbox_send
+from .outbox cimport outbox_add, outbox_send
 from .store cimport (
     aoe_count32, backing_hear, backing_hold, backing_release, backing_sync, backing_sync_by,
     pthread_mutex_lock, pthread_mutex_unlock,

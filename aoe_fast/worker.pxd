@@ -6,8 +6,9 @@ from .backlog cimport Backlog
 from .batch cimport Batch, Counters
 from .clients cimport Clients
 from .fetch cimport Fetches
+from .outbox cimport Outbox
 from .parking cimport Parking
-from .ring cimport Outbox, RingState
+from .ring cimport RingState
 from .spread cimport Spread
 from .syncer cimport Queue
 from .view cimport Reader

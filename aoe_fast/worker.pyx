@@ -8,13 +8,13 @@ outstanding waits for. What must wait for a disk or a clock goes to the side thr
 from .backlog cimport BACKLOG_SHARE, Postponed, next_postponed, postpone
 from .batch cimport BATCH_FRAMES, Reply, monotonic
 from .fetch cimport hand_over
-from .mapped cimport let_faults_through
+from .guard cimport let_faults_through
 from .observe cimport is_greedy, note_frame, note_sent
+from .outbox cimport outbox_add, outbox_send, prefetch_data
 from .parking cimport park
 from .residency cimport is_resident
 from .ring cimport (
-    PAYLOADS, REQUESTS, outbox_add, outbox_send, prefetch_data, ring_arrival, ring_drops,
-    ring_peek, ring_pop, socket_error,
+    PAYLOADS, REQUESTS, ring_arrival, ring_drops, ring_peek, ring_pop, socket_error,
 )
 from .spread cimport put_off
 from .syncer cimport defer, mark_dirty
