@@ -142,6 +142,7 @@ def test_by_pxe_beside_a_server_that_names_us(proxy: Room) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.ci
 def test_by_pxe_with_an_address_of_ours_beside_the_sites_server(
     make_room: RoomMaker, signed: Path, tmp_path: Path
 ) -> None:
@@ -152,6 +153,7 @@ def test_by_pxe_with_an_address_of_ours_beside_the_sites_server(
 
 
 @pytest.mark.long
+@pytest.mark.ci
 def test_grub_is_lost_where_the_sites_server_names_nobody(
     make_room: RoomMaker, signed: Path, tmp_path: Path
 ) -> None:
