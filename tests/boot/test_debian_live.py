@@ -13,7 +13,7 @@ from pxed.lab.qemu import Client
 from tests.boot.conftest import Room
 from tests.boot.debian import build, eventually, power_on, shut_down
 
-pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.ci, pytest.mark.timeout(1200)]
 
 # Copies a tree and compiles a program, each compared with what it must be, until told to stop.
 # Each round drops what is in memory, so that all of it is read and written over the network again.
