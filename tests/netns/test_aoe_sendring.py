@@ -138,6 +138,34 @@ def test_a_server_without_one_answers_as_well(
         assert peer.ask(peer.read(SECTORS - 2)).ata_error == UNC
 
 
+def ask_for_both(peer: Peer) -> None:
+    """What is in the image and what is not any more, by turns; more than one batch of it."""
+    for tag in range(64):
+        peer.send(peer.read(2 if tag % 2 else SECTORS - 2, tag=tag))
+    peer.arrived()
+
+
+def check_both(peer: Peer, data: bytes) -> None:
+    for reply in peer.answers(64):
+        if reply.tag % 2:
+            assert reply.data == data[2 * 512 : 4 * 512]
+        else:
+            assert (reply.status, reply.ata_error, len(reply.raw)) == (0x41, UNC, 60)
+
+
+def test_a_batch_with_parts_that_are_gone_is_answered_one_by_one(cable: Cable, disk: Path) -> None:
+    data = disk.read_bytes()
+    peer = Peer(cable)
+    with peer.socket, serving(cable, target_of(disk)) as server:
+        (port,) = server.ports
+        assert peer.ask(peer.read(SECTORS - 2)).status == 0x40
+        port.halt()
+        os.truncate(disk, 4096)
+        ask_for_both(peer)
+        port.start()
+        check_both(peer, data)
+
+
 OWN_HANDLER = textwrap.dedent(
     """
     import signal, sys
@@ -145,9 +173,12 @@ OWN_HANDLER = textwrap.dedent(
     from aoe_fast import Export, Server, Target
     target = Target()
     target.set_view(None, {(16, 3): Export(sys.argv[1])})
-    with Server(target, ["eth0"]):
+    with Server(target, ["eth0"]) as server:
         signal.signal(signal.SIGBUS, signal.SIG_DFL)
-        print("serving", flush=True)
+        server.ports[0].halt()
+        print("halted", flush=True)
+        sys.stdin.readline()
+        server.ports[0].start()
         sys.stdin.read()
     """
 )
@@ -167,11 +198,12 @@ def test_whoever_takes_the_signal_over_has_a_server_that_needs_none(
     with peer.socket:
         assert server.stdout is not None
         assert server.stdin is not None
-        assert server.stdout.readline() == "serving\n"
-        assert peer.ask(peer.read(9)).data == data[9 * 512 : 11 * 512]
+        assert server.stdout.readline() == "halted\n"
         os.truncate(disk, 4096)
-        assert peer.ask(peer.read(SECTORS - 2)).ata_error == UNC
-        assert peer.ask(peer.read(2)).data == data[2 * 512 : 4 * 512]
+        ask_for_both(peer)
+        server.stdin.write("\n")
+        server.stdin.flush()
+        check_both(peer, data)
         server.stdin.close()
     code = server.wait(PATIENCE)
     assert code == 0, signal.Signals(-code).name if code < 0 else code
