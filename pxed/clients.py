@@ -347,6 +347,10 @@ def _report(client: Client, event: Event) -> Iterator[Change]:
         yield from _fail(client, event.time, text or "the client gave no reason")
     elif step == "degraded":
         client.degraded = True
+        client.why = (
+            f"{text or 'changes will be lost'}; `pxed event` may say more of its disk, `pxed client"
+            f" reset {client.mac}` gives it an empty one, `pxed midlayer restore` a backup"
+        )
         yield Change(What.STATE, client, event.time)
     elif step == "installing" and client.mode == "provision":
         client.result = f"{step} {text}"
@@ -364,7 +368,8 @@ def _report(client: Client, event: Event) -> Iterator[Change]:
         yield from _reach(client, stage, event.time, text)
         if stage is Stage.RUNNING and client.state is not State.RUNNING:
             client.state = State.RUNNING
-            client.why = ""
+            if not client.degraded:
+                client.why = ""
             yield Change(What.STATE, client, event.time)
 
 

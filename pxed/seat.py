@@ -75,7 +75,7 @@ class Client:
     boot_started: float = 0.0
     chainloaded: bool = False  # took a boot loader from us in this boot
     degraded: bool = False
-    why: str = ""  # of failed
+    why: str = ""  # of failed, or of degraded
     last_seen: float = 0.0  # 0: never
     # What people say of it
     note: str = ""

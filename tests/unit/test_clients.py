@@ -187,6 +187,28 @@ def test_a_degraded_client_is_marked() -> None:
     assert only(clients).degraded
 
 
+def test_why_a_client_is_degraded_is_said_until_it_boots_again() -> None:
+    clients = Clients()
+    feed(clients, 1.0, Kind.DISCOVER, firmware="ipxe", arch=0)
+    feed(clients, 2.0, Kind.REPORT, step="degraded", uptime=1.0, text="no disk")
+    feed(clients, 3.0, Kind.REPORT, step="running", uptime=2.0, text="")
+    client = only(clients)
+    assert client.state is State.RUNNING
+    cause, _, todo = client.why.partition("; ")
+    assert cause == "no disk"
+    assert f"pxed client reset {client.mac}" in todo
+    feed(clients, 500.0, Kind.DISCOVER, firmware="ipxe", arch=0)
+    assert (client.degraded, client.why) == (False, "")
+
+
+def test_a_client_that_runs_well_needs_no_reason() -> None:
+    clients = Clients()
+    feed(clients, 1.0, Kind.DISCOVER, firmware="ipxe", arch=0)
+    only(clients).why = "of an earlier moment"
+    feed(clients, 3.0, Kind.REPORT, step="running", uptime=2.0, text="")
+    assert only(clients).why == ""
+
+
 def test_a_one_shot_order_is_used_up_when_the_client_reads_its_disk() -> None:
     clients = Clients()
     client = clients.add(MAC)
