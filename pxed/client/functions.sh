@@ -101,6 +101,17 @@ listening() {
         [ "$state" = live ]
 }
 
+# bounded DISK: never more asked of the driver than it has frames for. It has 512 for a disk, and a
+# frame is in use until a thread of the driver has copied its answer. Where that thread falls behind and
+# a request finds none, the driver forgets it until the next one (seen in 6.1 and 6.12), and who waits
+# for the last waits for ever. 31 requests of 16 frames are 496, and more than the 64 on the wire.
+bounded() {
+    bounded_disk="/sys/block/etherd!$1"
+    read -r frame_bytes < "$bounded_disk/payload" || frame_bytes=1024
+    echo $((frame_bytes / 64)) > "$bounded_disk/queue/max_sectors_kb"
+    echo 31 > "$bounded_disk/queue/nr_requests"
+} 2> /dev/null
+
 # discover UNTIL DISK...: ask the segment again and again, after 0.1 s, then less and less often,
 # until the disks are there; 1 at UNTIL.
 discover() {
@@ -109,9 +120,16 @@ discover() {
     while :; do
         missing=
         for disk; do
-            ready "$disk" || missing="$missing $disk"
+            # Its queue is the last that a disk gets.
+            ready "$disk" && [ -e "/sys/block/etherd!$disk/queue/nr_requests" ] ||
+                missing="$missing $disk"
         done
-        [ -n "$missing" ] || return 0
+        if [ -z "$missing" ]; then
+            for disk; do
+                bounded "$disk"
+            done
+            return 0
+        fi
         uptime
         [ "$now" -lt "$until" ] || return 1
         if [ "$now" -ge "$asked" ] && listening; then

@@ -101,6 +101,21 @@ def test_with_all_disks_it_runs_and_reports_each_step(disks: Disks, start: Start
     assert "eth0" in lines[0]
 
 
+@pytest.mark.parametrize("disk", ["e16.1", "e16.3"])
+def test_no_more_is_asked_of_a_disk_than_its_driver_has_frames_for(
+    disks: Disks, start: Starter, disk: str
+) -> None:
+    disks.root()
+    disks.config()
+    client = start()
+    client.wait_running()
+    files = ("payload", "queue/max_sectors_kb", "queue/nr_requests")
+    said = client.shell(f"cd '/sys/block/etherd!{disk}'; cat {' '.join(files)}; cd /")
+    payload, kib, requests = map(int, said.split())
+    assert kib * 1024 * requests <= 511 * payload
+    assert kib * 1024 * requests >= 64 * payload
+
+
 def test_a_report_disk_that_comes_last_of_all_gets_every_line(disks: Disks, start: Starter) -> None:
     disks.root()
     disks.config()

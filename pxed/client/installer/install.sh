@@ -113,6 +113,8 @@ copy() {
     total=$(up "$3") at=0 told=0 shown=0
     piece=$((total / 40 + 1))
     [ "$piece" -ge 4 ] || piece=4
+    # Open throughout: the last to close a disk has all that was read ahead of it thrown away.
+    exec 7< "$1"
     while [ "$at" -lt "$total" ]; do
         dd if="$1" of="$2" bs=$MIB skip="$at" seek="$at" count="$piece" conv=notrunc,fsync 2>> $LOG ||
             fail "cannot write to $chosen, or read $1: $(tail -n 1 $LOG)"
@@ -127,6 +129,7 @@ copy() {
             say "$chosen: $name@$version $percent %"
         fi
     done
+    exec 7<&-
 }
 
 # system SLOT: what is offered into that slot, and every byte of it read back from the disk.
