@@ -45,16 +45,18 @@ def through_the_mapping(peer: Peer, export: Export, path: Path) -> int:
     """
     answered = 0
 
-    def write() -> None:
+    def write() -> bool:
+        """One round of writes; whether a chunk is hot by then."""
         nonlocal answered
         for page in (*range(16), *range(16)):
             data = bytes([page]) * 1024
             request = ata(WRITE, 8 * page + 1, 2, data=data, src=peer.mac, dst=BROADCAST, slot=4)
             answered += peer.ask(request).status == 0x40
+        return hot_chunks(export) > 0
 
     for _ in range(2):
         peer.ask(ata(FLUSH, src=peer.mac, dst=BROADCAST, slot=4))
-        if not eventually(lambda: write() or hot_chunks(export) > 0, 300):  # type: ignore[func-returns-value]
+        if not eventually(write, 300):
             raise RuntimeError("nothing was written through the mapping")
     os.truncate(path, 4096)
     write()
