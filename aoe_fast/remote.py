@@ -167,7 +167,16 @@ def remove_export(
     for mac in macs:
         parse_mac(mac)
     request = {"command": "remove", "address": address, "macs": list(macs)}
-    ask(_socket_of(interface, control), request, patience=_PATIENCE_S)
+    _check_saved(ask(_socket_of(interface, control), request, patience=_PATIENCE_S))
+
+
+def _check_saved(answer: dict[str, Any]) -> None:
+    """ClickException if the server has settings that are not in its state file."""
+    if answer.get("unsaved"):
+        raise click.ClickException(
+            f"done, but {answer['unsaved']}: make room, or it is lost when the server ends"
+            " (saving is tried again every second)"
+        )
 
 
 @export.command("set")
@@ -196,4 +205,4 @@ def set_export(
                 parse_mac(mac)
     if len(request) == 2:
         raise click.UsageError("set what? --config, --mask or --reserve")
-    ask(_socket_of(interface, control), request, patience=_PATIENCE_S)
+    _check_saved(ask(_socket_of(interface, control), request, patience=_PATIENCE_S))

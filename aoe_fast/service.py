@@ -187,7 +187,7 @@ class Service:
     def _remove(self, request: dict[str, Any]) -> dict[str, Any]:
         shelf, slot = parse_address(_text(request, "address"))
         macs = [parse_mac(mac) for mac in _texts(request, "macs") or []]
-        return {"removed": self.remove(shelf, slot, macs)}
+        return {"removed": self.remove(shelf, slot, macs), "unsaved": self.target.save_state()}
 
     def _set(self, request: dict[str, Any]) -> dict[str, Any]:
         shelf, slot = parse_address(_text(request, "address"))
@@ -203,8 +203,7 @@ class Service:
                 allowed=None if masks is None else _machines(masks),
                 holders=None if holders is None else _machines(holders),
             )
-        self.target.save_state()
-        return {"set": len(found)}
+        return {"set": len(found), "unsaved": self.target.save_state()}
 
 
 def _by_address(held: list[_Held]) -> dict[tuple[int, int], Export]:

@@ -36,6 +36,7 @@ class StateFile:
         self._lock = threading.Lock()
         self._entries: dict[str, Settings] = {}
         self._seen = -1
+        """The change that ``_entries`` has taken in."""
         self._broken = False
         try:
             with open(self.path, encoding="utf-8") as file:
@@ -52,6 +53,7 @@ class StateFile:
                 f"{self.path}: is damaged: restore it, or move it away to start without"
                 " config strings, masks and reservations"
             ) from None
+        self._saved = self._entries
 
     def restore(self, exports: Iterable[Export]) -> None:
         """Give each export that is new here what the file says of it."""
@@ -61,34 +63,38 @@ class StateFile:
                     export, config=known.config, allowed=known.allowed, holders=known.holders
                 )
 
-    def save(self, exports: Callable[[], Iterable[Export]]) -> None:
-        """Write the file if a setting of an open export changed; a full disk is logged, once.
+    def save(self, exports: Callable[[], Iterable[Export]]) -> str | None:
+        """Write the file if a setting of an open export changed; why it cannot be, or None.
 
-        ``exports`` tells which are open, if that matters: mostly nothing has changed.
+        A full disk is logged, once. What is not in the file yet is kept here, after its export was
+        closed too, and is tried again by each call. ``exports`` tells which are open, if that
+        matters: mostly nothing has changed.
         """
         with self._lock:
             now = changes()
-            if now == self._seen:
-                return
-            entries = dict(self._entries)
-            for export in exports():
-                with contextlib.suppress(AoeError):  # closed meanwhile
-                    settings = read_settings(export)
-                    if settings == Settings():
-                        entries.pop(key_of(export), None)
-                    else:
-                        entries[key_of(export)] = settings
-            if entries != self._entries:
-                try:
-                    _write(self.path, _format(entries))
-                except OSError as error:
-                    if not self._broken:
-                        _log.warning("%s: cannot be saved (%s)", self.path, error.strerror)
-                    self._broken = True
-                    return
+            if now != self._seen:
+                entries = dict(self._entries)
+                for export in exports():
+                    with contextlib.suppress(AoeError):  # closed meanwhile
+                        settings = read_settings(export)
+                        if settings == Settings():
+                            entries.pop(key_of(export), None)
+                        else:
+                            entries[key_of(export)] = settings
                 self._entries = entries
+                self._seen = now
+            if self._entries != self._saved:
+                try:
+                    _write(self.path, _format(self._entries))
+                except OSError as error:
+                    text = f"{self.path}: cannot be saved ({error.strerror})"
+                    if not self._broken:
+                        _log.warning("%s", text)
+                    self._broken = True
+                    return text
+                self._saved = self._entries
             self._broken = False
-            self._seen = now
+            return None
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

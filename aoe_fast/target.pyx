@@ -202,9 +202,11 @@ cdef class Target:
         return self.views.view_of(mac)
 
     def save_state(self):
-        """Write the state file if there is one and a setting changed; never on the data path."""
-        if self.state is not None:
-            self.state.save(self.views.exports)
+        """Write the state file if there is one and a setting changed; never on the data path.
+
+        None, or one line of text: why it cannot be written. It is tried again by each call.
+        """
+        return None if self.state is None else self.state.save(self.views.exports)
 
     def rows(self):
         """{(mac or None, shelf, slot): row number in ``stats``}, a copy."""

@@ -244,6 +244,31 @@ def test_masks_and_reservations_survive_kill_9(start: Start, cable: Cable, tmp_p
     assert other.ask(other.read(0, slot=2)).status == 0x40, "the administrator was overridden"
 
 
+def test_a_state_file_that_cannot_be_saved_is_said(
+    start: Start, cable: Cable, tmp_path: Path
+) -> None:
+    """To who sets something, and at the end; once there is room, what was set is saved."""
+    disk, state = image(tmp_path / "a.img"), tmp_path / "state"
+    server = start(cable.srv, "--export", f"16.0={disk}", "--state", str(state))
+    (tmp_path / "state.new").mkdir()  # what it would write first
+    for command in (("set", "16.0", "--config", "seat 7"), ("remove", "16.0")):
+        done = export(tmp_path, *command)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert "state: cannot be saved" in done.stderr
+        assert "make room" in done.stderr
+    (tmp_path / "state.new").rmdir()
+    assert export(tmp_path, "add", f"16.0={disk}").returncode == 0
+    assert "'seat 7'" in export(tmp_path, "list").stdout
+    assert export(tmp_path, "set", "16.0", "--config", "seat 8").returncode == 0
+    assert b"seat 8".hex() in state.read_text()
+    (tmp_path / "state.new").mkdir()
+    assert export(tmp_path, "set", "16.0", "--config", "").returncode == 1
+    server.send_signal(signal.SIGTERM)
+    _, said = server.communicate(timeout=PATIENCE)
+    assert server.returncode == 1
+    assert "are lost" in said.splitlines()[-1]
+
+
 def test_a_state_file_that_cannot_be_made_is_said(cable: Cable, tmp_path: Path) -> None:
     path = "/nonexistent/state"
     said = refused(cable.srv, "--export", f"16.0={image(tmp_path / 'a')}", "--state", path)

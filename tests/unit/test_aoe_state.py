@@ -171,3 +171,23 @@ def test_a_full_disk_is_said_once_and_tried_again(
     room.mkdir()
     target.save_state()
     assert (room / "state.json").exists()
+
+
+def test_what_could_not_be_saved_is_kept_when_its_export_is_gone(
+    tmp_path: Path, disk: Path
+) -> None:
+    room = tmp_path / "room"
+    room.mkdir()
+    target, (export,) = make(room / "state.json", disk)
+    (room / "state.json.new").mkdir()
+    write_settings(export, config=b"kept")
+    said = target.save_state()
+    assert said is not None
+    assert "state.json: cannot be saved" in said
+    target.drop_view(None)
+    export.close()
+    assert target.save_state() is not None
+    (room / "state.json.new").rmdir()
+    assert target.save_state() is None
+    _, (export,) = make(room / "state.json", disk)
+    assert read_settings(export).config == b"kept"
