@@ -66,6 +66,9 @@ __all__ = [
 ]
 
 _LONGEST_WAIT = 1.0
+_LONGEST_PATIENT = 10.0
+"""After the last of ``retries`` a request is lost no more: its disk is busy, and each copy of a
+write is one more for that disk."""
 _READ_AHEAD = 256
 """Replies kept while an earlier one is missing."""
 
@@ -89,7 +92,8 @@ class Initiator:
 
     timeout: seconds before the first repetition; doubles each time, to 1 s at most. retries:
     repetitions before NoAnswer. patience: seconds for which an ATA command that is repeated may in
-    any case stay unanswered, as its disk may; not IDENTIFY, which has none. source_mac: another MAC
+    any case stay unanswered, as its disk may; not IDENTIFY, which has none. After ``retries`` the
+    waits go on doubling then, to 10 s. source_mac: another MAC
     to send from (the interface then listens promiscuously). window: requests in flight at most;
     default: what the target advertises. pace: "linux" imitates the Linux driver's window and
     timeouts.
@@ -434,8 +438,14 @@ class Initiator:
                 " check the address, the cable, the server's disk, and that it lets this MAC in"
             )
         flight.copies += 1
-        flight.wait = min(max(2 * flight.wait, self.timeout), max(_LONGEST_WAIT, self.timeout))
+        patient = flight.copies > self.retries
+        longest = max(_LONGEST_PATIENT if patient else _LONGEST_WAIT, self.timeout)
+        flight.wait = min(max(2 * flight.wait, self.timeout), longest)
         flight.due = now + flight.wait
+        if patient:
+            # No later than its patience ends, and the last copy has time for an answer too.
+            end = max(flight.sent + flight.patience, now + min(flight.wait, _LONGEST_WAIT))
+            flight.due = min(flight.due, end)
         self.repeated += 1
         self._link.send(flight.frame)
 

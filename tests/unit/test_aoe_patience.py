@@ -25,6 +25,8 @@ class Wire:
         self.slow = slow  # the ATA command whose answers take so long
         self.now = 1000.0
         self.mac, self.mtu = CLIENT, 1500
+        self.copies = 0
+        """How often its frames came, the first time too."""
         self._answers: list[tuple[float, Reply]] = []
 
     def close(self) -> None:
@@ -32,6 +34,7 @@ class Wire:
 
     def send(self, frame: bytes) -> None:
         is_slow = frame[19] == 0 and frame[27] == self.slow
+        self.copies += is_slow
         for answer in self.target.handle(frame, SERVER):
             reply = parse(answer)
             assert reply is not None
@@ -106,6 +109,20 @@ def test_a_read_does_as_well(
     why = aoe_fast(monkeypatch, Wire(target, READ), "read", "16.3", str(copy), "--wait", wait)
     assert isinstance(why, NoAnswer) is fails
     assert (not copy.exists()) if fails else copy.read_bytes() == b"o" * 65536
+
+
+def test_a_disk_that_is_busy_is_not_asked_every_second(
+    monkeypatch: pytest.MonkeyPatch, target: Target, tmp_path: Path
+) -> None:
+    """A durable server writes and syncs each copy of a write."""
+    monkeypatch.setattr("tests.unit.test_aoe_patience.STALL", 300.0)
+    source = tmp_path / "source"
+    source.write_bytes(b"n" * 512)
+    wire = Wire(target, WRITE)
+    why = aoe_fast(monkeypatch, wire, "write", "16.3", str(source), "--wait", "200")
+    assert isinstance(why, NoAnswer)
+    assert 1200 <= wire.now <= 1201
+    assert 5 < wire.copies <= 30  # six in the first five seconds, then 2, 4, 8, 10, 10... apart
 
 
 @pytest.mark.parametrize("command", ["read", "write"])
