@@ -1,6 +1,7 @@
 """The ``aoe-fast`` command. Exit status: 0 fine, 1 failed, 2 usage; every error is one line."""
 
 import contextlib
+import errno
 import functools
 import importlib
 import logging
@@ -105,7 +106,7 @@ def serve(
 
     Of root's rights only CAP_NET_RAW is kept; the images and the control socket are opened before.
     """
-    specs = [parse_export(text) for text in (*exports, *chain(*map(read_list, lists)))]
+    specs = [*map(parse_export, exports), *chain(*map(read_list, lists))]
     if not specs:
         raise click.UsageError("nothing to serve: give --export SHELF.SLOT=PATH, or --exports FILE")
     _raise_file_limit()
@@ -142,6 +143,9 @@ def serve(
         _watch(listener, wake, notifier, server)
         notifier.stopping("answering what has arrived, syncing what was written")
         click.echo("aoe-fast: stopping: answering what has arrived, syncing what was written")
+    if unsaved := target.save_state():
+        raise AoeError(f"stopped, but {unsaved}: the last config strings, masks and reservations"
+                       " are lost: make room, and set them again")  # fmt: skip
     click.echo(f"aoe-fast: stopped: {server.counters['replies'].sum()} answers sent, all synced")
 
 
@@ -263,7 +267,10 @@ def _said(command: Callable[P, T]) -> Callable[P, NoReturn]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the last flush is quiet
             code = 1
         except OSError as error:
-            click.echo(f"aoe-fast: {error.filename or 'failed'}: {error.strerror}", err=True)
+            text = f"{error.filename or 'failed'}: {error.strerror}"
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                text = f"{error.strerror}: raise the limit (ulimit -n, LimitNOFILE=)"
+            click.echo(f"aoe-fast: {text}", err=True)
             code = 1
         except (click.Abort, KeyboardInterrupt):
             click.echo("aoe-fast: interrupted", err=True)

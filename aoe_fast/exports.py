@@ -48,6 +48,8 @@ class ExportSpec:
     length: int | None = None
     force: bool = False
     macs: list[bytes] = dataclasses.field(default_factory=list)
+    source: str = "--export"
+    """Where a person wrote it, for errors: the option, or a file and the line in it."""
 
     def open(self) -> Export:
         """The export itself; UsageError, as an image that cannot be served is a wrong argument."""
@@ -61,7 +63,7 @@ class ExportSpec:
                 force=self.force,
             )
         except AoeError as error:
-            raise click.UsageError(f"--export {self.shelf}.{self.slot}: {error}") from None
+            raise click.UsageError(f"{self.source} {self.shelf}.{self.slot}: {error}") from None
 
     def warns(self, export: Export) -> str | None:
         """What is allowed and slow, or None."""
@@ -80,34 +82,41 @@ class ExportSpec:
         return f"{self.shelf}.{self.slot}={shown(self.path)} ({size}, {mode}{who})"
 
 
-def parse_export(text: str) -> ExportSpec:
-    """SHELF.SLOT=PATH[,option...]; UsageError that names what is wrong.
+def parse_export(text: str, source: str = "--export") -> ExportSpec:
+    """SHELF.SLOT=PATH[,option...]; UsageError that names what is wrong, and ``source``.
 
     Options are taken from the right, so a path may contain commas.
     """
+    try:
+        return _parse(text, source)
+    except click.UsageError as error:
+        raise click.UsageError(f"{source} {text!r}: {error}") from None
+
+
+def _parse(text: str, source: str) -> ExportSpec:
     address, equals, rest = text.partition("=")
     if not equals or not rest:
-        raise click.UsageError(f"--export {text!r}: write SHELF.SLOT=PATH[,{OPTIONS}]")
+        raise click.UsageError(f"write SHELF.SLOT=PATH[,{OPTIONS}]")
     shelf, slot = parse_address(address)
     words = rest.split(",")
     options: list[str] = []
     while len(words) > 1 and _is_option(words[-1]):
         options.insert(0, words.pop())
-    spec = ExportSpec(shelf, slot, ",".join(words))
+    spec = ExportSpec(shelf, slot, ",".join(words), source=source)
     if len(words) > 1 and not os.path.exists(spec.path):
-        raise click.UsageError(f"--export {text!r}: unknown option {words[-1]!r}: use {OPTIONS}")
+        raise click.UsageError(f"unknown option {words[-1]!r}: use {OPTIONS}")
     given: set[str] = set()
     for word in options:
         name, _, value = word.partition("=")
         if name in given and name in ("offset", "length"):
-            raise click.UsageError(f"--export {text!r}: {name} twice: give one")
+            raise click.UsageError(f"{name} twice: give one")
         if name in ("ro", "rw"):
             if given & {"ro", "rw"} - {name}:
-                raise click.UsageError(f"--export {text!r}: ro or rw, not both")
+                raise click.UsageError("ro or rw, not both")
             spec.writable = name == "rw"
         elif name in ("durable", "writeback"):
             if spec.durability not in (None, name):
-                raise click.UsageError(f"--export {text!r}: durable or writeback, not both")
+                raise click.UsageError("durable or writeback, not both")
             spec.durability = name
         elif name == "force":
             spec.force = True
@@ -116,10 +125,10 @@ def parse_export(text: str) -> ExportSpec:
         elif name == "length":
             spec.length = parse_size(value)
         else:
-            spec.macs.append(_machine(text, value or name))
+            spec.macs.append(parse_mac(value or name))
         given.add(name)
     if spec.durability and not spec.writable:
-        raise click.UsageError(f"--export {text!r}: {spec.durability} is for writes: add rw")
+        raise click.UsageError(f"{spec.durability} is for writes: add rw")
     return spec
 
 
@@ -140,13 +149,6 @@ def parse_mac(text: str) -> bytes:
     return mac
 
 
-def _machine(text: str, value: str) -> bytes:
-    try:
-        return parse_mac(value)
-    except click.UsageError as error:
-        raise click.UsageError(f"--export {text!r}: {error}") from None
-
-
 def plan_views(specs: list[ExportSpec]) -> dict[bytes | None, dict[tuple[int, int], int]]:
     """{MAC or None: {address: index in ``specs``}}. UsageError: one address twice in a view.
 
@@ -160,23 +162,28 @@ def plan_views(specs: list[ExportSpec]) -> dict[bytes | None, dict[tuple[int, in
         for mac in dict.fromkeys(spec.macs) if spec.macs else (None,):
             view = everybody if mac is None else own.setdefault(mac, {})
             if at in view:
-                raise _twice(at, mac)
+                raise _twice(spec, mac)
             view[at] = number
     views: dict[bytes | None, dict[tuple[int, int], int]] = {None: everybody}
     for mac, view in own.items():
         for at in everybody.keys() & view.keys():
-            raise _twice(at, mac)
+            raise _twice(specs[max(everybody[at], view[at])], mac)
         views[mac] = everybody | view
     return views
 
 
-def _twice(at: tuple[int, int], mac: bytes | None) -> click.UsageError:
+def _twice(spec: ExportSpec, mac: bytes | None) -> click.UsageError:
     who = mac.hex(":") if mac else "everybody"
-    return click.UsageError(f"--export {at[0]}.{at[1]} twice for {who}: give each its own address")
+    return click.UsageError(
+        f"{spec.source} {spec.shelf}.{spec.slot} twice for {who}: give each its own address"
+    )
 
 
-def read_list(path: str) -> list[str]:
-    """The exports that a file names, one in a line; what follows a # at its start is a comment."""
+def read_list(path: str) -> list[ExportSpec]:
+    """The exports that a file names, one in a line; a line that begins with # is a comment.
+
+    UsageError names the file, and the line that is wrong.
+    """
     try:
         with open(path, encoding="utf-8") as file:
             lines = [line.strip() for line in file]
@@ -184,7 +191,11 @@ def read_list(path: str) -> list[str]:
         raise click.UsageError(f"--exports {path}: {error.strerror}: check the path") from None
     except UnicodeDecodeError:
         raise click.UsageError(f"--exports {path}: is not a text in UTF-8") from None
-    return [line for line in lines if line and not line.startswith("#")]
+    return [
+        parse_export(line, f"--exports {path}, line {number}:")
+        for number, line in enumerate(lines, 1)
+        if line and not line.startswith("#")
+    ]
 
 
 def shown(text: str) -> str:

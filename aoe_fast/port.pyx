@@ -8,6 +8,7 @@ MTU or MAC loses no frame.
 import os
 import socket
 import threading
+from errno import EMFILE, ENFILE
 
 from libc.stdint cimport uint16_t, uint32_t
 from libc.string cimport memcpy, memset
@@ -99,7 +100,10 @@ cdef class Port:
             open_group(requests, payloads)
         except OSError as error:
             self.close()
-            raise AoeError(f"{self.interface}: {error.strerror}: is it there and up?") from None
+            what = "is it there and up?"
+            if error.errno in (EMFILE, ENFILE):
+                what = "raise the limit (ulimit -n, LimitNOFILE=)"
+            raise AoeError(f"{self.interface}: {error.strerror}: {what}") from None
         except BaseException:
             self.close()
             raise

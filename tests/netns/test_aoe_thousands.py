@@ -11,7 +11,7 @@ import pytest
 from tests.aoe_frames import READ, ata
 from tests.aoe_peer import PATIENCE, Peer, eventually
 from tests.conftest import Cable, requires
-from tests.netns.test_aoe_cli_hot import AOE_FAST, Start, export, start
+from tests.netns.test_aoe_cli_hot import AOE_FAST, Start, export, image, start
 
 __all__ = ["start"]  # the fixture
 pytestmark = pytest.mark.netns
@@ -132,6 +132,19 @@ def test_too_few_descriptors_are_said(cable: Cable, disks: Path) -> None:
     assert "raise the limit" in done.stderr
 
 
+@pytest.mark.parametrize("most", [7, 9, 10, 12, 14])
+def test_hardly_any_descriptors_are_said(cable: Cable, tmp_path: Path, most: int) -> None:
+    """Too few for the images, for the pipe of its signals, for its rings, for its threads."""
+    requires("prlimit")
+    arguments = ["-i", "eth0", "--export", f"16.0={image(tmp_path / 'a')},rw"]
+    limited = ["prlimit", f"--nofile={most}:{most}", "--", *AOE_FAST, "serve", *arguments]
+    done = cable.srv.run(limited, check=False)
+    assert done.returncode in (1, 2)
+    assert done.stderr.count("\n") == 1
+    assert "Too many open files" in done.stderr
+    assert "raise the limit" in done.stderr
+
+
 def test_a_low_soft_limit_is_no_limit(start: Start, cable: Cable, disks: Path) -> None:
     """What a login shell gives: 1024, of many more that are allowed."""
     requires("prlimit")
@@ -146,7 +159,16 @@ def test_a_low_soft_limit_is_no_limit(start: Start, cable: Cable, disks: Path) -
 
 
 def test_a_list_that_cannot_be_read(cable: Cable, tmp_path: Path) -> None:
-    for text, words in ((None, "No such file"), ("", "nothing to serve"), ("16.0\n", "16.0")):
+    good = f"# ours\n16.0={image(tmp_path / 'a')}\n\n"
+    for text, words in (
+        (None, "No such file"),
+        ("", "nothing to serve"),
+        ("16.0\n", "list, line 1: '16.0'"),
+        (f"{good}x.0=/b\n", "list, line 4: 'x.0=/b': 'x.0' is not SHELF.SLOT"),
+        (f"{good}16.1=/b,offset=7x\n", "list, line 4: '16.1=/b,offset=7x': '7x' is not a size"),
+        (f"{good}16.1={tmp_path}/none\n", "list, line 4: 16.1: "),
+        (f"{good}{good}", "list, line 5: 16.0 twice for everybody"),
+    ):
         path = tmp_path / "list"
         if text is not None:
             path.write_text(text)
