@@ -27,6 +27,8 @@ from .transfer cimport (
     machine_end, machine_expire, machine_receive, machine_start, say,
 )
 
+from .threads import begin
+
 
 cdef extern from "<sys/socket.h>" nogil:
     ssize_t recv(int fd, void *data, size_t size, int flags)
@@ -315,7 +317,10 @@ cdef class Mover:
         return self._hall.tell
 
     def start(self):
-        """Start the thread. OSError, and nothing is left behind: no descriptors left."""
+        """Start the thread. OSError: no descriptors left; AoeError: no room for a thread.
+
+        Nothing is left behind then.
+        """
         cdef epoll_event event
         if self._thread is not None:
             raise RuntimeError("this mover is running already")
@@ -329,12 +334,13 @@ cdef class Mover:
             event.events = EPOLLIN
             if epoll_ctl(self._hall.out.epoll, EPOLL_CTL_ADD, self._hall.wake, &event):
                 raise OSError(errno, os.strerror(errno))
+            self._hall.stop = False
+            thread = threading.Thread(target=self._run, name="tftp-mover", daemon=True)
+            begin(thread)
         except BaseException:
             self._close()
             raise
-        self._hall.stop = False
-        self._thread = threading.Thread(target=self._run, name="tftp-mover", daemon=True)
-        self._thread.start()
+        self._thread = thread
 
     def _run(self):
         with nogil:

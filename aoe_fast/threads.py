@@ -4,12 +4,12 @@ import threading
 
 from aoe_fast.wire import AoeError
 
+NO_ROOM = "no more threads can be started: raise the limit (ulimit -u, ulimit -v, TasksMax=)"
+
 
 def begin(thread: threading.Thread) -> None:
     """Start ``thread``; AoeError if there cannot be one more."""
     try:
         thread.start()
     except RuntimeError:
-        raise AoeError(
-            "no more threads can be started: raise the limit (ulimit -u, ulimit -v, TasksMax=)"
-        ) from None
+        raise AoeError(NO_ROOM) from None

@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +46,7 @@ from pxed.preparing import BINDING, Preparing
 from pxed.probe import Probe
 from pxed.seat import Client
 from pxed.store import Store
+from pxed.threads import Pool
 from pxed.watch import Watch
 
 log = logging.getLogger("pxed")
@@ -113,10 +113,12 @@ class App:
         )
         self.midlayers.open()
         self._open_target()
+        self._helpers = Pool(HELPERS, "manage")
+        self._stack.callback(self._helpers.shutdown)
         # Waits for answers of others, and meanwhile all the rest can come back.
         beside = Beside(config, self.target, self.exports, self.alarm)
         self._stack.callback(beside.close)
-        rivals = asyncio.get_running_loop().run_in_executor(None, beside.refuse)
+        rivals = asyncio.get_running_loop().run_in_executor(self._helpers, beside.refuse)
         rivals.add_done_callback(lambda done: done.cancelled() or done.exception())
         self.store = self._stack.enter_context(Store(config.state_dir / "pxed.db"))
         self.choice.clients = Clients(self.store.clients())
@@ -139,8 +141,7 @@ class App:
         self._spawn(self._mind_rivals(rivals))
         await self._start_boot_protocols()
         self._stack.callback(self.preparing.close)
-        self._helpers = ThreadPoolExecutor(HELPERS, thread_name_prefix="manage")
-        self._stack.callback(self._helpers.shutdown)
+        self._stack.callback(self._helpers.shutdown)  # they use what is stopped after this
         if warning:
             self.alarm("wireless", warning)
         self._spawn(self._poll_aoe())

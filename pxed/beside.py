@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import click
 
-from aoe_fast import Target
+from aoe_fast import AoeError, Target
 from aoe_fast.presence import Presence, Seen, seen_in
 from aoe_fast.rivals import Lookout, check_neighbours, check_rivals
 from pxed.config import Config
-from pxed.errors import UsageError
+from pxed.errors import HostError, UsageError
 from pxed.exports import Exports
 from pxed.images import CONFIG_SLOT, REPORT_SLOT
 
@@ -35,7 +35,11 @@ class Beside:
         self._lookout = Lookout(tell)
         self._presence = Presence("pxed", self._seen, self._look)
         self._presence.listen(config.interface)
-        self._presence.start()
+        try:
+            self._presence.start()
+        except AoeError as error:
+            self._presence.close()
+            raise HostError(str(error)) from None
 
     def close(self) -> None:
         """Be found no longer; closing twice is fine."""

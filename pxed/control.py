@@ -23,6 +23,7 @@ from pxed.eventlog import EventLog
 from pxed.mac import parse_mac
 from pxed.net.http import in_one_line
 from pxed.openapi import DOCUMENT
+from pxed.threads import Pool
 
 log = logging.getLogger("pxed.control")
 
@@ -90,6 +91,7 @@ class Control:
         self._path = path
         self._group = group
         self._runner: web.AppRunner | None = None
+        self._listers: Pool | None = None
         self.routes: tuple[Route | Stream, ...] = (
             Route("GET", "/v1/status", self._status),
             Route("GET", "/v1/clients", self._clients),
@@ -101,6 +103,7 @@ class Control:
 
     async def start(self) -> None:
         """Listen; HostError if the path is not usable. What a killed server left is replaced."""
+        self._listers = Pool(2, "listing")
         app = web.Application(middlewares=[_errors_as_json])
         for route in self.routes:
             app.router.add_route(route.method, route.path, _handler(route))
@@ -139,6 +142,8 @@ class Control:
             self._runner = None
             with contextlib.suppress(FileNotFoundError):
                 self._path.unlink()
+        if self._listers is not None:
+            self._listers.shutdown()
 
     async def _status(self, _call: Call) -> Json:
         return self._served.status()
@@ -148,7 +153,7 @@ class Control:
             # One by one: the encoder would hold up every other thread for all of them.
             return f"[{','.join([json.dumps(each) for each in self._served.client_list()])}]"
 
-        text = await asyncio.get_running_loop().run_in_executor(None, work)
+        text = await asyncio.get_running_loop().run_in_executor(self._listers, work)
         return web.json_response(text=text)
 
     async def _client(self, call: Call) -> Json:

@@ -7,7 +7,6 @@ written by one thread. What a person changed is in the kernel's hands before the
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
 
 from pxed.clients import Clients
@@ -18,6 +17,7 @@ from pxed.journal import Journal
 from pxed.mac import Mac
 from pxed.seat import Client
 from pxed.store import Batch, Store
+from pxed.threads import Pool
 
 log = logging.getLogger("pxed.store")
 
@@ -48,7 +48,7 @@ class Keeper:
         self._refused: Batch | None = None  # by the disk: first of all it is tried again
         self._leases: dict[IPv4Address, Lease] = {lease.ip: lease for lease in journal.leases}
         self._journal = journal
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._thread = Pool(1, "store")
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Future[None] | None = None
 

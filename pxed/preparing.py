@@ -5,7 +5,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from pxed import images, provision
 from pxed.choice import Choice, in_use
@@ -15,6 +14,7 @@ from pxed.exports import Exports
 from pxed.mac import Mac
 from pxed.midlayers import Midlayers, NoRoom, Prepared
 from pxed.seat import Client, State
+from pxed.threads import Pool
 from pxed.watch import Watch, erase_report
 
 log = logging.getLogger("pxed")
@@ -44,8 +44,8 @@ class Preparing:
         self._emit = emit
         self._alarm = alarm
         self._keep = keep
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="midlayer")
-        self._menders = ThreadPoolExecutor(MENDERS, thread_name_prefix="mend")
+        self._threads = Pool(THREADS, "midlayer")
+        self._menders = Pool(MENDERS, "mend")
         self._busy: dict[Mac, asyncio.Event] = {}
         self._next: set[Mac] = set()
         self._refreshing: asyncio.TimerHandle | None = None

@@ -23,6 +23,7 @@ from pxed.lab.qemu import Client, Firmware
 from pxed.lab.server import LabServer
 from pxed.seat import Stage
 from pxed.table import amount, table
+from pxed.threads import begin
 
 IMAGE = "lab"
 
@@ -83,7 +84,7 @@ def run(firmware: Firmware, count: int, *, keep: bool, timeout: float, as_json: 
 def _boot(server: LabServer, seats: list[Seat], timeout: float, say: Any) -> None:
     """Power on, then tell each stage as it happens until all run, fail or the time is over."""
     news: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-    threading.Thread(target=_follow, args=(server.control, news), daemon=True).start()
+    begin(threading.Thread(target=_follow, args=(server.control, news), daemon=True))
     by_mac = {seat.client.mac: seat for seat in seats}
     for seat in seats:
         seat.client.power_on()

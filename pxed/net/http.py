@@ -27,10 +27,12 @@ from pxed.http.site import Site
 from pxed.mac import Mac
 from pxed.net.link import Link
 from pxed.net.thread import LoopThread
+from pxed.threads import Pool
 
 _log = logging.getLogger("pxed.http")
 _BACKLOG = 1024  # a room that is switched on at once
 _CHUNK = 1 << 20
+_READERS = 6  # threads that wait for the disk
 _READ = os.O_RDONLY | os.O_CLOEXEC
 _SHUTDOWN = 1.0
 _AT_ONCE = 4096
@@ -92,8 +94,8 @@ class HttpServer:
         """Listen; HostError says why that cannot be, and what to do."""
         listener = self._listen()
         self._owner = asyncio.get_running_loop()
-        self._thread = LoopThread(new_loop=asyncio.SelectorEventLoop, name="pxed-http")
         try:
+            self._thread = LoopThread(new_loop=asyncio.SelectorEventLoop, name="pxed-http")
             await self._thread.run(self._start(listener))
         except BaseException:
             listener.close()
@@ -116,6 +118,7 @@ class HttpServer:
     # In the thread
 
     async def _start(self, listener: socket.socket) -> None:
+        asyncio.get_running_loop().set_default_executor(Pool(_READERS, "http-file"))
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._answer)
         app.on_response_prepare.append(self._begins)

@@ -14,6 +14,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from pxed.errors import HostError, UsageError
 from pxed.mac import Mac, parse_mac
+from pxed.threads import begin
 
 _IFF_UP, _IFF_LOOPBACK, _IFF_NOARP = 0x1, 0x8, 0x80
 _ARPHRD_ETHER = 1
@@ -79,7 +80,7 @@ def _ask(call: Callable[[IPRoute], _T]) -> _T:
             loop.close()
 
     thread = threading.Thread(target=work, name="pxed-netlink")
-    thread.start()
+    begin(thread)
     thread.join()
     for error in errors:
         if isinstance(error, (OSError, NetlinkError)):

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from aoe_fast import AoeError
 from aoe_fast.mover import Mover
 from aoe_fast.transfer import Transfer
 from pxed.errors import HostError
@@ -123,10 +124,11 @@ class TftpServer:
             self._udp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self.mover.start()
-        except OSError as error:
+        except (OSError, AoeError) as error:
             self._udp.close()
             self._udp = None
-            raise HostError(f"TFTP cannot start: {error.strerror}") from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise HostError(f"TFTP cannot start: {reason}") from None
         loop.add_reader(self._udp.fileno(), self._readable)
         loop.add_reader(self.mover.fileno(), self._news)
         _log.debug("TFTP on %s", self._link.name)

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from pxed.threads import begin
+
 _T = TypeVar("_T")
 
 
@@ -19,6 +21,7 @@ class LoopThread:
 
     The thread lives inside ``inside`` (such as ``Namespace.inside()``) from before its first socket
     to the end of its loop. What ``call`` or ``run`` started should be closed before ``close``.
+    HostError: there is no room for a thread.
     """
 
     def __init__(
@@ -32,7 +35,11 @@ class LoopThread:
         self._loop = new_loop()
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
+        try:
+            begin(self._thread)
+        except BaseException:
+            self._loop.close()
+            raise
         self._ready.result()
 
     def _work(self) -> None:

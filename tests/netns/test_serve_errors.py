@@ -158,3 +158,26 @@ def test_status_and_client_list_speak_to_people(
         [*command, "client", "list", *option], capture_output=True, text=True, check=True
     )
     assert "no client" in listed.stdout
+
+
+_NO_THREAD = """
+import threading
+really = threading.Thread.start
+def start(self):
+    if self.name.startswith(NAME):
+        raise RuntimeError("can't start new thread")
+    really(self)
+threading.Thread.start = start
+"""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "aoe-care", "aoe-presence", "aoe-side", "http-file", "listing", "manage", "mend",
+        "midlayer", "pxed-http", "pxed-netlink", "store", "tftp-mover",
+    ],
+)  # fmt: skip
+def test_no_room_for_a_thread(serve: Serve, name: str) -> None:
+    text = _NO_THREAD.replace("NAME", repr(name))
+    serve.refuses(GOOD, 1, "no more threads", "raise the limit", before=text)

@@ -44,7 +44,7 @@ LAYERS = [
     ["ext4", "body", "ask"],
     ["reload"],
     ["config"],
-    ["disk"],
+    ["disk", "threads"],
     ["events", "openapi"],
     ["mac", "errors", "sizing"],
     ["__init__"],

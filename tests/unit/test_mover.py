@@ -4,6 +4,7 @@ import os
 import random
 import select
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from aoe_fast import AoeError
 from aoe_fast.mover import Mover
 from aoe_fast.transfer import Transfer
 
@@ -250,3 +252,18 @@ def test_what_cannot_be_is_refused(mover: Mover) -> None:
     assert ended(mover, transfer) == "gone"
     with pytest.raises(RuntimeError):
         mover.add(transfer, 0)
+
+
+def test_no_room_for_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    mover, before = Mover(spin_us=0), len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(AoeError, match="no more threads"):
+            mover.start()
+    assert len(os.listdir("/proc/self/fd")) == before
+    mover.stop()
+    mover.start()
+    mover.stop()
