@@ -108,7 +108,7 @@ def status(config_path: Path | None, state_dir: Path | None, as_json: bool) -> N
         *((f"image {k}", v) for k, v in got["images"].items()),
         ("midlayers", (f"{got['midlayers']['count']} of {amount(got['midlayers']['size'])}, "
                       f"{got['midlayers']['durability']}")),
-        ("clients", ", ".join(f"{n} {s}" for s, n in got["clients"].items()) or "none yet"),
+        ("clients", _clients(got)),
         ("aoe", (f"{got['aoe']['frames']} frames, {amount(got['aoe']['read_bytes'])} read, "
                 f"{amount(got['aoe']['written_bytes'])} written, {got['aoe']['drops']} dropped")),
     ]  # fmt: skip
@@ -117,6 +117,12 @@ def status(config_path: Path | None, state_dir: Path | None, as_json: bool) -> N
     click.echo(table(["", ""], [list(line) for line in lines], header=False))
     for each in got["conflicts"]:  # never cut: it says what to do
         click.echo(f"\nconflict: {_conflict(each)}")
+
+
+def _clients(got: dict[str, Any]) -> str:
+    """How many are in which state, and how many of them keep nothing of what they write."""
+    lost = f" ({n} degraded: pxed client list)" if (n := got.get("degraded")) else ""
+    return (", ".join(f"{n} {s}" for s, n in got["clients"].items()) or "none yet") + lost
 
 
 def _addresses(dhcp: dict[str, Any]) -> str:

@@ -235,6 +235,8 @@ def _is_new_boot(client: Client, firmware: str, now: float) -> bool:
         return True
     if failed and stage >= Stage.IPXE:
         return True  # an earlier one that failed may only have been slow
+    if stage <= Stage.OFFER and client.doing != (client.once or client.order):
+        return True  # it has loaded nothing yet, and is to boot something else by now
     if now - client.boot_started > SILENT_BOOT and now - client.timeline[-1].time > SAME_ATTEMPT:
         return True
     if firmware == "rpi":  # its loader asks again for an address after its first file
@@ -347,9 +349,11 @@ def _report(client: Client, event: Event) -> Iterator[Change]:
         yield from _fail(client, event.time, text or "the client gave no reason")
     elif step == "degraded":
         client.degraded = True
+        # It only knows that no such disk came.
+        reason = f"its midlayer is damaged: {client.damage}" if client.damage else text
         client.why = (
-            f"{text or 'changes will be lost'}; `pxed event` may say more of its disk, `pxed client"
-            f" reset {client.mac}` gives it an empty one, `pxed midlayer restore` a backup"
+            f"{reason or 'changes will be lost'}; `pxed event` may say more of its disk, `pxed "
+            f"client reset {client.mac}` gives it an empty one, `pxed midlayer restore` a backup"
         )
         yield Change(What.STATE, client, event.time)
     elif step == "installing" and client.mode == "provision":

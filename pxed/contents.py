@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pxed import disk, images
+from pxed import disk, ext4, images
 from pxed.errors import HostError, UsageError
 from pxed.images import SLOTS
 
@@ -85,6 +85,7 @@ def plan(source: Source, said: dict[str, Any]) -> tuple[dict[str, Path], dict[st
     missing = {"boot", "root"} - devices.keys()
     if missing:
         raise UsageError(f"an image needs boot and root: give --{min(missing)} FILE")
+    ext4.check_unmounted(chosen.get(devices["root"], Path(devices["root"])))
     return chosen, devices
 
 

@@ -57,7 +57,7 @@ class Kind(StrEnum):
     HINT = "hint"  # text: what delayed a boot
 
     # The server's own work
-    MIDLAYER_READY = "midlayer-ready"  # path, seconds
+    MIDLAYER_READY = "midlayer-ready"  # path, seconds, new, checked
     MIDLAYER_FAILED = "midlayer-failed"  # why
     MODE = "mode"  # mode, why: what [dhcp] mode = "auto" chose
     RIVAL = "rival"  # what, rival (MAC), ip, offer, consequence: another server on this segment

@@ -56,6 +56,24 @@ def look(path: Path, at: int = 0) -> Super:
     return Super(blocks << (10 + shift), clean, errors)
 
 
+NOT_IN_ORDER = (
+    "was not unmounted in order: start that machine and shut it down, or mend a copy with e2fsck"
+)
+
+
+def check_unmounted(path: Path) -> None:
+    """UsageError if ``path`` is an ext file system whose journal was not replayed, or with errors.
+
+    Seats read it without its journal: what was written last would be missing.
+    """
+    try:
+        clean = look(path).clean
+    except UsageError:  # another kind of file system has journals of another kind, or none
+        return
+    if not clean:
+        raise UsageError(f"{path}: {NOT_IN_ORDER}")
+
+
 def make(fd: int, label: str) -> None:
     """Make a file system in the sparse file that is open as ``fd``, as large as it is."""
     # Inode tables of a sparse file are zero already: mke2fs then marks them as done, and no client

@@ -26,10 +26,14 @@ class NoRoom(HostError):
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What ``prepare`` found or did: ``new``, and what a check of the file system led to."""
+    """What ``prepare`` found or did: ``new``, and what a check of the file system led to.
+
+    ``damage``: why it is not shown to its client; empty if it is.
+    """
 
     new: bool
     checked: str = ""
+    damage: str = ""
 
 
 @dataclass(frozen=True, slots=True)

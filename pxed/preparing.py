@@ -99,7 +99,7 @@ class Preparing:
                 made = await self._make_private(client)
             else:
                 await self._make_orders(client, image)
-            client.image = str(image)
+            client.image, client.damage = str(image), made.damage
             if self._must_wait(client):
                 self._waiting[mac] = image
             else:
@@ -187,7 +187,7 @@ class Preparing:
             self._exports.close_private(mac)
             self._exports.open_private(mac, None, self._midlayers.report_path(mac))
             self._alarm(mac, f"{mac}: its midlayer needs a person, it boots without: {error}")
-            return Prepared(False, "damaged")
+            return Prepared(False, "damaged", str(error))
         client.fresh = False
         return made
 
@@ -212,9 +212,8 @@ class Preparing:
             if not self._exports.has_private(mac) and report.exists():
                 self._exports.open_private(mac, None, report)
         elif not self._exports.has_private(mac) and (exists or self._midlayers.exists(mac)):
-            self._exports.open_private(
-                mac, self._midlayers.path(mac), self._midlayers.report_path(mac)
-            )
+            layer = None if client.damage else self._midlayers.path(mac)
+            self._exports.open_private(mac, layer, self._midlayers.report_path(mac))
         self._exports.show(client.all_macs, client.class_name, image)
         self._shown.add(mac)
 

@@ -76,6 +76,7 @@ class Client:
     chainloaded: bool = False  # took a boot loader from us in this boot
     degraded: bool = False
     why: str = ""  # of failed, or of degraded
+    damage: str = ""  # what keeps its midlayer from being shown to it
     last_seen: float = 0.0  # 0: never
     # What people say of it
     note: str = ""

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aoe_fast import Server, Target
-from pxed.choice import Choice
+from pxed.choice import Choice, in_use
 from pxed.clients import Clients
 from pxed.config import Config
 from pxed.control import Json
@@ -94,6 +94,7 @@ class Status:
                 "durability": config.midlayer.durability,
             },
             "clients": dict(Counter(client.state.value for client in self._core.clients)),
+            "degraded": sum(c.degraded and in_use(c) for c in self._core.clients),
             "aoe": {name: int(counters[name].sum()) for name in counters.dtype.names or ()}
             | {name: int(stats[name].sum()) for name in ("read_bytes", "written_bytes")},
         }  # fmt: skip

@@ -280,8 +280,8 @@ def copy_of(path: Path) -> Path:
 
 
 _PLAIN = ("class_name", "name", "firmware", "arch", "ip", "image", "boots", "boot_started",
-          "chainloaded", "degraded", "why", "note", "groups", "admission", "order", "once",
-          "fresh", "macs", "doing", "mode", "result", "provisioned")  # fmt: skip
+          "chainloaded", "degraded", "why", "damage", "note", "groups", "admission", "order",
+          "once", "fresh", "macs", "doing", "mode", "result", "provisioned")  # fmt: skip
 
 
 _STAGES = {int(stage): stage for stage in Stage}  # much quicker than Stage(number)

@@ -123,10 +123,7 @@ def check_closed(disk: Path, part: Partition, name: str) -> None:
     It is read, here and by seats, without its journal: what was written last would be missing.
     """
     if part.fs in _EXT and not ext4.look(disk, part.start).clean:
-        raise UsageError(
-            f"{name}: {part} ({part.fs}) was not unmounted in order: start that machine and shut "
-            "it down, or mend a copy with e2fsck"
-        )
+        raise UsageError(f"{name}: {part} ({part.fs}) {ext4.NOT_IN_ORDER}")
 
 
 def _length(disk: Path) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pxed import ext4
 from pxed.client.archive import Cpio
 from pxed.client.bootdisk import build_bootdisk, check_tools
 from pxed.client.debian import CMDLINE, COMPRESSIONS, new_log
@@ -69,6 +70,7 @@ def look(
                 f"{source}: is mounted read-write on {where}: it would change under the seats; "
                 "leave --root out to make a copy, or give a read-only snapshot"
             )
+        ext4.check_unmounted(source)
         return Origin(source.absolute(), bool(copy))
     if not stat.S_ISDIR(about.st_mode):
         raise UsageError(f"{source}: is no directory and no block device")

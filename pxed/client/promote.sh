@@ -34,7 +34,7 @@ index=off,metacopy=off,redirect_dir=off,xino=off" pxed "$root$1" ||
         die "overlayfs cannot be mounted over $SOURCE: modprobe overlay, or another state_dir"
 }
 
-# A snapshot of a running system has a journal to replay: reading it must not write to it.
+# Reading it must not write to it: a journal of another kind than ext4's stays as it is.
 mount_device() {
     for option in noload norecovery noatime; do
         mount -o "ro,$option" "$SOURCE" "$1" 2> /dev/null && return

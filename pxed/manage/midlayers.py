@@ -115,6 +115,7 @@ class ManageMidlayers:
 
     def _let_go(self, client: Client) -> None:
         """The file behind the export is another one now."""
+        client.damage = ""
         self._core.exports.drop(client.all_macs)
         self._core.exports.close_private(client.mac)
 
@@ -122,6 +123,8 @@ class ManageMidlayers:
         client = self._core.clients.get(layer.mac)
         if client is None:
             state = "orphan"
+        elif client.damage or layer.state == "damaged":
+            state = "damaged"
         elif in_use(client):
             state = "in use"
         else:

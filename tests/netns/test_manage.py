@@ -392,6 +392,16 @@ def test_a_layer_that_was_not_closed_is_mended_and_a_damaged_one_not_shown(room:
     assert len(room.read(M1, 3)) == 512
     room.sees_no(M2, 3)
     room.until(lambda: any("needs a person" in e["text"] for e in room.events("alarm")))
+    states = {m["mac"]: m["state"] for m in room.control.get("/v1/midlayers")["midlayers"]}
+    assert states == {M1: "in use", M2: "damaged"}
+    room.stop()
+    room.start()  # what was found holds for as long as that boot does
+    room.sees_no(M2, 3)
+    with room.initiator(M2) as initiator:
+        initiator.write(16, 4, 0, b"degraded 2.0 e16.3: no answer".ljust(512, b"\0"))
+    room.until(lambda: room.control.get("/v1/status")["degraded"] == 1)
+    assert "its midlayer is damaged: " in room.pxed("client", "show", str(M2))
+    assert "(1 degraded: pxed client list)" in room.pxed("status")
 
 
 def test_two_cards_are_one_client(room: Room) -> None:

@@ -201,6 +201,15 @@ def test_why_a_client_is_degraded_is_said_until_it_boots_again() -> None:
     assert (client.degraded, client.why) == (False, "")
 
 
+def test_a_damaged_midlayer_is_why_a_client_is_degraded() -> None:
+    """It waited for a disk that was not shown to it, and can only say that."""
+    clients = Clients()
+    feed(clients, 1.0, Kind.DISCOVER, firmware="ipxe", arch=0)
+    only(clients).damage = "e2fsck failed"
+    feed(clients, 2.0, Kind.REPORT, step="degraded", uptime=1.0, text="e16.3: no answer")
+    assert only(clients).why.startswith("its midlayer is damaged: e2fsck failed; ")
+
+
 def test_a_client_that_runs_well_needs_no_reason() -> None:
     clients = Clients()
     feed(clients, 1.0, Kind.DISCOVER, firmware="ipxe", arch=0)
@@ -230,6 +239,22 @@ def test_an_order_given_during_a_boot_waits_for_the_next() -> None:
     assert client.ordered == ""
     feed(clients, 2.0, Kind.AOE_READ, shelf=16, slot=0)
     assert client.once == "provision"
+
+
+def test_an_order_given_before_anything_was_loaded_holds_when_the_firmware_asks_again() -> None:
+    """Given to a seat in its firmware, which is then switched off and on at once."""
+    clients = Clients()
+    client = clients.add(MAC)
+    feed(clients, 1.0, Kind.DISCOVER, firmware="pxe", arch=7)
+    feed(clients, 1.1, Kind.OFFER, ip="10.77.0.50")
+    client.once = "provision"
+    feed(clients, 3.0, Kind.DISCOVER, firmware="pxe", arch=7)
+    assert (client.doing, client.boots) == ("provision", 2)
+    feed(clients, 3.1, Kind.OFFER, ip="10.77.0.50")
+    feed(clients, 7.0, Kind.DISCOVER, firmware="pxe", arch=7)
+    assert client.boots == 2
+    feed(clients, 9.0, Kind.AOE_READ, shelf=16, slot=2)
+    assert client.once == ""
 
 
 def test_a_boot_that_never_read_its_disk_leaves_the_order() -> None:

@@ -74,6 +74,26 @@ def test_how_else_it_boots_comes_along(library: Library, source: Path) -> None:
     assert image.tree == image.directory / "boot"
 
 
+def test_a_root_whose_journal_was_not_replayed_is_refused(
+    library: Library, source: Path, tmp_path: Path
+) -> None:
+    """As a part of a directory and by itself; what was written last would be missing."""
+    requires("mkfs.ext4", "debugfs", root=False)
+    root = source / "root.img"
+    subprocess.run(["mkfs.ext4", "-q", "-F", str(root)], check=True)
+    add(library, source)
+    change = ["debugfs", "-w", "-R", "feature needs_recovery", str(root)]
+    subprocess.run(change, check=True, capture_output=True)
+    said = r"root\.img: was not unmounted in order: .* shut it down, or mend a copy with e2fsck"
+    with pytest.raises(UsageError, match=said):
+        add(library, source, "2")
+    alone = root.rename(tmp_path / "root.img")
+    devices = {"boot": source / "boot.img", "root": alone}
+    with pytest.raises(UsageError, match=said):
+        library.add(Source(devices=devices, name="lab", version="2"))
+    assert images.versions(library.directory, "lab") == ["1"]
+
+
 def test_an_added_image_keeps_its_kernel_and_says_where_it_is_from(
     library: Library, source: Path
 ) -> None:

@@ -47,7 +47,7 @@ def test_what_is_no_root_is_refused(tmp_path: Path) -> None:
         look(tmp_path / "nothing")
 
 
-def test_a_device_that_is_mounted_read_write_is_refused(tmp_path: Path) -> None:
+def test_a_device_that_is_mounted_read_write_or_was_left_so_is_refused(tmp_path: Path) -> None:
     requires("losetup", "mkfs.ext4")
     disk = tmp_path / "disk"
     with disk.open("wb") as file:
@@ -67,6 +67,10 @@ def test_a_device_that_is_mounted_read_write_is_refused(tmp_path: Path) -> None:
                 look(Path(device))
         finally:
             subprocess.run(["umount", str(tmp_path / "mnt")], check=True)
+        change = ["debugfs", "-w", "-R", "feature needs_recovery", device]
+        subprocess.run(change, check=True, capture_output=True)
+        with pytest.raises(UsageError, match="was not unmounted in order: start that machine"):
+            look(Path(device), copy=True)
     finally:
         subprocess.run(["losetup", "--detach", device], check=True)
 
