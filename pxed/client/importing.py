@@ -170,11 +170,16 @@ def _disk(source: Path, raw: Path, kind: str, wish: Wish, work: Path) -> Iterato
         part, tree, subvolume = stack.enter_context(
             root_of(raw, parts, work / "root", wish.root_part)
         )
-        check_root(tree, name)
         check_closed(raw, part, name)
         mounts, elsewhere = own_mounts(tree.text("etc/fstab"), parts, (part, subvolume))
         boot = [each for each in mounts if each.path.startswith(("/boot", "/efi"))]
         mounts = [each for each in mounts if each not in boot]
+        for each in mounts:  # with all of them it is a system: /usr may be one
+            check_closed(raw, each.part, name)
+            _further(stack, raw, each, tree)
+        if "/usr" in elsewhere:
+            raise UsageError(f"{name}: its /usr is on another disk: import a directory with both")
+        check_root(tree, name)
         release, vmlinuz = _kernel(stack, raw, parts, part, boot, tree, wish, work)
         if wish.root_format == "keep" and (mounts or part.fs not in KEEPABLE):
             why = f"{mounts[0].path} is on {mounts[0].part}" if mounts else f"it is {part.fs}"
@@ -182,9 +187,6 @@ def _disk(source: Path, raw: Path, kind: str, wish: Wish, work: Path) -> Iterato
         keep = wish.root_format in ("auto", "keep") and not mounts and part.fs in KEEPABLE
         if keep and wish.exclude:
             raise UsageError("--exclude: the root stays as it is; --format squashfs leaves out")
-        for each in mounts:
-            check_closed(raw, each.part, name)
-            _further(stack, raw, each, tree)
         origin = {
             "source": name, "kind": kind,
             "root": f"{part}, {part.fs}" + ("" if keep else f", as {wish.packed}"),
@@ -204,7 +206,7 @@ def _kernel(
     A partition is only looked into if what was looked into before has no kernel for seats.
     """
     chosen = [each.part for each in boot]
-    chosen += [part for part in parts if part.is_esp and part not in chosen]
+    chosen += [part for part in parts if part.is_for_kernels and part not in chosen]
     if wish.boot_part is not None:
         chosen = [part for part in parts if part.number == wish.boot_part]
         if not chosen and wish.boot_part:

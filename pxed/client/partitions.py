@@ -17,12 +17,12 @@ from pathlib import Path
 
 from pxed import ext4
 from pxed.client.tree import Tree
-from pxed.errors import HostError, UsageError
+from pxed.errors import HostError, PxedError, UsageError
 
 KEEPABLE = ("ext2", "ext3", "ext4", "squashfs", "erofs")
 """Types of file systems that a seat mounts as they are."""
 _EXT = ("ext2", "ext3", "ext4")
-_OPTIONS = {"ext2": "noload", "ext3": "noload", "ext4": "noload", "xfs": "norecovery,nouuid"}
+_OPTIONS = {"ext2": "noload", "ext3": "noload", "ext4": "noload", "xfs": "nouuid"}
 _TYPES = (*KEEPABLE, "xfs", "btrfs", "f2fs", "jfs", "vfat")
 _CLOSED = {
     "crypto_LUKS": "is encrypted (LUKS): import the disk of a machine that is not",
@@ -31,7 +31,9 @@ _CLOSED = {
     "linux_raid_member": "is part of a RAID: import the assembled device, or a copy of it",
     "zfs_member": "is ZFS: copy its files to a directory, and import that",
 }
-_ESP = ("c12a7328-f81f-11d2-ba4b-00a0c93ec93b", "ef")
+_BOOT = (  # the EFI system partition, and the one for more kernels than fit there
+    "c12a7328-f81f-11d2-ba4b-00a0c93ec93b", "ef", "bc13c2ff-59e6-4262-a352-b275fd6f7172", "ea",
+)  # fmt: skip
 _SUBVOLUMES = ("", "@", "root", "@rootfs")  # where btrfs roots lie, by distribution
 _LARGEST_FAT = 2 << 30
 OWN = ("/usr", "/var", "/opt", "/home", "/srv")
@@ -57,8 +59,9 @@ class Partition:
         return f"partition {self.number}" if self.number else "the disk"
 
     @property
-    def is_esp(self) -> bool:
-        return self.kind.lower() in _ESP
+    def is_for_kernels(self) -> bool:
+        """Whether its type says so (the Boot Loader Specification)."""
+        return self.kind.lower() in _BOOT
 
 
 def partitions(disk: Path) -> list[Partition]:
@@ -161,13 +164,17 @@ def mounted(disk: Path, part: Partition, where: Path, subvolume: str = "") -> It
         yield Tree(where)
         return
     options = ["ro", "nodev", "nosuid", "noexec", *filter(None, [_OPTIONS.get(part.fs, "")])]
-    options += [f"subvol={subvolume}"] if subvolume else []
-    if part.number or not disk.is_block_device():
+    if subvolume:
+        options.append(subvolume if subvolume.startswith("subvolid=") else f"subvol={subvolume}")
+    # Through a loop device that is read-only, an xfs cannot replay its log: it says so.
+    if part.number or part.fs == "xfs" or not disk.is_block_device():
         options += ["loop", f"offset={part.start}", f"sizelimit={part.size}"]
-    done = subprocess.run(
-        ["mount", "-t", part.fs, "-o", ",".join(options), str(disk), str(where)],
-        capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "LC_ALL": "C"},
-    )  # fmt: skip
+    done = _mount(disk, part, options, where)
+    if done.returncode and part.fs == "xfs" and _is_unreplayed(disk, part, options, where):
+        raise UsageError(
+            f"{disk.name}: {part} ({part.fs}) was not unmounted in order: start that machine and "
+            "shut it down, or mount a copy once"
+        )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
         # Its own words for a machine without loop devices; else /dev/loop0 is in nearly every line.
@@ -181,6 +188,23 @@ def mounted(disk: Path, part: Partition, where: Path, subvolume: str = "") -> It
         yield Tree(where)
     finally:
         subprocess.run(["umount", "--lazy", str(where)], capture_output=True, check=False)
+
+
+def _is_unreplayed(disk: Path, part: Partition, options: Sequence[str], where: Path) -> bool:
+    """Whether nothing but its log keeps an xfs from being mounted."""
+    if _mount(disk, part, [*options, "norecovery"], where).returncode:
+        return False
+    subprocess.run(["umount", "--lazy", str(where)], capture_output=True, check=False)
+    return True
+
+
+def _mount(
+    disk: Path, part: Partition, options: Sequence[str], where: Path
+) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        ["mount", "-t", part.fs, "-o", ",".join(options), str(disk), str(where)],
+        capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "LC_ALL": "C"},
+    )  # fmt: skip
 
 
 def _copy_fat(disk: Path, part: Partition, where: Path) -> None:
@@ -210,20 +234,26 @@ def root_of(
         there = ", ".join(str(part.number) for part in parts)
         raise UsageError(f"{disk.name}: has no partition {number}; there are {there}")
     found: list[tuple[Partition, str]] = []
+    closed_here: list[PxedError] = []
     for part in asked:
         if part.fs in _TYPES and part.fs != "vfat":
             for subvolume in _SUBVOLUMES if part.fs == "btrfs" else ("",):
-                with contextlib.suppress(HostError) if subvolume else contextlib.nullcontext():
+                try:
                     with mounted(disk, part, where, subvolume) as tree:
                         good = tree.is_system()
-                    if good:
-                        found.append((part, subvolume))
-                        break
+                except PxedError as error:
+                    closed_here += [] if subvolume else [error]
+                    continue
+                if good:
+                    found.append((part, subvolume))
+                    break
     if len(found) > 1:
         several = " and ".join(str(part.number) for part, _ in found)
         raise UsageError(
             f"{disk.name}: partitions {several} hold a system each: choose one with --root-part"
         )
+    if not found and closed_here:  # what else there is does not matter where one was found
+        raise closed_here[0]
     if not found:
         raise UsageError(f"{disk.name}: {_nothing(asked)}")
     part, subvolume = found[0]
@@ -270,8 +300,9 @@ def own_mounts(
         )
         if not wanted or kind in ("swap", "tmpfs", "nfs", "nfs4", "cifs", "none"):
             continue
+        subvolume = next((o for o in options if o.startswith("subvolid=")), "")
         subvolume = next(
-            (o.partition("=")[2].lstrip("/") for o in options if o[:7] == "subvol="), ""
+            (o.partition("=")[2].lstrip("/") for o in options if o[:7] == "subvol="), subvolume
         )
         part = next((part for part in parts if _meant(spec, part)), None)
         if part is None or part.fs not in _TYPES:
@@ -283,7 +314,7 @@ def own_mounts(
 
 
 def _meant(spec: str, part: Partition) -> bool:
-    if spec.lower() in part.names:
+    if re.sub(r"^/dev/disk/by-((?:part)?(?:uuid|label))/", r"\1=", spec.lower()) in part.names:
         return True
-    by_number = re.fullmatch(r"/dev/(?:[shv]da|nvme0n1p|mmcblk0p)(\d+)", spec)
+    by_number = re.fullmatch(r"/dev/(?:[shv]da|xvda|nvme0n1p|mmcblk0p)(\d+)", spec)
     return bool(by_number) and int(by_number[1]) == part.number if by_number else False

@@ -13,7 +13,8 @@ from pxed.client.partitions import Partition
 from pxed.client.wish import Progress, Wish
 from pxed.errors import HostError
 
-EMPTY = ("boot", "dev", "proc", "sys", "run", "tmp", "var/tmp", "media", "mnt", "lost+found")
+EMPTY = ("boot", "dev", "proc", "sys", "run", "tmp", "var/tmp", "media", "mnt", "lost+found",
+         ".snapshots")  # fmt: skip
 """Directories of which a packed root has nothing but themselves."""
 LEFT_OUT = ("swapfile", "swap.img", "swap/swapfile", ".dockerenv")
 _KEYS = "etc/ssh/ssh_host_*_key*"
@@ -85,13 +86,19 @@ def pack_root(root: Path, target: Path, wish: Wish, log: Path, progress: Progres
     if shutil.which(argv[0]) is None:
         raise HostError(f"{argv[0]} is missing: apt install {package}")
 
+    lists = 0
+
     def see(line: str) -> None:
+        nonlocal lists
+        lists += "system.posix_acl_" in line  # mksquashfs: "Unrecognised xattr prefix ..."
         if line.startswith("[") and line.endswith("%"):
             progress(line.rpartition(" ")[2].removesuffix("%") + " %")
         if shutil.disk_usage(target.parent).free < KEEP_FREE // 4:
             raise HostError(f"{target.parents[1]}: the disk is nearly full: nothing was changed")
 
     run_alone(argv, log, progress=see, timeout=6 * 3600, what="packing the root")
+    if lists:
+        progress(f"{lists} access lists (ACL) are left out, a squashfs has none: --format erofs")
     if spare := -target.stat().st_size % 4096:
         os.truncate(target, target.stat().st_size + spare)
 

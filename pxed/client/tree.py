@@ -79,10 +79,14 @@ class Tree:
             return []
 
     def is_system(self) -> bool:
-        """Whether this looks like the root of an installed system."""
-        return any(
-            self.find(path) for path in ("sbin/init", "usr/lib/os-release", "etc/os-release")
-        )
+        """Whether this looks like the root of an installed system; its /usr may be elsewhere."""
+        if self.find("etc") is None:
+            return False  # a /usr has an sbin/init too
+        there = ("sbin/init", "usr/lib/os-release", "etc/os-release")
+        if any(self.find(path) for path in there):
+            return True
+        lines = (line.split() for line in self.text("etc/fstab").splitlines())
+        return any(line[1:2] == ["/usr"] and line[0][0] != "#" for line in lines)
 
     def title(self) -> str:
         """What the system calls itself."""

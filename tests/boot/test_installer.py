@@ -4,6 +4,7 @@ Real firmware starts the stick and then the disk; each is one boot of a few seco
 """
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -67,24 +68,31 @@ def lab() -> Iterator[Lab]:
 class Machine:
     """A PC with a disk, and at times a stick."""
 
-    def __init__(self, lab: Lab, sticks: Sticks, disk: Path, mib: int = 512) -> None:
+    def __init__(self, lab: Lab, sticks: Sticks, disk: Path, size: int = 512 << 20) -> None:
         self.lab, self.sticks, self.disk = lab, sticks, disk
-        if not disk.exists():
-            with disk.open("wb") as out:
-                out.truncate(mib << 20)
+        self.model, self.faults = "virtio-blk-pci", ""
+        self.sized(size)
         self.client: Client | None = None
         self.others: tuple[Path, ...] = ()
+
+    def sized(self, size: int) -> None:
+        """Make the disk, of so many bytes, unless it is there."""
+        if not self.disk.exists():
+            with self.disk.open("wb") as out:
+                out.truncate(size)
 
     def on(self, stick: Path | None = None, firmware: Firmware = "bios", how: str = "") -> Client:
         """``how``: QEMU's options for the disks."""
         self.off()
-        drives = [(stick, ",readonly=on")] if stick else []
-        drives += [(path, how) for path in (self.disk, *self.others)]
+        plain = "virtio-blk-pci"
+        drives = [(str(stick), ",readonly=on", plain)] if stick else []
+        drives += [(f"{self.faults}{self.disk}", how, self.model)]
+        drives += [(str(path), how, plain) for path in self.others]
         extra: list[str] = []
-        for number, (path, options) in enumerate(drives):
+        for number, (path, options, model) in enumerate(drives):
             extra += [
                 "-drive", f"file={path},format=raw,if=none,id=disk{number}{options}",
-                "-device", f"virtio-blk-pci,drive=disk{number}"
+                "-device", f"{model},drive=disk{number}"
                 + (",bootindex=0" if number == 0 else ""),
             ]  # fmt: skip
         self.client = self.lab.add_client(firmware=firmware, extra=tuple(extra))
@@ -199,6 +207,8 @@ def test_a_stick_starts_on_uefi_too(machine: Machine, sticks: Sticks) -> None:
 def test_an_upgrade_keeps_the_settings(copy: Machine) -> None:
     said = copy.run_installer("1.1")
     assert said.startswith("upgraded lab@1.0 to lab@1.1 on vdb, after ")
+    assert copy.client is not None
+    assert "vdb: reading it back 100 %" in copy.client.console()
     assert copy.boot() == "lab@1.1"
     assert copy.shell("cat /etc/mine /usr/local/tool /etc/pxed-image") == "mine\ntool\nlab@1.1\n"
     assert "of-version" not in copy.shell("ls /usr/share")
@@ -341,3 +351,69 @@ def test_an_installation_that_was_cut_off_is_begun_again(machine: Machine) -> No
     client = machine.start_installer("1.0")
     client.wait_for(f"disk vdb: 512 MiB, {'ours' if ended else 'unfinished'}", 200)
     assert machine.result().startswith("kept vdb" if ended else "installed lab@1.0 on vdb")
+
+
+@pytest.mark.long
+@pytest.mark.ci
+def test_a_disk_that_is_too_small_by_a_sector_is_not_touched(machine: Machine) -> None:
+    machine.disk.unlink()
+    machine.sized(64 << 20)
+    said = machine.run_installer("1.0")
+    found = re.search(r"vdb has 64 MiB, and lab@1\.0 needs (\d+); nothing was changed", said)
+    assert found is not None, said
+    least = int(found[1]) << 20
+    machine.disk.unlink()
+    machine.sized(least - 512)
+    before = machine.bytes()
+    assert f"needs {found[1]}; nothing was changed" in machine.run_installer("1.0")
+    assert machine.bytes() == before
+    machine.disk.unlink()
+    machine.sized(least)  # what it says is enough
+    assert machine.run_installer("1.0").startswith("installed lab@1.0 on vdb")
+    assert machine.boot() == "lab@1.0"
+
+
+@pytest.mark.long
+@pytest.mark.ci
+def test_an_nvme_disk_is_installed_started_and_upgraded(machine: Machine) -> None:
+    machine.model = "nvme,serial=pxed"
+    assert machine.run_installer("1.0").startswith("installed lab@1.0 on nvme0n1, after ")
+    assert machine.boot("uefi") == "lab@1.0"
+    machine.shell("echo mine > /etc/mine; sync")
+    machine.off()
+    assert machine.run_installer("1.1").startswith("upgraded lab@1.0 to lab@1.1 on nvme0n1")
+    assert machine.boot("bios") == "lab@1.1"
+    assert machine.shell("cat /etc/mine") == "mine\n"
+
+
+def failing(place: Path, disk: Path, part: int, errno: int = 5) -> str:
+    """QEMU's prefix for a disk that refuses each write to the middle of this partition."""
+    argv = ["sfdisk", "--json", str(disk)]
+    said = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    where = json.loads(said)["partitiontable"]["partitions"][part - 1]
+    rules = place / f"faults{part}"
+    rules.write_text(
+        f'[inject-error]\nevent = "none"\niotype = "write"\nerrno = "{errno}"\n'
+        f'sector = "{where["start"] + MIDDLE}"\nimmediately = "off"\n'
+    )
+    return f"blkdebug:{rules}:"
+
+
+MIDDLE = 2048
+BOOT_B, ROOT_B = 6, 7
+
+
+@pytest.mark.parametrize("part", [ROOT_B, BOOT_B])
+@pytest.mark.long
+@pytest.mark.ci
+def test_a_disk_that_fails_in_an_upgrade_says_so_and_starts_what_it_had(
+    copy: Machine, part: int, tmp_path: Path
+) -> None:
+    copy.faults = failing(tmp_path, copy.disk, part)
+    said = copy.run_installer("1.1")
+    assert re.match(r"failed cannot write to vdb.*: Input/output error$", said), said
+    copy.faults = ""
+    assert copy.boot() == "lab@1.0"
+    assert copy.shell("cat /etc/mine") == "mine\n"
+    copy.off()
+    assert copy.run_installer("1.1").startswith("upgraded lab@1.0 to lab@1.1")

@@ -1,5 +1,8 @@
 """Installation over the network: a server orders it once; the machine comes back from its disk."""
 
+import json
+import re
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +35,8 @@ def room(make_room: RoomMaker, first: Path) -> Room:
     return make_room(POLICY, image=first, version="1.0")
 
 
-def with_disk(room: Room, firmware: Firmware) -> Client:
+def with_disk(room: Room, firmware: Firmware, faults: str = "") -> Client:
+    """``faults``: a prefix of the disk's name for QEMU."""
     number = len(room.lab.clients)
     disk = room.lab.directory / f"disk{number}"
     with disk.open("wb") as out:
@@ -40,7 +44,7 @@ def with_disk(room: Room, firmware: Firmware) -> Client:
     return room.lab.add_client(
         firmware=firmware,
         extra=(
-            "-drive", f"file={disk},format=raw,if=none,id=disk0",
+            "-drive", f"file={faults}{disk},format=raw,if=none,id=disk0",
             "-device", "virtio-blk-pci,drive=disk0,bootindex=2",
         ),
     )  # fmt: skip
@@ -125,6 +129,51 @@ def test_a_uefi_machine_is_installed_over_a_restart_of_the_server(room: Room) ->
     events = [e for e in room.server.control.follow("/v1/events") if e["mac"] == client.mac]
     assert {"solicit6", "discover"} & {e["kind"] for e in events} == {"discover"}
     assert {e["firmware"] for e in events if e["kind"] == "discover"} == {"pxe", "ipxe"}
+    client.power_off()
+
+
+@pytest.mark.long
+@pytest.mark.ci
+def test_an_installation_goes_on_after_its_server_or_its_link_was_away(room: Room) -> None:
+    client = with_disk(room, "bios")
+    order(room, client)
+    client.power_on()
+    client.wait_for("vda: partitions, 2 x", 200)  # of the root nothing is read yet
+    room.server.stop()
+    client.cable(False)
+    time.sleep(30)  # what the link is down for
+    assert not re.search("pxed: [0-9.]+ (installed|failed) ", client.console())
+    client.cable(True)
+    room.server.start()
+    comes_from_its_disk(client, r"lab@1\.[01]")
+    assert eventually(lambda: room.server.client(client.mac)["state"] == "local")
+    assert room.server.client(client.mac)["result"].startswith("installed lab@1.")
+    client.power_off()
+
+
+@pytest.mark.long
+@pytest.mark.ci
+def test_a_disk_that_refuses_a_write_reaches_the_server(room: Room, seat: Client) -> None:
+    assert seat.running  # so its disk, of the same size, has the same partitions
+    argv = ["sfdisk", "--json", str(room.lab.directory / "disk0")]
+    said = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    (root,) = [
+        part["start"]
+        for part in json.loads(said)["partitiontable"]["partitions"]
+        if part["name"] == "pxed-root-a"
+    ]
+    rules = room.lab.directory / "faults"
+    rules.write_text(
+        f'[inject-error]\nevent = "none"\niotype = "write"\nerrno = "5"\nsector = "{root + 2048}"\n'
+    )
+    client = with_disk(room, "bios", f"blkdebug:{rules}:")
+    order(room, client)
+    client.power_on()
+    client.wait_for("pxed: [0-9.]+ failed ", 300)
+    assert eventually(lambda: room.server.client(client.mac)["state"] == "failed")
+    shown = room.server.client(client.mac)
+    assert re.match(r"cannot write to vda.*: Input/output error$", shown["why"]), shown
+    assert shown["result"] == f"failed {shown['why']}"
     client.power_off()
 
 

@@ -9,7 +9,7 @@ LOG=/run/pxed/log
 # run COMMAND...: what it says goes to the log; what it said last is the reason if it fails.
 run() {
     echo "+ $(cut -d" " -f1 /proc/uptime) $*" >> $LOG
-    "$@" >> $LOG 2>&1 || fail "$1 on $chosen: $(tail -n 1 $LOG)"
+    "$@" >> $LOG 2>&1 || fail "cannot write to $chosen: $(tail -n 1 $LOG)"
 }
 
 # up BYTES: in whole MiB.
@@ -91,8 +91,9 @@ loader() {
     part_named pxed-bios "$chosen"
     run dd if=/loader/core.img of="$part" bs=$MIB conv=fsync
     part_named pxed-esp "$chosen"
-    gunzip -c /loader/esp.img.gz > "$part" 2>> $LOG || fail "cannot write the EFI partition of $chosen"
-    sync
+    # Not by a mere redirection: a disk that refuses says so at fsync alone.
+    gunzip -c /loader/esp.img.gz | dd of="$part" bs=$MIB conv=notrunc,fsync 2>> $LOG ||
+        fail "cannot write the EFI partition of $chosen: $(tail -n 1 $LOG)"
 }
 
 # settings: keeps a file system that is ours, makes one where there is none.
@@ -108,28 +109,59 @@ settings() {
     run /sbin/mke2fs -q -F -t ext4 -L pxed-settings -U "$uuid" -E "hash_seed=$uuid" "$part"
 }
 
-# copy FROM TO BYTES: in pieces that are on the disk when they count, with progress.
-copy() {
-    total=$(up "$3") at=0 told=0 shown=0
+# pieces BYTES: the work ahead, in $total MiB, and how much of it is done at once.
+pieces() {
+    total=$(up "$1") at=0 told=0 shown=0
     piece=$((total / 40 + 1))
     [ "$piece" -ge 4 ] || piece=4
+}
+
+# progress WHAT: one piece more is done; each quarter is told to the server, each twentieth shown.
+progress() {
+    at=$((at + piece))
+    [ "$at" -le "$total" ] || at=$total
+    percent=$((at * 100 / total))
+    if [ "$percent" -ge $((told + 25)) ]; then
+        told=$((percent / 25 * 25)) shown=$percent
+        step installing "$chosen: $1 $percent %"
+    elif [ "$percent" -ge $((shown + 5)) ]; then
+        shown=$percent
+        say "$chosen: $1 $percent %"
+    fi
+}
+
+# copy FROM TO BYTES: in pieces that are on the disk when they count, with progress.
+copy() {
+    pieces "$3"
     # Open throughout: the last to close a disk has all that was read ahead of it thrown away.
     exec 7< "$1"
     while [ "$at" -lt "$total" ]; do
         dd if="$1" of="$2" bs=$MIB skip="$at" seek="$at" count="$piece" conv=notrunc,fsync 2>> $LOG ||
             fail "cannot write to $chosen, or read $1: $(tail -n 1 $LOG)"
-        at=$((at + piece))
-        [ "$at" -le "$total" ] || at=$total
-        percent=$((at * 100 / total))
-        if [ "$percent" -ge $((told + 25)) ]; then
-            told=$((percent / 25 * 25)) shown=$percent
-            step installing "$chosen: $name@$version $percent %"
-        elif [ "$percent" -ge $((shown + 5)) ]; then
-            shown=$percent
-            say "$chosen: $name@$version $percent %"
-        fi
+        progress "$name@$version"
     done
     exec 7<&-
+}
+
+# read_back: the digest of the root that is on the disk now, in $sum, with progress.
+read_back() {
+    step installing "$chosen: reading it back"
+    echo 3 > /proc/sys/vm/drop_caches
+    rm -f /run/pxed/back
+    mkfifo /run/pxed/back
+    head -c "$root_size" < /run/pxed/back | sha256sum > /run/pxed/sum &
+    summing=$!
+    pieces "$root_size"
+    exec 7< "$root_part" 8> /run/pxed/back
+    while [ "$at" -lt "$total" ]; do
+        # What is behind the root's last byte, in the last piece, nobody takes.
+        dd bs=$MIB count="$piece" <&7 >&8 2>> $LOG || [ $((at + piece)) -ge "$total" ] ||
+            fail "cannot read $root_part back: $(tail -n 1 $LOG)"
+        progress "reading it back"
+    done
+    exec 7<&- 8>&-
+    wait "$summing"
+    read -r sum rest < /run/pxed/sum
 }
 
 # system SLOT: what is offered into that slot, and every byte of it read back from the disk.
@@ -145,10 +177,8 @@ system() {
     # Nothing may take what is half written for a system.
     run dd if=/dev/zero of="$boot_part" bs=4096 count=1 conv=notrunc,fsync
     copy "$from_root" "$root_part" "$root_size"
-    step installing "$chosen: reading it back"
-    echo 3 > /proc/sys/vm/drop_caches
-    sum=$(head -c "$root_size" "$root_part" | sha256sum)
-    [ "${sum%% *}" = "$root_sha256" ] ||
+    read_back
+    [ "$sum" = "$root_sha256" ] ||
         fail "what was written to $root_part is not $name@$version: the disk or the network is bad"
     run dd if="$from_boot" of="$boot_part" bs=4096 skip=1 seek=1 \
         count=$((boot_size / 4096 - 1)) conv=notrunc,fsync
