@@ -27,7 +27,8 @@ _TYPES = (*KEEPABLE, "xfs", "btrfs", "f2fs", "jfs", "vfat")
 _CLOSED = {
     "crypto_LUKS": "is encrypted (LUKS): import the disk of a machine that is not",
     "BitLocker": "is encrypted (BitLocker)",
-    "LVM2_member": "is part of LVM: copy the root volume out of it, and import that copy",
+    "LVM2_member": "is part of LVM: mount its root, with /boot and all else where they belong, "
+    "on a machine that has LVM, and import that directory or a copy of it",
     "linux_raid_member": "is part of a RAID: import the assembled device, or a copy of it",
     "zfs_member": "is ZFS: copy its files to a directory, and import that",
 }
