@@ -35,6 +35,7 @@ from bench.stormservers import (
     Room,
 )  # fmt: skip
 from bench.trace import Trace
+from pxed.ask import LOOK_UP
 from pxed.config import parse_size
 from pxed.errors import HostError, PxedError
 from pxed.host import raise_file_limit
@@ -124,7 +125,7 @@ def measure(room: Room, cable: Cable, boot: Trace, words: dict[str, Any], limit:
     }  # fmt: skip
     argv += [f"{key}={value}" for key, value in told.items()]
     child = cable.clients.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    out, complaint = child.communicate(timeout=limit + 60)
+    out, complaint = _ends(child, limit + 60)
     if child.returncode != 0:
         raise HostError(f"the generator failed: {complaint.decode().strip()}")
     found: Figures = json.loads(out)
@@ -142,6 +143,17 @@ def measure(room: Room, cable: Cable, boot: Trace, words: dict[str, Any], limit:
     found["said"], found["label"] = room.said(), room.title
     requests = boot.frames((words["mtu"] - 36) // 512) * room.clients
     return stormreport.derive(found, requests, cable.rate)
+
+
+def _ends(child: "subprocess.Popen[bytes]", limit: float) -> tuple[bytes, bytes]:
+    """What it said until its end; TimeoutExpired. Of a Ctrl-C Python learns between two waits."""
+    until = time.monotonic() + limit
+    while True:
+        try:
+            return child.communicate(timeout=min(LOOK_UP, max(until - time.monotonic(), 0.001)))
+        except subprocess.TimeoutExpired:
+            if time.monotonic() >= until:
+                raise
 
 
 def _soft(pids: Sequence[int]) -> float:

@@ -6,6 +6,7 @@ Nothing but the standard library: a command that only asks starts in no time.
 import contextlib
 import http.client
 import json
+import select
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,23 @@ from typing import Any
 from pxed.errors import HostError, PxedError, UsageError
 
 Json = dict[str, Any]
+LOOK_UP = 0.5  # seconds
+
+
+class _Waking(socket.socket):
+    """A socket whose reader looks up now and then while it waits for ever.
+
+    A signal that comes between Python's last look for one and the system call would be seen when
+    that returns: a Ctrl-C then does nothing until the server has something to say.
+    """
+
+    def recv_into(self, *args: Any, **options: Any) -> int:
+        if self.gettimeout() is None:
+            poll = select.poll()
+            poll.register(self, select.POLLIN)
+            while not poll.poll(LOOK_UP * 1000):
+                pass
+        return super().recv_into(*args, **options)
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -22,7 +40,7 @@ class _UnixConnection(http.client.HTTPConnection):
         self._socket_path = path
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock = _Waking(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._socket_path))
 

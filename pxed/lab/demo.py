@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from pxed.ask import LOOK_UP
 from pxed.client.minimal import build_minimal
 from pxed.control import ControlClient
 from pxed.errors import HostError
@@ -94,8 +95,11 @@ def _boot(server: LabServer, seats: list[Seat], timeout: float, say: Any) -> Non
     while any(seat.running is None and not seat.failed for seat in seats):
         left = until - time.monotonic()
         try:
-            entry = news.get(timeout=max(left, 0.001))
+            # A moment at a time: of a Ctrl-C just before the wait Python learns after it.
+            entry = news.get(timeout=min(max(left, 0.001), LOOK_UP))
         except queue.Empty:
+            if time.monotonic() < until:
+                continue
             for seat in seats:
                 if seat.running is None:
                     seat.failed = seat.failed or f"not running after {timeout:.0f} s"
