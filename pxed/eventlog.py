@@ -57,6 +57,10 @@ class EventLog:
         self._entries.append(entry)
         self._news.set()
 
+    def latest(self, *kinds: str) -> list[Entry]:
+        """The entries of these kinds that are in memory, oldest first."""
+        return [entry for entry in self._entries if entry.get("kind") in kinds]
+
     @property
     def has_unsaved(self) -> bool:
         """Whether ``unsaved`` would give out anything."""

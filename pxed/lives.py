@@ -5,7 +5,7 @@ What protocols saw goes through the clients' state machine; nothing else acts on
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pxed import provision
@@ -33,6 +33,7 @@ _LOUD = frozenset(
 )
 _BAD = frozenset(("alarm", "rival", "refused"))
 _WARN = logging.WARNING
+_Line = tuple[Any, ...]
 
 
 TELL = 60.0  # seconds between two words on messages that were not logged
@@ -65,6 +66,13 @@ class Lives:
         for client in choice.clients:
             if is_stranger(client):
                 self.strangers.asks(client.mac, client.last_seen)
+        # Of a boot that a restart is in the middle of: its report is read from its beginning again.
+        self._logged = set[_Line]()
+        for each in events.latest("boot", Kind.REPORT.value):
+            if each["kind"] == "boot":
+                self._begins(each["mac"])
+            else:
+                self._logged.add(_line(each["mac"], each))
         self._twins = Twins()
         self.tftp_bytes = 0
         self._told = self._named = 0.0  # when that was said of messages that were not logged
@@ -80,7 +88,7 @@ class Lives:
             self._hear_out(event.mac)
         if event.kind is Kind.TFTP_DONE:
             self.tftp_bytes += int(str(event.detail.get("bytes", 0)))
-        if event.kind is not Kind.AOE_HEARD:
+        if event.kind is not Kind.AOE_HEARD and not self._is_logged(event):
             self._note(event.kind.value, event.mac, event.time, event.detail)
         self.netboot.heard(event)
         if event.kind in (Kind.DISCOVER, Kind.ACK):
@@ -94,12 +102,26 @@ class Lives:
             self._bound(event.mac, event.time)
         if any(change.what is What.NEW_BOOT for change in changes) and event.mac is not None:
             self.traces.begin(event.mac)
+            self._begins(event.mac)
         for change in changes:
             self.act(change)
         if event.mac is not None and (client := self._choice.clients.get(event.mac)) is not None:
             (self._keeper.changed if changes else self._keeper.heard)(client)
             self.traces.add(event)
             self._look_into(client, event)
+
+    def _begins(self, mac: Mac) -> None:
+        """A boot: its report is an empty one."""
+        self._logged = {line for line in self._logged if line[0] != mac}
+
+    def _is_logged(self, event: Event) -> bool:
+        """Whether the log has this line of a report from before a restart; said once of each."""
+        if event.kind is not Kind.REPORT or not self._logged:
+            return False
+        line = _line(event.mac, event.detail)
+        known = line in self._logged
+        self._logged.discard(line)
+        return known
 
     def _hear_out(self, mac: Mac) -> None:
         """What it wrote before it began again belongs to the boot that ends now.
@@ -252,3 +274,8 @@ class Lives:
             self._named = now
             self.emit(Event(Kind.ALARM, out[0][0], now, {"text": self._of_whom(out)}))
         self._keeper.soon()
+
+
+def _line(mac: Any, detail: Mapping[str, Any]) -> _Line:
+    """What makes a line of a machine's report this one and no other."""
+    return mac, detail.get("step"), detail.get("uptime"), detail.get("text")

@@ -30,6 +30,7 @@ _BATCH = 8  # messages in one turn of the loop: a room at once must not hold it 
 _IN_USE = "(another DHCP server runs on this machine): stop it, or serve another interface"
 _QUIET = (Kind.IGNORED, Kind.DISCOVER, Kind.REQUEST)
 _PROBES = 256
+COUNTS = ("received", "replies", "ignored", "malformed", "conflicts", "send_errors", "faults")
 
 
 @dataclass(slots=True)
@@ -62,7 +63,7 @@ class DhcpServer:
         probe_wait: float = 0.1,
     ) -> None:
         self.policy = policy
-        self.counters: Counter[str] = Counter()
+        self.counters = Counter(dict.fromkeys(COUNTS, 0))
         self._link = link
         self._emit = emit
         self._probe_wait = probe_wait

@@ -54,6 +54,7 @@ def in_one_line(record: logging.LogRecord) -> bool:
     return True
 
 
+COUNTS = ("requests", "done", "failed", "missing", "refused", "too_many", "bytes", "faults")
 _requests = logging.getLogger("pxed.http.requests")
 _requests.addFilter(in_one_line)
 
@@ -77,7 +78,7 @@ class HttpServer:
         base: Callable[[], str],
         mac_of: Callable[[str], Mac | None] = lambda ip: None,
     ) -> None:
-        self.counters: Counter[str] = Counter()
+        self.counters = Counter(dict.fromkeys(COUNTS, 0))
         self._link = link
         self._port = port
         self._site = site

@@ -33,6 +33,10 @@ _OF_ONE, _OF_A_ROUTER = 16, 256  # transfers of one address at once
 _IP_PKTINFO = 8  # <bits/in.h>; not in Python 3.11's socket
 _IN_USE = "(another TFTP server runs on this machine): stop it (systemctl stop tftpd-hpa)"
 _COUNTED = {Kind.TFTP_DONE: "done", Kind.TFTP_PROBE: "probes", Kind.TFTP_FAILED: "failed"}
+COUNTS = (
+    "received", "started", *_COUNTED.values(), "missing", "refused", "displaced", "malformed",
+    "faults",
+)  # fmt: skip
 
 OpenFile = Callable[[str, str], File]
 """(name, client's address) -> file; TftpError if there is none: ``Files.open``."""
@@ -73,7 +77,7 @@ class TftpServer:
         max_per_client: int | None = None,
         max_silent: int = 512,
     ) -> None:
-        self.counters: Counter[str] = Counter()
+        self.counters = Counter(dict.fromkeys(COUNTS, 0))
         self.mover = Mover(spin_us=spin_us)
         self._link = link
         self._open = open_file

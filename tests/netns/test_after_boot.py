@@ -55,10 +55,10 @@ def take(seat: Cable) -> None:
     firmware.close()
 
 
-def report(seat: Cable, text: bytes) -> None:
+def report(seat: Cable, text: bytes, line: int = 0) -> None:
     """A line in the report device, as the client's initramfs writes it."""
     with seat.cli.inside(), Initiator("eth0", retries=60) as initiator:
-        initiator.write(16, 4, 0, text.ljust(512, b"\0"))
+        initiator.write(16, 4, line, text.ljust(512, b"\0"))
 
 
 def test_a_machine_that_runs_gives_its_temporary_lease_back(serve: Serve, seat: Cable) -> None:
@@ -181,6 +181,27 @@ def test_what_it_wrote_before_it_began_again_is_of_its_last_boot(serve: Serve, s
         told = [e for e in control.follow("/v1/events") if e["kind"] in ("report", "discover")]
         steps = [e.get("step") for e in told]
         assert (steps.count("failed"), steps[-1]) == (1, None)
+
+
+def test_what_the_log_has_of_a_report_is_not_logged_again(serve: Serve, seat: Cable) -> None:
+    """A server that starts in the middle of a boot reads the report from its beginning."""
+    seat.cli.ip("addr flush dev eth0")
+
+    def steps(control: ControlClient) -> list[str]:
+        return [each["step"] for each in events(control) if each["kind"] == "report"]
+
+    with running(serve, GOOD) as control:
+        take(seat)
+        eventually(lambda: "midlayer-ready" in kinds(control))
+        report(seat, b"kernel 1.0 one")
+        report(seat, b"root 2.0 two", 1)
+        eventually(lambda: steps(control) == ["kernel", "root"])
+    with running(serve, GOOD) as control:
+        report(seat, b"running 3.0 lab", 2)
+        eventually(lambda: steps(control)[-1] == "running")
+        assert steps(control) == ["kernel", "root", "running"]
+        shown = control.get(f"/v1/clients/{MAC}")
+        assert shown["state"] == "running"
 
 
 @pytest.mark.parametrize("runs", [True, False], ids=["it runs", "it has said nothing"])
