@@ -351,9 +351,11 @@ def _report(client: Client, event: Event) -> Iterator[Change]:
         client.degraded = True
         # It only knows that no such disk came.
         reason = f"its midlayer is damaged: {client.damage}" if client.damage else text
+        larger = "`pxed midlayer resize` gives it more room, " if "No space" in reason else ""
         client.why = (
-            f"{reason or 'changes will be lost'}; `pxed event` may say more of its disk, `pxed "
-            f"client reset {client.mac}` gives it an empty one, `pxed midlayer restore` a backup"
+            f"{reason or 'changes will be lost'}; `pxed event` may say more of its disk, {larger}"
+            f"`pxed client reset {client.mac}` gives it an empty one, `pxed midlayer restore` a"
+            " backup"
         )
         yield Change(What.STATE, client, event.time)
     elif step == "installing" and client.mode == "provision":

@@ -246,6 +246,15 @@ mount_more() {
     done
 }
 
+# attempt COMMAND...: run it; what it said when it failed, in $trouble: its first line's last words.
+attempt() {
+    trouble=$("$@" 2>&1) && return 0
+    trouble=${trouble%%
+*}
+    trouble=${trouble##*: }
+    return 1
+}
+
 # check_config: repairs what can be repaired without a question; no harm where there is no e2fsck.
 check_config() {
     command -v e2fsck > /dev/null || return 0
@@ -253,51 +262,104 @@ check_config() {
     [ $? -lt 4 ]
 }
 
-# overlay LAYER DIR: LAYER over the shared root, with nothing that a later kernel could resent.
+# overlay LAYER DIR: LAYER over $lower, with nothing that a later kernel could resent. Where overlayfs
+# cannot make its work directory it mounts read-only and calls that done; here it is a failure.
 overlay() {
-    mount -t overlay -o "lowerdir=/lower,upperdir=$1/upper,workdir=$1/work,\
-index=off,metacopy=off,redirect_dir=off,xino=off" root "$2"
+    mount -t overlay -o "lowerdir=$lower,upperdir=$1/upper,workdir=$1/work,\
+index=off,metacopy=off,redirect_dir=off,xino=off" root "$2" 2> /dev/null || return 1
+    ! grep -q "^root $2 overlay ro" /proc/mounts || { umount "$2" && return 1; }
 }
 
-# mount_root DIR: the private layer over the shared root. There is one pair of directories for each
-# image: an upper never meets another lower. In memory if the disk cannot be had, and marked so.
-mount_root() {
-    why='' layer="/config/layers/$generation"
+# entered DIR: what a start needs first can be listed. A damaged directory shows only to who reads it.
+entered() {
+    for each in "$1" "$1/etc" "$1/sbin/"; do
+        (cd "$each" && set -- * && [ "$1" != '*' ]) 2> /dev/null || return 1
+    done
+}
+
+# disk_layer DIR: this image's layer on the config disk over the shared root. At 1 nothing is mounted at
+# DIR, $why says what is wrong, and what the layer holds is in $kept where that can be read.
+disk_layer() {
+    layer="/config/layers/$generation" lower=/lower kept='' full=''
     uptime
     if [ -n "$local_id" ]; then
         [ -b "$config_dev" ] || why="$config_disk has no partition for settings"
     elif ! discover $((now + config_wait * 100)) "$config_disk"; then
         why="no answer from AoE disk $config_disk within $config_wait s"
     fi
-    if [ -n "$why" ]; then
-        :
-    elif mkdir -p /config && ! check_config; then
+    [ -z "$why" ] || return 1
+    mkdir -p /config
+    if ! check_config; then
         why="$config_disk holds no ext4 file system that can be repaired"
-    elif ! mount -t ext4 -o noatime "$config_dev" /config 2> /dev/null; then
-        why="$config_disk holds no ext4 file system that mounts"
-    elif [ -n "$local_id" ] && ! own_layer; then
-        why="cannot write to $config_disk"
-    elif ! mkdir -p "$layer/upper" "$layer/work"; then
-        why="cannot write to $config_disk"
-    elif ! overlay "$layer" "$1"; then
-        why="overlayfs refuses the layer on $config_disk"
+        return 1
     fi
-    if [ -n "$why" ]; then
-        layer=/run/pxed/ram
-        mkdir -p "$layer"
-        mount -t tmpfs -o mode=755 layer "$layer"
-        mkdir -p "$layer/upper" "$layer/work"
-        echo "$why" > /run/pxed/degraded
-        overlay "$layer" "$1" || fail "overlayfs refuses even a layer in memory"
-        step degraded "changes will be lost, $why"
+    if ! attempt mount -t ext4 -o noatime "$config_dev" /config; then
+        why="$config_disk holds no ext4 file system that mounts: $trouble"
+        # One that the server only lets us read, unless its journal has to be replayed.
+        mount -t ext4 -o ro "$config_dev" /config 2> /dev/null || return 1
+        why="cannot write to $config_disk: $trouble"
+        kept=$layer
+        return 1
+    fi
+    # Some answers come from memory: what was synced is on the disk.
+    if ! attempt dd if=/dev/zero of=/config/.written bs=16384 count=1 conv=fsync; then
+        why="cannot write to $config_disk: $trouble"
+        kept=$layer
+        case $trouble in *'No space'*) full=", which is full" ;; *) return 1 ;; esac
+    fi
+    rm -f /config/.written
+    if [ -n "$local_id" ] && ! own_layer; then
+        why="cannot write to $config_disk"
+        kept=
+    elif ! attempt mkdir -p "$layer/upper" "$layer/work"; then
+        why="cannot write to $config_disk: $trouble"
+    elif ! overlay "$layer" "$1"; then
+        : "${why:="overlayfs refuses the layer on $config_disk"}"
+    elif ! entered "$1"; then
+        why="the layer on $config_disk is damaged"
+        kept=
+        umount "$1"
     else
-        step config "$config_disk"
+        why=
+        return 0
+    fi
+    return 1
+}
+
+# memory_layer DIR: a layer in memory, over what there is to read.
+memory_layer() {
+    layer=/run/pxed/ram
+    mkdir -p "$layer"
+    mount -t tmpfs -o mode=755 layer "$layer"
+    mkdir -p "$layer/upper" "$layer/work"
+    if [ -n "$kept" ] && [ -d "$kept/upper" ]; then
+        lower=$kept/upper:/lower
+        overlay "$layer" "$1" && entered "$1" && why="$why; what it holds is there" && return
+        umount "$1" 2> /dev/null
+    fi
+    lower=/lower kept=
+    overlay "$layer" "$1"
+}
+
+# mount_root DIR: the private layer over the shared root. There is one pair of directories for each
+# image: an upper never meets another lower. In memory if the disk cannot be had, and marked so.
+mount_root() {
+    why=
+    if disk_layer "$1"; then
+        step config "$config_disk$full"
+    else
+        memory_layer "$1" || fail "overlayfs refuses even a layer in memory"
+        echo "$why" > /run/pxed/degraded
+        step degraded "changes will be lost, $why"
+        # Nothing is written to what cannot be relied on. A full disk stays, so that room can be made.
+        [ -n "$full" ] || mount -o remount,ro /config 2> /dev/null
+        [ -n "$kept$full" ] || umount /config 2> /dev/null
     fi
     mount_more "$1"
     cd "$1" || fail "the root is gone"
     mkdir -p config proc sys dev run
     # Not a move: where systemd runs already, mounts are shared and cannot be moved.
-    [ -n "$why" ] || { mount -o bind /config config && umount /config; }
+    ! grep -q ' /config ' /proc/mounts || { mount -o bind /config config && umount /config; }
     wait
     [ -n "$local_id" ] || owed
 }

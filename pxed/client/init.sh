@@ -4,7 +4,8 @@
 # shared root and starts the system. Runs in busybox: Debian's static one has every command below built
 # in, for others there are links. What it does and which parameters it takes: functions.sh.
 
-export PATH=/bin
+# Programs of other packages, such as e2fsck, are in the second.
+export PATH=/bin:/sbin
 # Until /proc is there the shell cannot start itself again as another command.
 /bin/busybox mount -t proc proc /proc
 mount -t sysfs sysfs /sys

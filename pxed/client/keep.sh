@@ -8,6 +8,17 @@ make_seat() {
     adopt "$1"
     keep_network "$1"
     first_start "$1"
+    warn_user "$1"
+}
+
+# warn_user DIR: before and after each login on a terminal, where changes are in memory. So is this word.
+warn_user() {
+    [ -r /run/pxed/degraded ] || return 0
+    read -r said < /run/pxed/degraded
+    mkdir -p "$1/etc/issue.d"
+    said="DEGRADED: what is saved here is lost when this machine goes off: $said"
+    echo "$said" > "$1/etc/issue.d/pxed.issue"
+    echo "$said" >> "$1/etc/motd"
 }
 
 # keep_link DIR: what manages networks in the system must not take down a card that carries the root.

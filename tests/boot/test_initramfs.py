@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pxed.client.archive import Cpio
+from pxed.client.programs import add_programs
 from pxed.lab.lab import Lab
 from pxed.lab.qemu import Client
 from tests.boot.debian import eventually
@@ -32,9 +34,9 @@ class Disks:
         self._image = image
         self.path: dict[int, Path] = {}
 
-    def serve(self, slot: int, path: Path) -> None:
+    def serve(self, slot: int, path: Path, *options: str) -> None:
         self.path[slot] = path
-        vblade(self._lab.server, 16, slot, path)
+        vblade(self._lab.server, 16, slot, path, *options)
 
     def root(self) -> None:
         self.serve(1, self._image / "root.squashfs")
@@ -49,6 +51,17 @@ class Disks:
         path = self.blank(3, 16 << 20)
         subprocess.run(["mkfs.ext4", "-q", "-F", str(path)], check=True)
         self.serve(3, path)
+
+    def used_config(self) -> Path:
+        """A file system with this image's layer, in which there is /root/mine; not served yet."""
+        path = self.blank(3, 16 << 20)
+        folder = self._lab.directory / "used"
+        (folder / "layers/lab@1/upper/root").mkdir(parents=True)
+        (folder / "layers/lab@1/work/work").mkdir(parents=True)
+        (folder / "layers/lab@1/upper/root/mine").write_text("mine\n")
+        make = ["mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-N", "64", "-d", str(folder)]
+        subprocess.run([*make, str(path)], check=True)
+        return path
 
     def report(self) -> None:
         self.serve(4, self.blank(4, 16384))
@@ -74,11 +87,11 @@ def disks(lab: Lab, lab_image: Path) -> Disks:
 
 @pytest.fixture
 def start(lab: Lab, lab_image: Path) -> Starter:
-    def power_on(more: str = "", *, plugged: bool = True) -> Client:
+    def power_on(more: str = "", *, plugged: bool = True, initrd: Path | None = None) -> Client:
         client = lab.add_client(
             extra=(
                 "-kernel", str(lab_image / "vmlinuz"),
-                "-initrd", str(lab_image / "initrd"),
+                "-initrd", str(initrd or lab_image / "initrd"),
                 "-append", f"{WORDS} {more}",
             ),
         )  # fmt: skip
@@ -179,6 +192,97 @@ def test_a_config_disk_without_a_file_system_is_degraded_too(disks: Disks, start
     client = start()
     client.wait_running()
     assert "no ext4 file system" in client.shell("cat /run/pxed/degraded")
+
+
+def is_in_memory(client: Client, disks: Disks) -> str:
+    """Why the seat that has just come up is degraded: the same everywhere, and its root is not."""
+    (why,) = client.shell("cat /run/pxed/degraded").splitlines()
+    assert f"degraded changes will be lost, {why}" in disks.lines()
+    assert f"DEGRADED, changes will be lost: {why}" in client.console()
+    client.shell("echo new > /root/new")
+    assert "upperdir=/run/pxed/ram/upper" in client.shell("grep '^root / overlay rw' /proc/mounts")
+    return why
+
+
+def kept(config: Path) -> str:
+    """What lies in the layer on ``config``."""
+    shown = ["debugfs", "-R", "cat layers/lab@1/upper/root/mine", str(config)]
+    return subprocess.run(shown, check=True, capture_output=True, text=True).stdout
+
+
+def test_what_lies_on_a_disk_that_takes_no_writes_can_be_read(disks: Disks, start: Starter) -> None:
+    config = disks.used_config()
+    before = config.read_bytes()
+    disks.root()
+    disks.report()
+    disks.serve(3, config, "-r")
+    client = start()
+    client.wait_running()
+    assert "cannot write to e16.3: Input/output error" in is_in_memory(client, disks)
+    assert client.shell("cat /root/mine") == "mine\n"
+    assert config.read_bytes() == before
+
+
+def test_a_full_disk_is_named_and_what_lies_there_can_be_read_and_removed(
+    disks: Disks, start: Starter
+) -> None:
+    config = disks.used_config()
+    shown = subprocess.run(["dumpe2fs", "-h", config], capture_output=True, text=True, check=True)
+    (free,) = (line for line in shown.stdout.splitlines() if line.startswith("Free inodes:"))
+    fill = "".join(f"write /dev/null more{n}\n" for n in range(int(free.split()[-1])))
+    subprocess.run(
+        ["debugfs", "-w", config], input=fill, text=True, check=True, capture_output=True
+    )
+    disks.root()
+    disks.report()
+    disks.serve(3, config)
+    client = start()
+    client.wait_running()
+    assert "cannot write to e16.3: No space left on device" in is_in_memory(client, disks)
+    assert client.shell("cat /root/mine") == "mine\n"
+    client.shell("rm /config/more*; sync")
+    client.power_off()
+    client.power_on()
+    client.wait_running()
+    assert "degraded" not in client.shell("ls /run/pxed")
+    assert client.shell("cat /root/mine") == "mine\n"
+
+
+def test_a_damaged_directory_of_its_layer_is_no_root(disks: Disks, start: Starter) -> None:
+    config = disks.used_config()
+    where = ["debugfs", "-R", "bmap layers/lab@1/upper 0", str(config)]
+    block = int(subprocess.run(where, check=True, capture_output=True, text=True).stdout)
+    with config.open("r+b") as disk:
+        disk.seek(block * 4096)
+        disk.write(b"\xa5" * 4096)
+    disks.root()
+    disks.report()
+    disks.serve(3, config)
+    client = start()
+    client.wait_running()
+    assert is_in_memory(client, disks) == "the layer on e16.3 is damaged"
+
+
+def test_what_e2fsck_cannot_repair_is_not_mounted(
+    lab: Lab, disks: Disks, start: Starter, lab_image: Path
+) -> None:
+    # As in the initramfs of an imported machine: the programs come before the rest.
+    programs = Cpio()
+    add_programs(programs, {"e2fsck": "e2fsprogs"})
+    initrd = lab.directory / "initrd"
+    initrd.write_bytes(bytes(programs) + (lab_image / "initrd").read_bytes())
+    config = disks.used_config()
+    with config.open("r+b") as disk:
+        disk.truncate(12 << 20)
+    disks.root()
+    disks.report()
+    disks.serve(3, config)
+    client = start(initrd=initrd)
+    client.wait_running()
+    assert "no ext4 file system that can be repaired" in is_in_memory(client, disks)
+    with config.open("r+b") as disk:
+        disk.truncate(16 << 20)
+    assert kept(config) == "mine\n"
 
 
 def test_without_a_root_it_says_why_and_starts_again(disks: Disks, start: Starter) -> None:

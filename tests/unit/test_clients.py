@@ -210,6 +210,14 @@ def test_a_damaged_midlayer_is_why_a_client_is_degraded() -> None:
     assert only(clients).why.startswith("its midlayer is damaged: e2fsck failed; ")
 
 
+def test_one_whose_disk_is_full_is_said_to_need_a_larger_one() -> None:
+    clients = Clients()
+    feed(clients, 1.0, Kind.DISCOVER, firmware="ipxe", arch=0)
+    said = "cannot write to e16.3: No space left on device"
+    feed(clients, 2.0, Kind.REPORT, step="degraded", uptime=1.0, text=said)
+    assert "pxed midlayer resize" in only(clients).why
+
+
 def test_a_client_that_runs_well_needs_no_reason() -> None:
     clients = Clients()
     feed(clients, 1.0, Kind.DISCOVER, firmware="ipxe", arch=0)

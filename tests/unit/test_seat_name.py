@@ -1,4 +1,4 @@
-"""What a seat is called at its first start: the boot scripts' own code, on a made-up /sys."""
+"""What a seat is called and tells at its start: the boot scripts' own code, on a made-up /sys."""
 
 import subprocess
 from importlib import resources
@@ -55,3 +55,23 @@ def test_it_is_called_after_the_card_that_the_server_knows(
 
 def test_a_name_that_it_has_stays(tmp_path: Path) -> None:
     assert name(tmp_path, "ens3\n", "library-7\n") == "library-7"
+
+
+@pytest.mark.parametrize("why", ["", "no answer from AoE disk e16.3 within 15 s"])
+def test_where_changes_are_lost_who_logs_in_is_told(tmp_path: Path, why: str) -> None:
+    requires("busybox", root=False)
+    run, root = tmp_path / "run", tmp_path / "root"
+    (run / "pxed").mkdir(parents=True)
+    (root / "etc").mkdir(parents=True)
+    (root / "etc/motd").write_text("Welcome\n")
+    if why:
+        (run / "pxed/degraded").write_text(f"{why}\n")
+    script = tmp_path / "keep.sh"
+    script.write_text(SCRIPT.read_text().replace("/run/", f"{run}/"))
+    asked = f". {script}; warn_user {root}"
+    subprocess.run([str(busybox()), "sh", "-uc", asked], check=True)
+    issue = root / "etc/issue.d/pxed.issue"
+    told = issue.read_text() if issue.exists() else ""
+    assert (root / "etc/motd").read_text() == f"Welcome\n{told}"
+    assert told.endswith(f"lost when this machine goes off: {why}\n" if why else "")
+    assert bool(told) == bool(why)
