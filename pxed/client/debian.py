@@ -1,5 +1,6 @@
 """Builds a Debian image: packages, our boot support, a compressed root and a boot disk."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from pxed.client.account import check_hash
 from pxed.client.bootdisk import build_bootdisk
-from pxed.client.debroot import Recipe, fetch_packages, finish, unpack
+from pxed.client.debroot import Recipe, fetch_packages, finish, packages_in, unpack
 from pxed.client.imagedir import PRIVATE, TFM, Manifest, day_of, epoch_now, image_directory, squash
 from pxed.client.kernel import Kernel, cache_dir
 from pxed.client.tfm import System, build_tfm, maintenance_words
@@ -111,6 +112,12 @@ def build_debian(
             maintenance=maintenance,
             password=password,
         )
+        said = packages_in(root)
+        (work / "packages").write_text(said)
+        manifest.origin.update(
+            source=mirror or MIRROR, kind=f"Debian {release}",
+            packages=hashlib.sha256(said.encode()).hexdigest(),
+        )  # fmt: skip
         progress("making the boot disk")
         for file in ("vmlinuz", "initrd", *(["initrd.own"] if maintenance else [])):
             shutil.copyfile(root / "boot" / file, work / file)

@@ -122,6 +122,16 @@ def unpack(archive: Path, root: Path, log: Path) -> None:
     put_files(root)
 
 
+def packages_in(root: Path) -> str:
+    """What is installed in ``root``: NAME VERSION ARCHITECTURE, a line each, in one order."""
+    found = []
+    for about in (root / "var/lib/dpkg/status").read_text(errors="replace").split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in about.splitlines() if ": " in line[:30])
+        if fields.get("Status", "").endswith(" installed"):
+            found.append(" ".join(fields[key] for key in ("Package", "Version", "Architecture")))
+    return "".join(f"{line}\n" for line in sorted(found))
+
+
 def put_files(root: Path, files: Sequence[tuple[str, str, int]] = FILES) -> None:
     """Our own files, where they belong in ``root``: file of this package, place, mode."""
     for name, place, mode in files:

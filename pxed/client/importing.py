@@ -30,7 +30,7 @@ from pxed.client.partitions import (
 from pxed.client.rootfile import check_room, copy_root, pack_root, size_of
 from pxed.client.seat import seat_initramfs, stage_kernel
 from pxed.client.tfm import System, build_tfm, maintenance_words
-from pxed.client.tree import NO_VMLINUZ, Tree, check_root, kernel_in
+from pxed.client.tree import NO_VMLINUZ, Tree, check_root, kernel_in, plain
 from pxed.client.wish import Progress, Wish
 from pxed.contents import Report
 from pxed.errors import HostError, UsageError
@@ -65,6 +65,8 @@ class Found:
 
 def check_host(source: Path) -> None:
     """HostError if a program or the privilege is missing; UsageError if there is no such source."""
+    if not str(source).isprintable():
+        raise UsageError(f"{plain(str(source))}: call it by a name that is plain text (UTF-8)")
     if not source.exists():
         raise UsageError(f"{source}: No such file or directory")
     if not source.is_dir() and not source.is_file() and not source.is_block_device():

@@ -1,6 +1,7 @@
 """The root of an imported image as one file: copied as it is, or packed."""
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -80,8 +81,9 @@ def pack_root(root: Path, target: Path, wish: Wish, log: Path, progress: Progres
         argv = ["mkfs.erofs", "-zlz4hc", *words, str(target), str(root)]
         package = "erofs-utils"
     else:
+        words = [each for path in gone for each in _wildcards(path)]
         argv = ["mksquashfs", str(root), str(target), "-b", "128K", "-noappend", "-progress",
-                *COMPRESSIONS[wish.compression], "-wildcards", "-e", *gone]  # fmt: skip
+                *COMPRESSIONS[wish.compression], "-wildcards", "-e", *words]  # fmt: skip
         package = "squashfs-tools"
     if shutil.which(argv[0]) is None:
         raise HostError(f"{argv[0]} is missing: apt install {package}")
@@ -101,6 +103,16 @@ def pack_root(root: Path, target: Path, wish: Wish, log: Path, progress: Progres
         progress(f"{lists} access lists (ACL) are left out, a squashfs has none: --format erofs")
     if spare := -target.stat().st_size % 4096:
         os.truncate(target, target.stat().st_size + spare)
+
+
+def _wildcards(path: str) -> list[str]:
+    """``path`` for mksquashfs: only * is more than itself, and stands for names with a dot too.
+
+    Its fnmatch(3) is told FNM_PERIOD, by which no wildcard takes the dot that begins a name.
+    """
+    plain = re.sub(r"([\[\]?\\()])", r"\\\1", path)
+    parts = [(part, f".{part}") if part.startswith("*") else (part,) for part in plain.split("/")]
+    return ["/".join(each) for each in itertools.product(*parts)]
 
 
 def _expression(path: str) -> str:

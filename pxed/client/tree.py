@@ -22,6 +22,11 @@ NO_VMLINUZ = f"in /boot: {KERNEL}"
 """The end of an error where all of a kernel is there but itself."""
 
 
+def plain(text: str) -> str:
+    """``text`` on one line, without what a terminal would obey, or what is no UTF-8."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 class Tree:
     """The directory ``root`` as / of its own."""
 
@@ -92,7 +97,7 @@ class Tree:
         """What the system calls itself."""
         for path in ("etc/os-release", "usr/lib/os-release"):
             if found := re.search(r'^PRETTY_NAME="?([^"\n]*)', self.text(path), re.MULTILINE):
-                return found[1][:100]
+                return plain(found[1])[:100]
         return "a system without a name"
 
 

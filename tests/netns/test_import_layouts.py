@@ -199,3 +199,31 @@ def test_an_acl_that_a_squashfs_cannot_have_is_said(importer: Importer, machine:
         importer.argv(machine, "--no-maintenance"), capture_output=True, text=True, check=True
     )
     assert "access lists (ACL)" in done.stdout + done.stderr
+
+
+def test_what_is_left_out_is_left_out_with_dots_and_only_a_star_is_a_wildcard(
+    importer: Importer, machine: Path
+) -> None:
+    for name in ("tmp/.secret", "boot/.hidden", "srv/[a]", "srv/a", "srv/b?c", "srv/bxc", "srv/.d",
+                 "opt/.keys", "opt/keys"):  # fmt: skip
+        (machine / name).parent.mkdir(exist_ok=True)
+        (machine / name).write_text("")
+    words = ("--exclude", "/srv/[a]", "--exclude", "/srv/b?c", "--exclude", "/opt/*")
+    root = importer.root(importer(machine, "--no-maintenance", *words))
+    assert sorted(path.name for path in (root / "srv").iterdir()) == [".d", "a", "bxc", "private"]
+    assert [list((root / name).iterdir()) for name in ("tmp", "boot", "opt")] == [[], [], []]
+
+
+def test_a_title_that_a_terminal_would_obey(importer: Importer, machine: Path) -> None:
+    (machine / "etc/os-release").write_bytes(b'PRETTY_NAME="Evil \x1b]0;x\x07\xff"\n')
+    origin = importer(machine, "--no-maintenance")["origin"]
+    assert origin["system"] == "Evil ?]0;x?\ufffd"
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"\x1b[31m"])
+def test_a_source_whose_name_is_no_text_is_refused(
+    importer: Importer, tmp_path: Path, name: bytes
+) -> None:
+    source = tmp_path / os.fsdecode(name)
+    source.write_bytes(b"x")
+    assert "call it by a name that is plain text" in importer.refused(source)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pxed.client.debian import build_debian, sources
-from pxed.client.debroot import BASE, FILES, Recipe, cause_in, finish, run_alone
+from pxed.client.debroot import BASE, FILES, Recipe, cause_in, finish, packages_in, run_alone
 from pxed.client.imagedir import workplace
 from pxed.client.initramfs import busybox
 from pxed.errors import HostError, UsageError
@@ -80,6 +80,31 @@ def test_packages_are_the_same_for_a_day() -> None:
     assert morning.digest() == evening.digest() != tomorrow.digest()
     other = Recipe("bookworm", ("emacs",), sources("bookworm", None), 86400 * 20000)
     assert other.digest() != morning.digest()
+
+
+STATUS = """Package: zlib1g
+Status: install ok installed
+Architecture: amd64
+Version: 1:1.2.13.dfsg-1
+Description: compression library
+ Package: of a description
+
+Package: gone
+Status: deinstall ok config-files
+Architecture: all
+Version: 1
+
+Package: adduser
+Status: install ok installed
+Architecture: all
+Version: 3.134
+"""
+
+
+def test_what_is_installed_is_listed_in_one_order(tmp_path: Path) -> None:
+    (tmp_path / "var/lib/dpkg").mkdir(parents=True)
+    (tmp_path / "var/lib/dpkg/status").write_text(STATUS)
+    assert packages_in(tmp_path) == "adduser 3.134 all\nzlib1g 1:1.2.13.dfsg-1 amd64\n"
 
 
 def test_every_file_of_ours_is_in_the_package() -> None:
