@@ -354,7 +354,6 @@ def test_an_installation_that_was_cut_off_is_begun_again(machine: Machine) -> No
 
 
 @pytest.mark.long
-@pytest.mark.ci
 def test_a_disk_that_is_too_small_by_a_sector_is_not_touched(machine: Machine) -> None:
     machine.disk.unlink()
     machine.sized(64 << 20)
@@ -403,9 +402,8 @@ MIDDLE = 2048
 BOOT_B, ROOT_B = 6, 7
 
 
-@pytest.mark.parametrize("part", [ROOT_B, BOOT_B])
+@pytest.mark.parametrize("part", [pytest.param(ROOT_B, marks=pytest.mark.ci), BOOT_B])
 @pytest.mark.long
-@pytest.mark.ci
 def test_a_disk_that_fails_in_an_upgrade_says_so_and_starts_what_it_had(
     copy: Machine, part: int, tmp_path: Path
 ) -> None:
@@ -417,3 +415,18 @@ def test_a_disk_that_fails_in_an_upgrade_says_so_and_starts_what_it_had(
     assert copy.shell("cat /etc/mine") == "mine\n"
     copy.off()
     assert copy.run_installer("1.1").startswith("upgraded lab@1.0 to lab@1.1")
+
+
+@pytest.mark.long
+@pytest.mark.ci
+def test_a_disk_that_cannot_be_read_is_not_taken_for_an_empty_one(
+    machine: Machine, tmp_path: Path
+) -> None:
+    rules = tmp_path / "faults"
+    rules.write_text('[inject-error]\nevent = "none"\niotype = "read"\nerrno = "5"\nsector = "1"\n')
+    before = machine.bytes()
+    machine.faults = f"blkdebug:{rules}:"
+    assert machine.run_installer("1.0").startswith(
+        "refused vdb: it holds what cannot be read: the disk may be failing; nothing was changed"
+    )
+    assert machine.bytes() == before

@@ -56,6 +56,11 @@ blank() {
     zeros "/dev/$1" 0 1 && zeros "/dev/$1" $((mib - 1)) 2
 }
 
+# reads DEVICE MIB COUNT: whether it can be read; one that fails must not pass for an empty one.
+reads() {
+    dd if="$1" of=/dev/null bs=$MIB skip="$2" count="$3" 2> /dev/null
+}
+
 # zeros DEVICE MIB COUNT
 zeros() {
     [ "$(dd if="$1" bs=$MIB skip="$2" count="$3" 2> /dev/null | tr -d '\0' | head -c 1 | wc -c)" = 0 ]
@@ -74,9 +79,12 @@ look() {
     for each in $PARTS; do
         ! part_named "pxed-$each" "$1" || mine=$((mine + 1))
     done
-    if [ "$mine" = 8 ] && [ "$parts" = 8 ]; then
+    part=/dev/$1
+    [ "$mine" != 8 ] || part_named pxed-state "$1"
+    if ! reads "/dev/$1" 0 1 || ! reads "/dev/$1" $((mib - 1)) 2 || ! reads "$part" 0 1; then
+        content='what cannot be read: the disk may be failing'
+    elif [ "$mine" = 8 ] && [ "$parts" = 8 ]; then
         kind=unfinished
-        part_named pxed-state "$1"
         state_read "$part" || return 0
         part_named "pxed-boot-${try:-$slot}" "$1"
         # In a shell of its own: what is offered has variables of the same names.
