@@ -156,7 +156,7 @@ ACL = struct.pack("<I", 2) + b"".join(
 def odd(root: Path) -> None:
     """What trees have that copies lose."""
     here = root / "opt"
-    here.mkdir()
+    here.mkdir(exist_ok=True)
     (here / "one").write_text("linked\n")
     os.link(here / "one", here / "two")
     (here / "ping").write_text("")
