@@ -430,3 +430,14 @@ def test_a_disk_that_cannot_be_read_is_not_taken_for_an_empty_one(
         "refused vdb: it holds what cannot be read: the disk may be failing; nothing was changed"
     )
     assert machine.bytes() == before
+
+
+@pytest.mark.long
+def test_a_disk_whose_table_was_wiped_is_installed_anew(copy: Machine) -> None:
+    """At the same places: what is left of the settings there is nobody's any more."""
+    subprocess.run(["wipefs", "--all", "--force", "--quiet", str(copy.disk)], check=True)
+    assert copy.run_installer("1.0").startswith("refused vdb: it holds data, or a partition table")
+    said = copy.run_installer("1.0", UNATTENDED + "wipe=yes\n")
+    assert said.startswith("installed lab@1.0 on vdb"), said
+    assert copy.boot() == "lab@1.0"
+    assert "mine" not in copy.shell("ls /etc").split()

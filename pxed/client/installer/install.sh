@@ -96,11 +96,12 @@ loader() {
         fail "cannot write the EFI partition of $chosen: $(tail -n 1 $LOG)"
 }
 
-# settings: keeps a file system that is ours, makes one where there is none.
+# settings: keeps a file system that is ours, makes one where there is none. Under a new table there is
+# none, whatever is left of one at that place: sfdisk has taken its first mark.
 settings() {
     part_named pxed-settings "$chosen"
     label=$(dd if="$part" bs=1 skip=1144 count=13 2> /dev/null)
-    if [ "$label" = pxed-settings ]; then
+    if [ "$kind" = unfinished ] && [ "$label" = pxed-settings ]; then
         /sbin/e2fsck -p "$part" >> $LOG 2>&1
         [ $? -ge 4 ] || return 0
         fail "the settings on $chosen are damaged: mend them with e2fsck $part, or wipe the disk"
