@@ -115,7 +115,7 @@ def build_debian(
         said = packages_in(root)
         (work / "packages").write_text(said)
         manifest.origin.update(
-            source=mirror or MIRROR, kind=f"Debian {release}",
+            source=re.sub("//[^/]*@", "//", mirror or MIRROR), kind=f"Debian {release}",
             packages=hashlib.sha256(said.encode()).hexdigest(),
         )  # fmt: skip
         progress("making the boot disk")
