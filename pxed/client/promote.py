@@ -25,7 +25,7 @@ from pxed.errors import HostError, UsageError
 
 DISKS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs")
 """Types of file systems that an installed system lies on."""
-LEFT_OUT = ("/boot", "/tmp", "/var/tmp", "/media", "/mnt")  # noqa: S108
+LEFT_OUT = ("/boot", "/tmp", "/var/tmp", "/media", "/mnt", "/.snapshots")  # noqa: S108
 """Directories that are empty on every seat."""
 
 
