@@ -13,7 +13,7 @@ from tests.boot.conftest import PROGRAMS, Room
 from tests.boot.debian import KERNEL, LOGIN_LIMIT, PACKAGES
 from tests.conftest import requires
 
-pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.ci, pytest.mark.timeout(900)]
 
 WORDS = "learn it"
 # What the operator's own program sees of it.
@@ -95,11 +95,11 @@ def test_it_is_the_password_of_a_seat(state: Path) -> None:
         seat.power_on()
         seat.wait_for("login: ", LOGIN_LIMIT)
         seat.send("student\n")
-        seat.wait_for("Password: ", 60)
+        seat.wait_for("Password: ", 200)
         seat.send("guess\n")
-        seat.wait_for(r"Login incorrect[\s\S]*login: ", 60)
+        seat.wait_for(r"Login incorrect[\s\S]*login: ", 200)
         seat.send("student\n")
-        seat.wait_for(r"Login incorrect[\s\S]*Password: ", 60)
+        seat.wait_for(r"Login incorrect[\s\S]*Password: ", 200)
         seat.send(f"{WORDS}\n")
-        seat.wait_for(r"student@[^\n]*\$ ", 60)
-        assert "student" in seat.shell("id -un", 60)
+        seat.wait_for(r"student@[^\n]*\$ ", 200)
+        assert "student" in seat.shell("id -un", 200)

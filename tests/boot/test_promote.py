@@ -15,7 +15,7 @@ from tests.boot.conftest import PROGRAMS, Room
 from tests.boot.debian import eventually, installed, power_on
 from tests.conftest import requires
 
-pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.ci, pytest.mark.timeout(1200)]
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = (
@@ -98,7 +98,7 @@ def promote_running(device: str, place: Path, *words: str) -> "subprocess.Comple
 
 def is_a_seat(room: Room, client: Client) -> None:
     """What must be true of a promoted system on a seat, however it came there."""
-    assert eventually(lambda: "running" in room.stages(client), 120)
+    assert eventually(lambda: "running" in room.stages(client), 300)
     assert client.shell("cat /home/anna/mine") == "from the machine\n"
     assert client.shell("hostname") == "seat-52-54-00-00-00-01\n"
     assert "deadbeef" not in client.shell("cat /etc/machine-id")
@@ -145,7 +145,7 @@ def test_a_disk_that_nobody_has_mounted_is_served_where_it_is(
         is_a_seat(room, seat)
         said = len(seat.console())  # its first boot may ask for a login twice
         seat.send("systemctl reboot\n")
-        assert eventually(lambda: room.server.client(seat.mac)["boots"] == 2, 200)
+        assert eventually(lambda: room.server.client(seat.mac)["boots"] == 2, 400)
         again = re.compile(r"pxed: [0-9.]+ kernel[\s\S]*login: ")
         assert eventually(lambda: again.search(seat.console()[said:]) is not None, 400)
     assert disk.stat().st_mtime_ns == before, "the machine's disk was written to"
