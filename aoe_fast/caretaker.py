@@ -140,9 +140,9 @@ class Caretaker:
         """What is due every second."""
         for port in self._server.ports:
             port.bury()
-            if not port.opened:
-                # An event may have come too early: a device is announced before it is usable.
-                self.follow({port.interface})
+            # An event may have come too early (a device is announced before it is usable), or not
+            # at all: one that was given another name has its news under that.
+            self.follow({port.interface})
         drops = int(self._server.counters["drops"].sum())
         if drops > self._drops:
             self.say(f"{drops - self._drops} frames lost: raise max_clients or ring_frames")

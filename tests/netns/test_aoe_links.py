@@ -155,6 +155,22 @@ def test_an_interface_that_goes_and_comes_back(cable: Cable, disk: Path) -> None
         assert alarms.count("eth1 is gone: waiting for it to come back") == 3
 
 
+def test_a_card_with_another_name_is_served_no_longer(cable: Cable, disk: Path) -> None:
+    """The kernel has its news under the new name then; the old one may become another card's."""
+    alarms: list[str] = []
+    with serving(cable, target_of(disk), alarm=alarms.append) as server:
+        peer = Peer(cable)
+        for _ in range(3):
+            assert peer.ask_until(peer.read(0)).status == 0x40
+            cable.srv.ip("link set eth0 down")
+            time.sleep(0.1)  # what is said of this is heard under its old name
+            cable.srv.ip("link set eth0 name lan7", "link set lan7 up")
+            assert eventually(lambda: not server.ports[0].opened)
+            cable.srv.ip("link set lan7 down", "link set lan7 name eth0", "link set eth0 up")
+        assert peer.ask_until(peer.read(0)).status == 0x40
+        assert alarms.count("eth0 is gone: waiting for it to come back") == 3
+
+
 def add_subinterface(cable: Cable, kind: str, *, both: bool = True) -> None:
     for side in (cable.srv, cable.cli) if both else (cable.srv,):
         try:
