@@ -226,7 +226,9 @@ cdef class Export:
             code = errno
             free(backing)
             advice = "use a plain file or a disk"
-            if code == codes.ENOMEM:
+            if code == codes.ENOMEM and sectors >> 37:  # 64 TiB
+                advice = "more than a process has addresses for: export a part (length=)"
+            elif code == codes.ENOMEM:
                 advice = "raise vm.max_map_count (sysctl): each export takes one"
             raise AoeError(f"{name}: cannot be mapped ({os.strerror(code)}): {advice}")
         # Nothing is known at first: the first read of each 64 KiB goes through a fetch thread.
@@ -276,7 +278,12 @@ cdef class Export:
         summed = hashlib.sha256()
         at, end = backing.offset, backing.offset + backing.sectors * SECTOR
         while at < end:
-            piece = os.pread(backing.fd, min(end - at, 1 << 20), at)
+            try:
+                piece = os.pread(backing.fd, min(end - at, 1 << 20), at)
+            except OSError as error:
+                raise AoeError(
+                    f"{self.path}: cannot be read ({error.strerror}): check the disk"
+                ) from None
             if not piece:
                 raise AoeError(f"{self.path}: became shorter while it was read")
             summed.update(piece)
@@ -367,6 +374,8 @@ def _check(name, descriptor, writable, force):
             raise AoeError(
                 f"{name}: is mounted on {where}: unmount it, export it read-only, or use force"
             )
+        if writable and _is_read_only(state.st_rdev):
+            raise AoeError(f"{name}: is a read-only device: export it read-only")
         size = os.lseek(descriptor, 0, os.SEEK_END)
     elif stat.S_ISREG(state.st_mode):
         # Root may open anything: the mode still says what its owner meant.
@@ -378,6 +387,14 @@ def _check(name, descriptor, writable, force):
     if size == 0:
         raise AoeError(f"{name}: is empty: give it a size first (truncate -s)")
     return size
+
+
+def _is_read_only(device):
+    """Whether each write to this block device would fail; some kernels open it for writing."""
+    path = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/ro"
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read().strip() == b"1"
+    return False
 
 
 def _range(name, size, offset, length):

@@ -72,6 +72,21 @@ def test_a_device_and_a_part_of_it(start: Start, cable: Cable, device: Path) -> 
     assert device.read_bytes() == data
 
 
+def test_a_read_only_device_is_not_served_for_writing(
+    start: Start, cable: Cable, tmp_path: Path
+) -> None:
+    requires("losetup")
+    image = tmp_path / "disk.img"
+    image.write_bytes(os.urandom(8192))
+    with loop(image, "--read-only") as device:
+        for options in ("rw", "rw,writeback"):
+            said = refused(cable.srv, "--export", f"16.0={device},{options}")
+            assert "is a read-only device: export it read-only" in said
+        start(cable.srv, "--export", f"16.0={device}")
+        with cable.cli.inside(), Initiator("eth0") as initiator:
+            assert initiator.read(16, 0, 0, 16) == image.read_bytes()
+
+
 def test_a_device_that_is_mounted_read_write(
     start: Start, cable: Cable, device: Path, tmp_path: Path
 ) -> None:

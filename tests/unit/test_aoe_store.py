@@ -1,7 +1,9 @@
 """Export: what may be exported, its range, its life."""
 
+import errno
 import gc
 import os
+import tempfile
 from pathlib import Path
 from zlib import crc32
 
@@ -82,6 +84,31 @@ def test_empty_file(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     with pytest.raises(AoeError, match="empty"):
         Export(tmp_path / "empty")
+
+
+def test_a_file_larger_than_all_addresses() -> None:
+    """2^47 bytes are a process's on x86, 2^48 on others; tmpfs has files of any size."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        path = Path(folder, "large")
+        path.touch()
+        try:
+            os.truncate(path, 1 << 57)
+        except OSError as error:
+            pytest.skip(f"no file of 128 PiB here: {error.strerror}")
+        with pytest.raises(AoeError, match=r"addresses for: export a part \(length=\)"):
+            Export(path)
+        with Export(path, offset=(1 << 57) - 4096, length=4096) as part:
+            assert part.sectors == 8
+
+
+def test_a_disk_that_fails_while_it_is_hashed(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with Export(disk) as export:
+        monkeypatch.setattr(os, "pread", fail)
+        with pytest.raises(AoeError, match="cannot be read"):
+            export.share()
 
 
 def test_character_device() -> None:
