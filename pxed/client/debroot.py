@@ -46,6 +46,7 @@ FILES = (
     ("keep.sh", "usr/share/pxed/keep.sh", 0o644),
     ("installer/state.sh", "usr/share/pxed/state.sh", 0o644),
     ("local.sh", "usr/share/pxed/local.sh", 0o644),
+    ("wake.sh", "usr/share/pxed/wake.sh", 0o644),
     ("modules", "usr/share/pxed/modules", 0o644),
     ("adopt.sh", "usr/share/pxed/adopt.sh", 0o644),
     ("initrd.sh", "usr/share/pxed/initrd.sh", 0o644),

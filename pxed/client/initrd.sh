@@ -6,6 +6,9 @@ case $1 in
 initramfs-tools)
     mkdir -p /etc/initramfs-tools/conf.d
     printf 'MODULES=list\nRESUME=none\n' > /etc/initramfs-tools/conf.d/pxed
+    # It is packed once, and loaded a kilobyte at a time at each start.
+    ! command -v zstd > /dev/null || ! grep -q '^COMPRESS=zstd' /etc/initramfs-tools/initramfs.conf ||
+        echo COMPRESSLEVEL=19 >> /etc/initramfs-tools/conf.d/pxed
     mkinitramfs -o "$3" "$2"
     ;;
 dracut)
