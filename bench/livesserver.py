@@ -22,6 +22,7 @@ import uvloop
 from pxed.ask import ControlClient
 from pxed.config import parse
 from pxed.errors import HostError
+from pxed.host import raise_file_limit
 from pxed.lab.netns import Namespace, veth
 
 LAG_STEP = 0.001
@@ -43,6 +44,7 @@ async def _serve(config_path: str) -> None:
     from pxed.app import App
 
     worst: list[float] = []
+    raise_file_limit()
     app = App(parse(Path(config_path).read_text(), config_path))
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()

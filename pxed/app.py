@@ -98,7 +98,6 @@ class App:
 
     async def _start(self) -> None:
         config = self.config
-        raise_file_limit()
         self.link: Link = look_up(config.interface)
         warning = refuse_wireless(self.link)
         self.choice.use()
@@ -403,6 +402,7 @@ def _was_serving(state_dir: Path) -> bool:
 
 def run(config: Config, reread: Callable[[], Config] | None = None) -> None:
     """Serve until SIGTERM or SIGINT; PxedError if it cannot start. SIGHUP: take over ``reread``."""
+    raise_file_limit()
     uvloop.run(_serve(config, reread))
 
 

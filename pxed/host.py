@@ -9,13 +9,22 @@ from pathlib import Path
 
 from pxed.errors import HostError
 
+_FEWEST = 256
 _LET_GO = 1.0  # seconds that a killed server's child may still hold its lock: until it has its exec
 _WRITTEN = ("config", "config/midlayers", "pxed.db", "leases.journal")
 
 
 def raise_file_limit() -> None:
-    """Two descriptors for each client: take what the system allows."""
+    """Two descriptors for each client: take what the system allows; HostError if that is nothing.
+
+    Asked for first of all: with a few less anything may fail, and its error name something else.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < _FEWEST:
+        raise HostError(
+            f"at most {hard} files may be open here: raise the limit (ulimit -n, LimitNOFILE=) to"
+            f" {_FEWEST} at least, and by two for each client"
+        )
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

@@ -181,3 +181,10 @@ threading.Thread.start = start
 def test_no_room_for_a_thread(serve: Serve, name: str) -> None:
     text = _NO_THREAD.replace("NAME", repr(name))
     serve.refuses(GOOD, 1, "no more threads", "raise the limit", before=text)
+
+
+@pytest.mark.parametrize("most", [12, 20, 40, 128])
+def test_hardly_any_descriptors(serve: Serve, most: int) -> None:
+    """Whatever failed first would be what is named, the database for one."""
+    text = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({most}, {most})); "
+    serve.refuses(GOOD, 1, f"at most {most} files", "raise the limit", before=text)
