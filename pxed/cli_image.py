@@ -355,6 +355,8 @@ def image_build_minimal(
     help="File with the hash of its password, as mkpasswd prints it.",
 )
 @click.option("--locale", default="C.UTF-8", show_default=True)
+@click.option("--keyboard", default="", metavar="LAYOUT[:VARIANT]",
+              help="Layout, such as de or de:nodeadkeys.  [default: us]")  # fmt: skip
 @click.option("--kernel", default="linux-image-amd64", show_default=True, help="Kernel package.")
 @click.option("--mirror", help="Debian mirror, such as one day's snapshot.  [default: Debian's]")
 @click.option("--cmdline", default="", help="Added to the kernel command line.")

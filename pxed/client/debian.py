@@ -32,6 +32,7 @@ CMDLINE = (
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_:=~*?/-]*")
 _ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _LOCALE = re.compile(r"[A-Za-z_]+(\.[A-Za-z0-9-]+)?(@[a-z]+)?")
+_KEYBOARD = re.compile(r"[a-z]{2,16}(:[A-Za-z0-9_-]{1,32})?")
 
 
 def build_debian(
@@ -45,6 +46,7 @@ def build_debian(
     user: str = "",
     password: str = "",
     locale: str = "C.UTF-8",
+    keyboard: str = "",
     kernel: str = KERNEL,
     mirror: str | None = None,
     shelf: int = 16,
@@ -58,14 +60,18 @@ def build_debian(
     """Write the image into the directory ``destination``, which must not be there or be empty.
 
     ``script`` runs in the root when all packages are there; ``user`` is an account with sudo;
-    ``password`` its hash (crypt(5)), and without one it is locked. Packages of one day are fetched
-    once, unless ``refresh``. With the same arguments and the same SOURCE_DATE_EPOCH (default:
-    today, 0:00 UTC) the same bytes come out, as far as ``mirror`` still offers the same.
+    ``password`` its hash (crypt(5)), and without one it is locked. ``keyboard`` is the layout of
+    the console and of X, LAYOUT or LAYOUT:VARIANT; empty: the kernel's, which is American.
+    Packages of one day are fetched once, unless ``refresh``. With the same arguments and the same
+    SOURCE_DATE_EPOCH (default: today, 0:00 UTC) the same bytes come out, as far as ``mirror`` still
+    offers the same.
     ``maintenance``: with a disk for maintenance mode, from which it is installed. Appears whole or
     not at all. UsageError for an argument that cannot be, HostError if something is missing or
     fails: it then names the log.
     """
     _check(release, packages, user, locale, kernel, mirror)
+    if keyboard and not _KEYBOARD.fullmatch(keyboard):
+        raise UsageError(f"{keyboard!r} is no keyboard: write it like de or de:nodeadkeys")
     if password and not user:
         raise UsageError("a password is an account's: --user NAME --password-file FILE")
     if password:
@@ -90,6 +96,7 @@ def build_debian(
     more = [kernel, *INITRAMFS[initramfs]]
     more += ["sudo"] if user else []
     more += ["locales"] if locale not in ("C", "C.UTF-8", "POSIX") else []
+    more += ["keyboard-configuration", "console-setup"] if keyboard else []
     # In one order, so that the same set is fetched once, however it was asked for.
     recipe = Recipe(release, tuple(sorted({*more, *packages})), sources(release, mirror), epoch)
     with image_directory(destination, manifest) as work:
@@ -107,6 +114,7 @@ def build_debian(
             initramfs=initramfs,
             account=user,
             locale=locale,
+            keyboard=keyboard,
             own=script,
             epoch=epoch,
             maintenance=maintenance,

@@ -154,6 +154,7 @@ def finish(
     epoch: int,
     maintenance: bool = False,
     password: str = "",
+    keyboard: str = "",
 ) -> None:
     """Run finish.sh in ``root`` with the host's network, and ``own`` from within it."""
     inside = root.parent / "inside"
@@ -171,7 +172,7 @@ def finish(
     (root / "usr/sbin/policy-rc.d").chmod(0o755)
     env = {
         "IMAGE": image, "INITRAMFS": initramfs, "ACCOUNT": account, "LOCALE": locale,
-        "MAINTENANCE": "yes" if maintenance else "", "PASSWORD": password,
+        "MAINTENANCE": "yes" if maintenance else "", "PASSWORD": password, "KEYBOARD": keyboard,
         "SOURCE_DATE_EPOCH": str(epoch), "INITRD": "No", "HOME": "/root",
     }  # fmt: skip
     step = inside / "step"  # finish.sh says there what it is at

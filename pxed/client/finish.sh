@@ -1,9 +1,9 @@
 #!/bin/sh
 # Runs in the new root of `pxed image build debian`, as root and with the host's network, after the
-# packages are there: the account, the locale, the services, the operator's own script, the initramfs;
+# packages are there: the account, the locale, the keyboard, the services, the operator's own script, the initramfs;
 # then all goes that belongs to one machine or to one moment.
 set -eu
-: "${IMAGE:?}" "${INITRAMFS:?}" "${ACCOUNT=}" "${LOCALE=}" "${MAINTENANCE=}" "${PASSWORD=}"
+: "${IMAGE:?}" "${INITRAMFS:?}" "${ACCOUNT=}" "${LOCALE=}" "${MAINTENANCE=}" "${PASSWORD=}" "${KEYBOARD=}"
 
 # step TEXT: what a failure from here on is one of; see finish() in debroot.py.
 step() {
@@ -27,6 +27,25 @@ case $LOCALE in
     ;;
 esac
 echo "LANG=${LOCALE:-C.UTF-8}" > /etc/default/locale
+if [ -n "$KEYBOARD" ]; then
+    step "setting the keyboard"
+    layout=${KEYBOARD%%:*} variant=
+    [ "$layout" = "$KEYBOARD" ] || variant=${KEYBOARD#*:}
+    # setupcon takes any word, and then leaves the kernel's own layout.
+    known=/usr/share/X11/xkb/rules/base.lst
+    sed -n '/^! layout/,/^$/p' "$known" | grep -q "^  $layout " || {
+        echo "there is no keyboard layout $layout: $known in Debian's package xkb-data names them"
+        exit 1
+    }
+    [ -z "$variant" ] || sed -n '/^! variant/,/^$/p' "$known" | grep -q "^  $variant  *$layout: " || {
+        echo "layout $layout has no variant $variant: $known in Debian's package xkb-data names them"
+        exit 1
+    }
+    printf 'XKBMODEL="pc105"\nXKBLAYOUT="%s"\nXKBVARIANT="%s"\nXKBOPTIONS=""\nBACKSPACE="guess"\n' \
+        "$layout" "$variant" > /etc/default/keyboard
+    # What the console loads at each start, made here once.
+    setupcon --save-only
+fi
 if [ -n "$ACCOUNT" ]; then
     step "making the account $ACCOUNT"
     useradd --create-home --shell /bin/bash --groups sudo,audio,video,plugdev "$ACCOUNT"

@@ -40,6 +40,8 @@ SHELL_FILES = [
         ({"user": "me", "password": "secret"}, "mkpasswd"),
         ({"user": "me", "password": "$y$a\nroot:$y$b"}, "mkpasswd"),
         ({"locale": "de_DE; rm"}, "no locale"),
+        ({"keyboard": "de; rm"}, "no keyboard: write it like de or de:nodeadkeys"),
+        ({"keyboard": "de:"}, "no keyboard"),
         ({"mirror": "ftp.debian.org"}, "no mirror"),
         ({"compression": "gzip"}, "zstd, lz4"),
         ({"initramfs": "mkinitcpio"}, "initramfs-tools, dracut"),
@@ -226,12 +228,19 @@ def small_root(place: Path) -> Path:
     (place / "etc/default").mkdir()
     shutil.copyfile(busybox(), place / "bin/busybox")
     (place / "bin/busybox").chmod(0o755)
-    for name in ("sh", "mkdir", "grep", "chmod"):
+    for name in ("sh", "mkdir", "grep", "chmod", "sed"):
         (place / "bin" / name).symlink_to("busybox")
-    for name in ("systemctl", "locale-gen"):
+    for name in ("systemctl", "locale-gen", "setupcon"):
         (place / "bin" / name).write_text("#!/bin/sh\n")
         (place / "bin" / name).chmod(0o755)
     (place / "usr/share/i18n/SUPPORTED").write_text("de_DE.UTF-8 UTF-8\nde_DE ISO-8859-1\n")
+    rules = place / "usr/share/X11/xkb/rules"
+    rules.mkdir(parents=True)
+    (rules / "base.lst").write_text(
+        "! model\n  pc105    Generic\n\n! layout\n  de       German\n  ch       Swiss\n\n"
+        "! variant\n  nodeadkeys  de: German (no dead keys)\n  fr       ch: French\n\n"
+        "! option\n  grp      Switching\n"
+    )
     return place
 
 
@@ -262,6 +271,55 @@ def test_a_locale_that_debian_does_not_have_is_refused(tmp_path: Path, locale: s
             small_root(tmp_path / "root"), tmp_path / "log", image="lab@1", initramfs="dracut",
             account="", locale=locale, own=b"", epoch=0,
         )  # fmt: skip
+
+
+def finish_with_keyboard(root: Path, log: Path, keyboard: str) -> None:
+    finish(
+        root, log, image="lab@1", initramfs="dracut", account="", locale="C.UTF-8",
+        keyboard=keyboard, own=b"#!/bin/sh\necho so far\nexit 3\n", epoch=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keyboard", "layout", "variant"),
+    [("de", "de", ""), ("de:nodeadkeys", "de", "nodeadkeys"), ("ch:fr", "ch", "fr")],
+)
+def test_the_keyboard_is_told_to_the_console_and_to_x(
+    tmp_path: Path, keyboard: str, layout: str, variant: str
+) -> None:
+    requires("unshare", "setpriv")
+    root = small_root(tmp_path / "root")
+    with pytest.raises(HostError, match=r"the operator's script failed \(so far\)"):
+        finish_with_keyboard(root, tmp_path / "log", keyboard)
+    said = (root / "etc/default/keyboard").read_text()
+    assert f'XKBLAYOUT="{layout}"\nXKBVARIANT="{variant}"\n' in said
+
+
+def test_without_a_keyboard_nothing_is_said_of_one(tmp_path: Path) -> None:
+    requires("unshare", "setpriv")
+    root = small_root(tmp_path / "root")
+    with pytest.raises(HostError, match="so far"):
+        finish_with_keyboard(root, tmp_path / "log", "")
+    assert not (root / "etc/default/keyboard").exists()
+
+
+@pytest.mark.parametrize(
+    ("keyboard", "why"),
+    [
+        ("xx", "there is no keyboard layout xx: "),
+        ("pc", "there is no keyboard layout pc: "),
+        ("nodeadkeys", "there is no keyboard layout nodeadkeys: "),
+        ("grp", "there is no keyboard layout grp: "),
+        ("de:dvorak", "layout de has no variant dvorak: "),
+        ("de:fr", "layout de has no variant fr: "),
+    ],
+)
+def test_a_keyboard_that_is_not_known_is_refused(tmp_path: Path, keyboard: str, why: str) -> None:
+    requires("unshare", "setpriv")
+    root = small_root(tmp_path / "root")
+    with pytest.raises(HostError, match=rf"setting the keyboard failed \({why}"):
+        finish_with_keyboard(root, tmp_path / "log", keyboard)
+    assert not (root / "etc/default/keyboard").exists()
 
 
 UDEV = """#!/bin/sh -e
