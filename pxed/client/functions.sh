@@ -272,8 +272,8 @@ index=off,metacopy=off,redirect_dir=off,xino=off" root "$2" 2> /dev/null || retu
 
 # entered DIR: what a start needs first can be listed. A damaged directory shows only to who reads it.
 entered() {
-    for each in "$1" "$1/etc" "$1/sbin/"; do
-        (cd "$each" && set -- * && [ "$1" != '*' ]) 2> /dev/null || return 1
+    for each in "$1" "$1/etc" "$1/usr" "$1/usr/sbin" "$1/sbin"; do
+        [ ! -d "$each" ] || (cd "$each" && set -- * && [ "$1" != '*' ]) 2> /dev/null || return 1
     done
 }
 
