@@ -53,11 +53,6 @@ def test_its_layer_lies_on_its_own_config(seat: Client) -> None:
     assert "degraded" not in seat.shell("ls /run/pxed")
 
 
-def test_its_console_has_the_keyboard_that_the_image_was_built_with(seat: Client) -> None:
-    # The key right of T, 21 in the kernel's count, is Y on an American keyboard.
-    assert "keycode  21 = +z" in seat.shell("dumpkeys -C /dev/tty1")
-
-
 def test_no_unit_failed(seat: Client) -> None:
     assert "0 loaded units listed" in seat.shell("systemctl --failed --no-pager --plain")
 
