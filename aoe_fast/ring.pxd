@@ -19,6 +19,7 @@ cdef struct RingState:
 
 cdef const uint8_t *ring_peek(RingState *ring, uint32_t *size) noexcept nogil
 cdef int64_t ring_arrival(const RingState *ring) noexcept nogil
+cdef bint ring_holds(const RingState *ring, uint32_t frames) noexcept nogil
 cdef void ring_pop(RingState *ring) noexcept nogil
 cdef uint32_t ring_drops(RingState *ring) noexcept nogil
 cdef int socket_error(int fd) noexcept nogil

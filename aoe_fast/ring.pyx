@@ -95,6 +95,16 @@ cdef int64_t ring_arrival(const RingState *ring) noexcept nogil:
     return <int64_t>header.tp_sec * 1000000000 + header.tp_nsec
 
 
+cdef bint ring_holds(const RingState *ring, uint32_t frames) noexcept nogil:
+    """Whether at least so many frames have been received; fewer than the ring has slots."""
+    cdef uint32_t at = ring.head + frames - 1
+    if at >= ring.frames:
+        at -= ring.frames
+    return (aoe_acquire32(
+        &(<const tpacket2_hdr *>(ring.map + <size_t>at * ring.frame_bytes)).tp_status
+    ) & TP_STATUS_USER) != 0
+
+
 cdef void ring_pop(RingState *ring) noexcept nogil:
     """Give the frame that ring_peek showed back to the kernel."""
     cdef uint8_t *slot = ring.map + <size_t>ring.head * ring.frame_bytes

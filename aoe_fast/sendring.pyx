@@ -21,6 +21,7 @@ from libc.string cimport memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 
 from .guard cimport guarded_gather, let_faults_through
+from .wire cimport ETHERTYPE_AOE
 
 from .buffers import widen
 
@@ -31,7 +32,11 @@ cdef extern from "atomics.h" nogil:
 
 
 cdef extern from "<sys/socket.h>" nogil:
-    ssize_t send(int fd, const void *data, size_t size, int flags)
+    struct sockaddr:
+        pass
+    ssize_t sendto(
+        int fd, const void *data, size_t size, int flags, const sockaddr *to, unsigned int to_size
+    )
     enum:
         MSG_DONTWAIT
 
@@ -125,7 +130,9 @@ cdef uint32_t put_run(SendRingState *ring, const iovec *parts, uint32_t count) n
         return 0
     for i in range(ready):
         aoe_release32(&slot_at(ring, i).tp_status, TP_STATUS_SEND_REQUEST)
-    while send(ring.fd, NULL, 0, MSG_DONTWAIT) < 0 and errno == EINTR:
+    while sendto(
+        ring.fd, NULL, 0, MSG_DONTWAIT, <const sockaddr *>&ring.to, sizeof(ring.to)
+    ) < 0 and errno == EINTR:
         pass
     while sent < ready and not aoe_acquire32(&slot_at(ring, sent).tp_status) & REFUSED:
         sent += 1
@@ -177,6 +184,9 @@ cdef class SendRing:
             # The virtio headers: no offloads.
             memset(start, 0, self.state.map_bytes)
             self.socket.bind((interface, 0))
+            self.state.to.sll_family = socket.AF_PACKET
+            self.state.to.sll_protocol = socket.htons(ETHERTYPE_AOE)
+            self.state.to.sll_ifindex = socket.if_nametoindex(interface)
         except BaseException:
             self.close()
             raise

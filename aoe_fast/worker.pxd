@@ -8,6 +8,7 @@ from .clients cimport Clients
 from .fetch cimport Fetches
 from .outbox cimport Outbox
 from .parking cimport Parking
+from .pauses cimport Pauses
 from .ring cimport RingState
 from .spread cimport Spread
 from .syncer cimport Queue
@@ -30,6 +31,7 @@ cdef struct Worker:
     Backlog *backlog
     uint32_t patience           # requests a client may have waiting at once
     int64_t spin_ns
+    Pauses pauses
     int stop_fd
     uint32_t *stop
 

@@ -12,6 +12,7 @@ from .guard cimport let_faults_through
 from .observe cimport is_greedy, note_frame, note_sent
 from .outbox cimport outbox_add, outbox_send, prefetch_data
 from .parking cimport park
+from .pauses cimport pause_for_more, pause_is_worth, pauses_batch, pauses_idle
 from .residency cimport is_resident
 from .ring cimport (
     PAYLOADS, REQUESTS, ring_arrival, ring_drops, ring_peek, ring_pop, socket_error,
@@ -59,7 +60,18 @@ cdef void worker_loop(Worker *worker) noexcept nogil:
     cdef int _pause
     let_faults_through()
     while True:
+        if (
+            worker.spin_ns
+            and pause_is_worth(&worker.pauses, worker.rings[REQUESTS])
+            and not side_threads_work(worker)
+        ):
+            now = monotonic()
+            if last == 0:
+                last = now
+                away = 0
+            pause_for_more(&worker.pauses, worker.rings[REQUESTS], now, worker.spin_ns)
         if serve_batch(worker):
+            pauses_batch(&worker.pauses)
             if last:
                 # Bounded: this thread may have been off the CPU meanwhile.
                 now = max(0, worker.batch.now_ns - last - away)
@@ -68,6 +80,7 @@ cdef void worker_loop(Worker *worker) noexcept nogil:
             if worker.counters.batches % DROPS_EVERY == 0:
                 count_drops(worker)
             continue
+        pauses_idle(&worker.pauses)
         if aoe_acquire32(worker.stop):
             break
         if worker.spin_ns:
