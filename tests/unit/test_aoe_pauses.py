@@ -1,5 +1,7 @@
 """A worker waits for a fuller batch only while that pays."""
 
+from itertools import pairwise
+
 from aoe_fast.pauses import tried
 
 
@@ -30,5 +32,5 @@ def test_a_load_that_becomes_heavy_is_found() -> None:
 def test_one_full_batch_alone_does_not_bring_pauses_back() -> None:
     """A failure after it is followed by no fewer batches without one than the one before it."""
     found = tried(["few", "few", "few", "full", "few"], 60)
-    gaps = [b - a for a, b in zip(found, found[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(found)]
     assert max(gaps[:3]) < gaps[4]
