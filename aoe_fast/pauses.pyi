@@ -1,0 +1,3 @@
+from collections.abc import Sequence
+
+def tried(outcomes: Sequence[str], batches: int) -> list[int]: ...
