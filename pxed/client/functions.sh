@@ -270,10 +270,16 @@ index=off,metacopy=off,redirect_dir=off,xino=off" root "$2" 2> /dev/null || retu
     ! grep -q "^root $2 overlay ro" /proc/mounts || { umount "$2" && return 1; }
 }
 
-# entered DIR: what a start needs first can be listed. A damaged directory shows only to who reads it.
+# listed DIR: whether it has names that can be read.
+listed() {
+    (cd "$1" && set -- * && [ "$1" != '*' ]) 2> /dev/null
+}
+
+# entered DIR: what a start needs first can be listed, where the shared root below has it and it is not
+# empty there. A damaged directory shows only to who reads it.
 entered() {
-    for each in "$1" "$1/etc" "$1/usr" "$1/usr/sbin" "$1/sbin"; do
-        [ ! -d "$each" ] || (cd "$each" && set -- * && [ "$1" != '*' ]) 2> /dev/null || return 1
+    for each in '' /etc /usr /usr/sbin /sbin; do
+        ! listed "/lower$each" || listed "$1$each" || return 1
     done
 }
 
