@@ -1,9 +1,10 @@
 #!/bin/sh
 # Runs in the new root of `pxed image build debian`, as root and with the host's network, after the
-# packages are there: the account, the locale, the keyboard, the services, the operator's own script, the initramfs;
-# then all goes that belongs to one machine or to one moment.
+# packages are there: the account, the locale, the keyboard, the services, the operator's own script,
+# the initramfs; then all goes that belongs to one machine or to one moment.
 set -eu
-: "${IMAGE:?}" "${INITRAMFS:?}" "${ACCOUNT=}" "${LOCALE=}" "${MAINTENANCE=}" "${PASSWORD=}" "${KEYBOARD=}"
+: "${IMAGE:?}" "${INITRAMFS:?}" "${ACCOUNT=}" "${LOCALE=}" "${MAINTENANCE=}" "${PASSWORD=}"
+: "${KEYBOARD=}"
 
 # step TEXT: what a failure from here on is one of; see finish() in debroot.py.
 step() {
