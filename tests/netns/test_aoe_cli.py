@@ -207,6 +207,15 @@ def test_part_of_a_file(serve: Serve, cable: Cable, tmp_path: Path) -> None:
     assert copy.read_bytes() == disk.read_bytes()[64 << 10 :][: 128 << 10]
 
 
+@pytest.fixture
+def hangups() -> Iterator[None]:
+    """Where the tests run under nohup(1), children would ignore SIGHUP too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_write_then_stop(
     serve: Serve, cable: Cable, tmp_path: Path, number: signal.Signals
