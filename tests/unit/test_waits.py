@@ -64,10 +64,11 @@ def test_the_demo(waits: Waits, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(queue, "SimpleQueue", Queue)
     monkeypatch.setattr(threading.Thread, "start", lambda _thread: None)
-    client = SimpleNamespace(mac="52:54:00:00:00:01", name="seat", power_on=lambda: None)
-    seat: Any = demo.Seat(client)  # type: ignore[arg-type]
+    client: Any = SimpleNamespace(mac="52:54:00:00:00:01", name="seat", power_on=lambda: None)
+    server: Any = SimpleNamespace(control=None)
+    seat = demo.Seat(client)
     with pytest.raises(KeyboardInterrupt):
-        demo._boot(SimpleNamespace(control=None), [seat], 180.0, lambda _text: None)  # type: ignore[arg-type]
+        demo._boot(server, [seat], 180.0, lambda _text: None)
     assert max(waits) <= SHORT
     assert not seat.failed
 
@@ -78,8 +79,9 @@ def test_the_storms_generator(waits: Waits) -> None:
             waits.one(timeout)
             raise subprocess.TimeoutExpired("storm", 1.0)
 
+    child: Any = Child()
     with pytest.raises(KeyboardInterrupt):
-        storm._ends(Child(), 300.0)  # type: ignore[arg-type]
+        storm._ends(child, 300.0)
     assert max(waits) <= SHORT
     with pytest.raises(subprocess.TimeoutExpired):
-        storm._ends(Child(), 0.0)  # type: ignore[arg-type]
+        storm._ends(child, 0.0)
