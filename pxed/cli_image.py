@@ -254,7 +254,10 @@ def image_drop_channel(
 @click.argument("spec", metavar="NAME@VERSION")
 @where
 def image_remove(spec: str, config_path: Path | None, state_dir: Path | None) -> None:
-    """Remove a version that nobody needs."""
+    """Remove a version that nobody needs.
+
+    Seats delete what they wrote with it at their next start ([midlayer] reclaim).
+    """
     if "@" not in spec:
         raise UsageError(f"{spec!r}: name the version too: {spec}@VERSION")
     library = library_in(state_dir, config_path)

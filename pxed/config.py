@@ -201,6 +201,7 @@ class Midlayer:
     durability: str = _key(_choice("durable", "writeback"), "durable")
     keep_free: int = _key(_room, 1 << 30)
     check: bool = _key(_switch, True)
+    reclaim: bool = _key(_switch, True)
 
 
 @dataclass(frozen=True, slots=True)

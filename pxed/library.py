@@ -31,6 +31,7 @@ from pxed.contents import (
     today,
 )
 from pxed.errors import HostError, UsageError
+from pxed.former import Former
 from pxed.images import HISTORY, STABLE, Image
 
 RESERVED = (STABLE, "canary")
@@ -242,7 +243,11 @@ class Library:
             with _host_errors(image.directory):
                 image.directory.rename(gone)
                 disk.sync_directory(gone.parent)
+            noted = self._note_former(image)
         shutil.rmtree(gone, ignore_errors=True)
+        if not noted:  # the disk was full, and now has room
+            with self._lock():
+                self._note_former(image)
         with contextlib.suppress(OSError):  # the last version: nothing is left to point to
             if not images.versions(self.directory, image.name):
                 (gone.parent / "channels.json").unlink(missing_ok=True)
@@ -307,6 +312,16 @@ class Library:
         with _host_errors(path):
             disk.write_whole(path, text(dict(past)))
             self._hand_over(path.parent)
+
+    def _note_former(self, image: Image) -> bool:
+        """For the seats; without it their layers of this version stay, and no more."""
+        former = Former(self.directory)
+        try:
+            former.note(image)
+            self._hand_over(former.path)
+        except OSError:
+            return False
+        return True
 
     def _hand_over(self, path: Path) -> None:
         """What root made belongs to who owns the library: a server that is no longer root."""

@@ -11,6 +11,7 @@ from pxed.choice import Choice, in_use
 from pxed.errors import PxedError
 from pxed.events import Event, Kind
 from pxed.exports import Exports
+from pxed.former import Former
 from pxed.mac import Mac
 from pxed.midlayers import Midlayers, NoRoom, Prepared
 from pxed.seat import Client, State
@@ -41,6 +42,7 @@ class Preparing:
         self._midlayers = midlayers
         self._exports = exports
         self._watch = watch
+        self._former = Former(choice.config.images_dir)
         self._emit = emit
         self._alarm = alarm
         self._keep = keep
@@ -168,8 +170,9 @@ class Preparing:
                 made = self._midlayers.prepare(mac, size, fresh=fresh, check=check)
             finally:
                 # On a full disk what cannot be written is a hole, which says nothing already.
+                former = self._former.words() if self._choice.config.midlayer.reclaim else b""
                 with contextlib.suppress(OSError):
-                    erase_report(report)
+                    erase_report(report, former)
             self._exports.open_private(mac, self._midlayers.path(mac), report)
             return made
 

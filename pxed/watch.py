@@ -231,7 +231,7 @@ def parse_report(sector: bytes) -> tuple[str, float, str]:
 def erase_report(path: Path, orders: bytes = b"") -> None:
     """Empty a client's report file in place (it stays exported).
 
-    ``orders`` to an installer follow the lines.
+    ``orders`` to the client follow the lines.
     """
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:

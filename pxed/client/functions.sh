@@ -80,17 +80,22 @@ flush() {
     done
 }
 
+# ended PID UNTIL: until that process has ended; 1 at UNTIL.
+ended() {
+    while read -r number command condition rest < "/proc/$1/stat" && [ "$condition" != Z ]; do
+        uptime
+        [ "$now" -lt "$2" ] || return 1
+        usleep 20000
+    done 2> /dev/null
+}
+
 # told SECONDS: until every line is written, but no longer: a server that has gone must not hold up a
 # machine that is about to restart.
 told() {
     uptime
     limit=$((now + $1 * 100))
     for pid in $reports; do
-        while read -r number command condition rest < "/proc/$pid/stat" && [ "$condition" != Z ]; do
-            uptime
-            [ "$now" -lt "$limit" ] || return 1
-            usleep 20000
-        done 2> /dev/null
+        ended "$pid" "$limit" || return 1
     done
 }
 
@@ -262,6 +267,15 @@ check_config() {
     [ $? -lt 4 ]
 }
 
+# written: whether the config disk takes what is written. Some answers come from memory: what was synced
+# is on the disk.
+written() {
+    attempt dd if=/dev/zero of=/config/.written bs=16384 count=1 conv=fsync
+    set -- $?
+    rm -f /config/.written
+    return "$1"
+}
+
 # overlay LAYER DIR: LAYER over $lower, with nothing that a later kernel could resent. Where overlayfs
 # cannot make its work directory it mounts read-only and calls that done; here it is a failure.
 overlay() {
@@ -283,10 +297,70 @@ entered() {
     done
 }
 
+# reclaim: the room of layers that nothing can start again. Their versions were removed from the server,
+# which names them behind the lines of the report device. What other layers there are, in $others;
+# what was done, in $reclaimed.
+reclaim() {
+    others='' reclaimed=''
+    for each in /config/layers/*; do
+        each=${each##*/}
+        case $each in
+        *[!A-Za-z0-9._+@-]* | "$generation") ;;
+        *) others="$others $each" ;;
+        esac
+    done
+    uptime
+    if [ -n "$others" ] && discover $((now + 50)) "$report_disk"; then
+        former=$(dd if="/dev/etherd/$report_disk" bs=512 skip=24 count=8 2> /dev/null | tr -d '\0')
+        case $former in
+        'pxed-former 1'*)
+            # shellcheck disable=SC2086 # one name a word
+            set -- $others
+            others=
+            for each; do
+                case "
+$former
+" in
+                *"
+$each
+"*) discard "/config/layers/$each" && reclaimed="$reclaimed $each" && continue ;;
+                esac
+                others="$others $each"
+            done
+            ;;
+        esac
+    fi
+    empty
+}
+
+# discard PATH: that layer is no more: one rename, so that none is ever half there.
+discard() {
+    mv "$1" "/config/layers/.gone-${1##*/}" 2> /dev/null
+}
+
+# empty: frees what was discarded, at this start or one that was cut off; after 5 s the rest is left to
+# the next start.
+empty() {
+    set -- /config/layers/.gone-*
+    [ -e "$1" ] || return 0
+    rm -rf "$@" 2> /dev/null &
+    uptime
+    ended $! $((now + 500)) || kill $!
+    wait $!
+}
+
+# room: how much of the config disk is free, in $room; nothing where that cannot be told.
+room() {
+    room=
+    # shellcheck disable=SC2046 # its second line has the disk, its size, what is used and what is free
+    set -- $(df -P -k /config 2> /dev/null)
+    [ $# -lt 11 ] || room=", $((${11} / 1024))M of $((${9} / 1024))M free"
+}
+
 # disk_layer DIR: this image's layer on the config disk over the shared root. At 1 nothing is mounted at
 # DIR, $why says what is wrong, and what the layer holds is in $kept where that can be read.
 disk_layer() {
-    layer="/config/layers/$generation" lower=/lower kept='' full=''
+    layer="/config/layers/$generation" lower=/lower kept='' full='' others='' reclaimed=''
     uptime
     if [ -n "$local_id" ]; then
         [ -b "$config_dev" ] || why="$config_disk has no partition for settings"
@@ -307,13 +381,16 @@ disk_layer() {
         kept=$layer
         return 1
     fi
-    # Some answers come from memory: what was synced is on the disk.
-    if ! attempt dd if=/dev/zero of=/config/.written bs=16384 count=1 conv=fsync; then
+    if ! written; then
         why="cannot write to $config_disk: $trouble"
         kept=$layer
         case $trouble in *'No space'*) full=", which is full" ;; *) return 1 ;; esac
     fi
-    rm -f /config/.written
+    [ -n "$local_id" ] || reclaim
+    if [ -n "$full" ]; then
+        why="$why${others:+, with layers of$others besides}"
+        ! written || why='' kept='' full=''
+    fi
     if [ -n "$local_id" ] && ! own_layer; then
         why="cannot write to $config_disk"
         kept=
@@ -352,7 +429,9 @@ memory_layer() {
 mount_root() {
     why=
     if disk_layer "$1"; then
-        step config "$config_disk$full"
+        room
+        step config "$config_disk$full$room${others:+, layers of$others besides}\
+${reclaimed:+, removed those of$reclaimed}"
     else
         memory_layer "$1" || fail "overlayfs refuses even a layer in memory"
         echo "$why" > /run/pxed/degraded

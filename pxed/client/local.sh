@@ -58,6 +58,14 @@ own_layer() {
         sync
         echo "$generation" > "$layer/generation.new" && sync &&
             mv "$layer/generation.new" "$layer/generation" && sync
+        # The disk has two systems. What belonged to a third nothing can start again.
+        for other in "$aside"/*; do
+            case ${other##*/} in
+            '*' | "$before" | "$generation") ;;
+            *) discard "$other" ;;
+            esac
+        done
+        empty
     fi
     move "$aside/$generation" "$layer/upper"
 }

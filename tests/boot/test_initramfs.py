@@ -4,6 +4,7 @@ The kernel is handed to QEMU directly and vblade serves the disks, so each takes
 nothing but the client's own scripts is on trial.
 """
 
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,23 +53,32 @@ class Disks:
         subprocess.run(["mkfs.ext4", "-q", "-F", str(path)], check=True)
         self.serve(3, path)
 
-    def used_config(self) -> Path:
-        """A file system with this image's layer, in which there is /root/mine; not served yet."""
+    def used_config(self, *others: str) -> Path:
+        """A file system with this image's layer, in which there is /root/mine; not served yet.
+
+        ``others``: images of which there are layers too.
+        """
         path = self.blank(3, 16 << 20)
         folder = self._lab.directory / "used"
         (folder / "layers/lab@1/upper/root").mkdir(parents=True)
         (folder / "layers/lab@1/work/work").mkdir(parents=True)
         (folder / "layers/lab@1/upper/root/mine").write_text("mine\n")
+        for name in others:
+            (folder / f"layers/{name}/upper/home").mkdir(parents=True)
+            (folder / f"layers/{name}/work/work").mkdir(parents=True)
         make = ["mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-N", "64", "-d", str(folder)]
         subprocess.run([*make, str(path)], check=True)
         return path
 
-    def report(self) -> None:
-        self.serve(4, self.blank(4, 16384))
+    def report(self, words: bytes = b"") -> None:
+        """``words`` of the server to this seat follow the lines."""
+        path = self.blank(4, 16384)
+        path.write_bytes((bytes(24 * 512) + words).ljust(16384, b"\0"))
+        self.serve(4, path)
 
     def lines(self) -> list[str]:
         """The steps on the report device, without their times."""
-        raw = self.path[4].read_bytes()
+        raw = self.path[4].read_bytes()[: 24 * 512]
         sectors = [raw[at : at + 512].rstrip(b"\0\n").decode() for at in range(0, len(raw), 512)]
         assert all(len(line.split()) >= 2 for line in sectors if line)
         return [" ".join([line.split()[0], *line.split()[2:]]) for line in sectors if line]
@@ -110,7 +120,8 @@ def test_with_all_disks_it_runs_and_reports_each_step(disks: Disks, start: Start
     client.shell("sync")
     lines = disks.lines()
     assert [line.split()[0] for line in lines] == ["kernel", "root", "config", "running"]
-    assert lines[1:] == ["root e16.1 lab@1", "config e16.3", "running lab@1"]
+    assert lines[1:] == ["root e16.1 lab@1", lines[2], "running lab@1"]
+    assert re.fullmatch(r"config e16\.3, 1\dM of 1\dM free", lines[2])
     assert "eth0" in lines[0]
 
 
@@ -223,16 +234,22 @@ def test_what_lies_on_a_disk_that_takes_no_writes_can_be_read(disks: Disks, star
     assert config.read_bytes() == before
 
 
+def fill(config: Path, folder: str) -> None:
+    """Use up the inodes of ``config`` with empty files in that folder."""
+    shown = subprocess.run(["dumpe2fs", "-h", config], capture_output=True, text=True, check=True)
+    (free,) = (line for line in shown.stdout.splitlines() if line.startswith("Free inodes:"))
+    words = "".join(f"write /dev/null more{n}\n" for n in range(int(free.split()[-1])))
+    subprocess.run(
+        ["debugfs", "-w", config], input=f"cd {folder}\n{words}", text=True, check=True,
+        capture_output=True,
+    )  # fmt: skip
+
+
 def test_a_full_disk_is_named_and_what_lies_there_can_be_read_and_removed(
     disks: Disks, start: Starter
 ) -> None:
     config = disks.used_config()
-    shown = subprocess.run(["dumpe2fs", "-h", config], capture_output=True, text=True, check=True)
-    (free,) = (line for line in shown.stdout.splitlines() if line.startswith("Free inodes:"))
-    fill = "".join(f"write /dev/null more{n}\n" for n in range(int(free.split()[-1])))
-    subprocess.run(
-        ["debugfs", "-w", config], input=fill, text=True, check=True, capture_output=True
-    )
+    fill(config, "/")
     disks.root()
     disks.report()
     disks.serve(3, config)
@@ -246,6 +263,23 @@ def test_a_full_disk_is_named_and_what_lies_there_can_be_read_and_removed(
     client.wait_running()
     assert "degraded" not in client.shell("ls /run/pxed")
     assert client.shell("cat /root/mine") == "mine\n"
+
+
+def test_a_disk_that_layers_of_removed_versions_have_filled_has_room_again(
+    disks: Disks, start: Starter
+) -> None:
+    config = disks.used_config("lab@0.8", "lab@0.9", "exam@1")
+    fill(config, "/layers/lab@0.9/upper/home")
+    disks.root()
+    disks.report(b"pxed-former 1\nlab@0.9\nlab@0.8\n")
+    disks.serve(3, config)
+    client = start()
+    client.wait_running()
+    assert "degraded" not in client.shell("ls /run/pxed")
+    (said,) = (line for line in disks.lines() if line.startswith("config "))
+    assert said.endswith("free, layers of exam@1 besides, removed those of lab@0.8 lab@0.9")
+    assert client.shell("ls -A /config/layers").split() == ["exam@1", "lab@1"]
+    assert client.shell("cat /root/mine; echo new > /root/new; cat /root/new") == "mine\nnew\n"
 
 
 def test_a_damaged_directory_of_its_layer_is_no_root(disks: Disks, start: Starter) -> None:

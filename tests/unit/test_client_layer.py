@@ -1,4 +1,4 @@
-"""What a seat's initramfs takes for a damaged layer: run by busybox, as it is there."""
+"""What a seat's initramfs takes for a damaged layer, and for one that can go: run by busybox."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import requires
 
-FUNCTIONS = Path(__file__).parents[2] / "pxed/client/functions.sh"
+CLIENT = Path(__file__).parents[2] / "pxed/client"
 
 
 @pytest.fixture
@@ -21,7 +21,8 @@ def world(tmp_path: Path) -> Path:
     busybox = shutil.which("busybox")
     assert busybox is not None
     shutil.copy(busybox, tmp_path / "busybox")
-    shutil.copy(FUNCTIONS, tmp_path)
+    for name in ("functions.sh", "local.sh"):
+        shutil.copy(CLIENT / name, tmp_path)
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/null").touch()
     for top in ("lower", "seat"):
@@ -55,3 +56,85 @@ def test_a_link_that_leads_nowhere_in_the_image_is_no_damage(world: Path) -> Non
         (world / top / "sbin").unlink()
         (world / top / "sbin").symlink_to("run/programs")
     assert entered(world)
+
+
+@pytest.fixture
+def layers(world: Path) -> Path:
+    """What is in /config/layers of a seat that starts lab@3."""
+    for name in ("lab@1", "lab@2", "lab@3", "exam@1", "6f5902ac237024bdd0c176cb93063dc4"):
+        (world / "config/layers" / name / "upper/home/student").mkdir(parents=True)
+        (world / "config/layers" / name / "upper/home/student/file").touch()
+    (world / "proc/self").mkdir(parents=True)
+    (world / "proc/self/exe").symlink_to("/busybox")  # how its shell finds the other commands
+    (world / "proc/uptime").write_text("12.34 5.00\n")
+    (world / "dev/etherd").mkdir()
+    return world / "config/layers"
+
+
+def reclaim(world: Path, words: str) -> list[str]:
+    """What it says after such words of the server."""
+    lines = b"root 1.00 e16.1 lab@3\n".ljust(24 * 512, b"\0")
+    (world / "dev/etherd/e16.4").write_bytes(lines + words.encode().ljust(4096, b"\0"))
+    script = (
+        ". /functions.sh; discover() { :; }; report_disk=e16.4 generation=lab@3; reclaim;"
+        'echo "$others"; echo "$reclaimed"'
+    )
+    run = subprocess.run(
+        ["chroot", str(world), "/busybox", "sh", "-euc", script],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert run.stderr == ""
+    return [line.strip() for line in run.stdout.splitlines()]
+
+
+ALL = "6f5902ac237024bdd0c176cb93063dc4 exam@1 lab@1 lab@2"
+
+
+def test_layers_of_removed_versions_go(world: Path, layers: Path) -> None:
+    others, gone = reclaim(world, "pxed-former 1\nlab@1\nexam@1\nexam@2\n")
+    assert (others, gone) == ("6f5902ac237024bdd0c176cb93063dc4 lab@2", "exam@1 lab@1")
+    assert sorted(os.listdir(layers)) == ["6f5902ac237024bdd0c176cb93063dc4", "lab@2", "lab@3"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "pxed-orders 1\nlab@1\nlab@2\n",  # to an installer
+        "pxed-former 1\nlab@3\n",  # the one that starts, whatever a server says
+        "pxed-former 1\nlab@11\nab@1\nlab@\nlab\nl*\n*\n../layers\n.\n",
+    ],
+)
+def test_all_others_stay(world: Path, layers: Path, words: str) -> None:
+    assert reclaim(world, words) == [ALL, ""]
+    assert len(os.listdir(layers)) == 5
+
+
+def test_what_was_cut_off_is_ended(world: Path, layers: Path) -> None:
+    """Also where the version has come back, and gone again."""
+    (layers / "lab@1").rename(layers / ".gone-lab@1")
+    (layers / "lab@1/upper").mkdir(parents=True)
+    reclaim(world, "pxed-former 1\nlab@1\n")
+    assert sorted(os.listdir(layers))[1:] == ["exam@1", "lab@2", "lab@3"]
+
+
+def test_a_name_that_is_no_version_is_left_alone(world: Path, layers: Path) -> None:
+    (layers / "my own; rm -rf $HOME").mkdir()
+    assert reclaim(world, "pxed-former 1\nmy\nown;\n") == [ALL, ""]
+    assert (layers / "my own; rm -rf $HOME").is_dir()
+
+
+def test_an_installed_disk_keeps_what_belongs_to_its_two_systems(world: Path, layers: Path) -> None:
+    for version in ("1", "2"):
+        (layers / f"aside/lab@{version}/usr").mkdir(parents=True)
+        (layers / f"aside/lab@{version}/usr/bin").write_text(version)
+    (layers / "local/upper/usr").mkdir(parents=True)
+    (layers / "local/upper/usr/bin").write_text("3")
+    (layers / "local/generation").write_text("lab@3\n")
+    script = ". /functions.sh; . /local.sh; generation=lab@2; own_layer; own_layer"
+    words = ["chroot", str(world), "/busybox", "sh", "-uc", script]
+    subprocess.run(words, check=True, capture_output=True)
+    assert (layers / "local/upper/usr/bin").read_text() == "2"
+    assert (layers / "aside/lab@3/usr/bin").read_text() == "3"
+    assert sorted(os.listdir(layers / "aside")) == ["lab@2", "lab@3"]
+    assert not [name for name in os.listdir(layers) if name.startswith(".gone")]

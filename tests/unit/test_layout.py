@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 # From the top down; a module may import what stands on a lower line, and its own line's package.
 LAYERS = [
     ["__main__"],
+    ["start"],
     ["cli"],
     ["cli_client", "cli_image", "cli_midlayer", "cli_size", "cli_promote", "doctor"],
     ["cli_import", "cli_pi"],
@@ -38,6 +39,7 @@ LAYERS = [
     ["library"],
     ["contents"],
     ["scripts", "signed"],
+    ["former"],
     ["provision"],
     ["midlayers", "images", "eventlog", "table", "orders", "host"],
     ["bootable", "pi"],
@@ -46,7 +48,7 @@ LAYERS = [
     ["config"],
     ["disk", "threads"],
     ["events", "openapi"],
-    ["mac", "errors", "sizing"],
+    ["mac", "errors", "sizing", "interrupt"],
     ["__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
