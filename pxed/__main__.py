@@ -1,5 +1,5 @@
 """``python -m pxed``."""
 
-from pxed.cli import main
+from pxed.start import pxed
 
-main()
+pxed()

@@ -12,6 +12,7 @@ import click
 from pxed import config as configuration
 from pxed.ask import ControlClient
 from pxed.errors import PxedError
+from pxed.interrupt import heard
 
 P = ParamSpec("P")
 
@@ -25,6 +26,7 @@ def said(command: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
+            heard()
             command(*args, **kwargs)
         except PxedError as error:
             click.echo(f"pxed: {error}", err=True)
