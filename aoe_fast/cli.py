@@ -28,6 +28,7 @@ from aoe_fast.exports import (
     read_list,
 )
 from aoe_fast.frames import InitiatorError
+from aoe_fast.master import deaf
 from aoe_fast.notify import Notifier, log_to_stderr, to_journal
 from aoe_fast.privileges import Capability, find_user, reduce
 from aoe_fast.remote import export, stat
@@ -126,7 +127,7 @@ def serve(
         stack.callback(service.close)
         stack.callback(service.presence.close)
         service.first(specs)
-        for text in service.warnings():
+        for text in (*filter(None, map(deaf, names)), *service.warnings()):
             click.echo(f"aoe-fast: {text}", err=True)
         listener = _control(server, service, control, names[0])
         if listener is not None:

@@ -99,7 +99,7 @@ class App:
     async def _start(self) -> None:
         config = self.config
         self.link: Link = look_up(config.interface)
-        warning = refuse_wireless(self.link)
+        warnings = [refuse_wireless(self.link), self.link.deaf]
         self.choice.use()
         self.choice.check()
         if not privileges.ready():
@@ -141,8 +141,8 @@ class App:
         await self._start_boot_protocols()
         self._stack.callback(self.preparing.close)
         self._stack.callback(self._helpers.shutdown)  # they use what is stopped after this
-        if warning:
-            self.alarm("wireless", warning)
+        for warning in filter(None, warnings):
+            self.alarm(warning, warning)
         self._spawn(self._poll_aoe())
         self._spawn(self._tick())
         if self.notifier.watchdog:
@@ -241,6 +241,8 @@ class App:
             self.emit(Event(Kind.ALARM, None, time.time(), {"text": text}))
             return
         self.link = link
+        if link.deaf:
+            self.alarm(link.deaf, link.deaf)
         if not link.addresses:
             text = f"{link.name} has no IPv4 address: DHCP and TFTP wait for one"
             self.emit(Event(Kind.ALARM, None, time.time(), {"text": text}))

@@ -148,6 +148,9 @@ def check_interface(config: Config) -> Iterator[Finding]:
             yield Finding(about, WARN, warning, "serve a wired interface")
     except UsageError as error:
         yield Finding(about, BROKEN, str(error), "serve a wired interface")
+    if link.deaf:
+        why, _, todo = link.deaf.rpartition(": ")
+        yield Finding(about, BROKEN, why, todo)
     if not link.up:
         yield Finding(about, BROKEN, "is down", f"ip link set {link.name} up")
     elif not link.carrier:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from aoe_fast.master import deaf
 from pxed.errors import HostError, UsageError
 from pxed.mac import Mac, parse_mac
 from pxed.threads import begin
@@ -34,6 +35,7 @@ class Link:
     up: bool
     carrier: bool
     addresses: tuple[IPv4Interface, ...]
+    deaf: str = ""  # why nothing is heard on it: it is a bridge's port
 
     def address(self, wanted: IPv4Address | None = None) -> IPv4Interface:
         """The primary address, or ``wanted``; HostError if the interface has it not."""
@@ -109,6 +111,7 @@ def _look_up(route: Any, name: str) -> Link:
         up=bool(item["flags"] & _IFF_UP),
         carrier=bool(item.get_attr("IFLA_CARRIER")),
         addresses=addresses,
+        deaf=deaf(name),
     )
 
 
