@@ -86,6 +86,8 @@ def _show(answer: dict[str, Any], *, clear: bool, rate: float | None) -> None:
     for port in answer["ports"]:
         if not port["serving"]:
             click.echo(f"{port['interface']}: not served: the interface is gone or unusable")
+    for text in answer["moved"]:
+        click.echo(text)
     latency = f"{'P50 us':>9}{'P99 us':>9}"
     click.echo(
         f"{'MAC':<18}{'DEVICE':<10}{'READS':>9}{'':>11}{'WRITES':>9}{'':>11}{'ERRORS':>7}{latency}"
@@ -129,6 +131,7 @@ def list_exports(interface: str | None, control: str | None, as_json: bool) -> N
     for row in rows:
         words = [row["durability"] or "ro", *(f"for {mac}" for mac in row["macs"])]
         words += [f"config {row['config']!r}"] if row["config"] else []
+        words += [f"file {row['file']}: served as it was"] if row["file"] else []
         words += [f"masked to {mac}" for mac in row["mask"]]
         words += [f"reserved by {mac}" for mac in row["reserved_by"]]
         click.echo(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +11,14 @@ from typing import Any
 import click
 
 from aoe_fast.admin import read_settings, write_settings
-from aoe_fast.exports import ExportSpec, parse_address, parse_export, parse_mac, plan_views
+from aoe_fast.exports import (
+    ExportSpec,
+    parse_address,
+    parse_export,
+    parse_mac,
+    plan_views,
+    shown,
+)
 from aoe_fast.presence import Presence, Seen, seen_in
 from aoe_fast.rivals import Lookout, check_neighbours, check_rivals
 from aoe_fast.server import Server
@@ -19,11 +27,32 @@ from aoe_fast.store import Export
 from aoe_fast.target import Target
 from aoe_fast.wire import AoeError
 
+_UNSEEN = (0, 0)
+
 
 @dataclasses.dataclass
 class _Held:
     spec: ExportSpec
     export: Export
+    file: tuple[int, int] | None  # what was at its path when it was opened
+
+    def moved(self) -> str:
+        """What has become of that file: replaced, removed, or nothing that can be seen."""
+        now = _file_at(self.spec.path)
+        if now in (self.file, _UNSEEN) or self.file in (None, _UNSEEN):
+            return ""
+        return "removed" if now is None else "replaced"
+
+
+def _file_at(path: str) -> tuple[int, int] | None:
+    """Which file is there; None: there is none. Without leave to look it counts as the same."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return _UNSEEN
+    return found.st_dev, found.st_ino
 
 
 class Service:
@@ -60,7 +89,9 @@ class Service:
         """Open and serve all of ``specs``, or none of them."""
         plan_views([held.spec for held in self._held] + specs)
         with contextlib.ExitStack() as undo:
-            fresh = [_Held(spec, undo.enter_context(spec.open())) for spec in specs]
+            fresh = [
+                _Held(spec, undo.enter_context(spec.open()), _file_at(spec.path)) for spec in specs
+            ]
             if self.shared:
                 for held in fresh:
                     if not held.spec.writable:
@@ -141,7 +172,9 @@ class Service:
     def answer(self, server: Server, request: dict[str, Any]) -> dict[str, Any]:
         """The answer to one request; {"error": text} for what cannot be done."""
         commands: dict[str, Callable[[], dict[str, Any]]] = {
-            "stat": lambda: status(server, time.monotonic() - self._started),
+            "stat": lambda: (
+                status(server, time.monotonic() - self._started) | {"moved": self._moved()}
+            ),
             "prometheus": lambda: {
                 "text": prometheus(status(server, time.monotonic() - self._started))
             },
@@ -158,6 +191,15 @@ class Service:
         except (click.UsageError, AoeError) as error:
             return {"error": str(error)}
 
+    def _moved(self) -> list[str]:
+        """A line for each export whose file is no longer the one at its path."""
+        return [
+            f"{held.spec.shelf}.{held.spec.slot}: {shown(held.spec.path)} was {moved}:"
+            " what was there when it was opened is served on"
+            for held in self._held
+            if (moved := held.moved())
+        ]
+
     def _listing(self) -> list[dict[str, Any]]:
         rows = []
         for held in self._held:
@@ -166,6 +208,7 @@ class Service:
                 {
                     "address": f"{held.spec.shelf}.{held.spec.slot}",
                     "path": held.spec.path,
+                    "file": held.moved(),
                     "bytes": held.export.sectors * 512,
                     "writable": held.spec.writable,
                     "durability": held.export.durability if held.spec.writable else None,

@@ -127,6 +127,30 @@ def test_add_list_remove(start: Start, cable: Cable, tmp_path: Path) -> None:
     assert second.read_bytes()[3 * 512 : 4 * 512] == b"n" * 512
 
 
+def test_a_file_that_is_replaced_is_served_on_and_that_is_said(
+    start: Start, cable: Cable, tmp_path: Path
+) -> None:
+    disk, gone = image(tmp_path / "disk.img"), image(tmp_path / "gone.img")
+    before = disk.read_bytes()
+    start(cable.srv, "--export", f"16.0={disk}", "--export", f"16.1={gone}")
+    stat = [*AOE_FAST, "stat", "--control", str(tmp_path / "ctl")]
+    said = subprocess.run(stat, capture_output=True, text=True, check=True).stdout
+    assert "served on" not in said
+    image(tmp_path / "new.img").rename(disk)
+    gone.unlink()
+    with cable.cli.inside(), Initiator("eth0") as initiator:
+        assert initiator.read(16, 0, 0, 128) == before
+        said = subprocess.run(stat, capture_output=True, text=True, check=True).stdout
+        assert f"16.0: {disk} was replaced: what was there when it was opened is served on" in said
+        assert f"16.1: {gone} was removed: " in said
+        assert "file replaced: served as it was" in export(tmp_path, "list").stdout
+        assert export(tmp_path, "remove", "16.0").returncode == 0
+        assert export(tmp_path, "add", "16.0=disk.img").returncode == 0
+        assert initiator.read(16, 0, 0, 128) == disk.read_bytes()
+        rows = json.loads(export(tmp_path, "list", "--json").stdout)
+        assert {row["address"]: row["file"] for row in rows} == {"16.0": "", "16.1": "removed"}
+
+
 def test_a_private_export_comes_and_goes(start: Start, cable: Cable, tmp_path: Path) -> None:
     common, mine = image(tmp_path / "a.img"), image(tmp_path / "m.img", 4096)
     start(cable.srv, "--export", f"16.0={common}")
