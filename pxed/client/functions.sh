@@ -167,6 +167,7 @@ fail() {
         sleep "$reboot_after"
         reboot -f
     fi
+    say "it stays so until it is restarted"
     while :; do sleep 3600; done
 }
 

@@ -408,8 +408,11 @@ def test_a_disk_that_fails_in_an_upgrade_says_so_and_starts_what_it_had(
     copy: Machine, part: int, tmp_path: Path
 ) -> None:
     copy.faults = failing(tmp_path, copy.disk, part)
-    said = copy.run_installer("1.1")
+    installer = copy.start_installer("1.1")
+    said = copy.result()
     assert re.match(r"failed cannot write to vdb.*: Input/output error$", said), said
+    # A stick that nobody takes out does not begin again.
+    installer.wait_for("it stays so until it is restarted", 60)
     copy.faults = ""
     assert copy.boot() == "lab@1.0"
     assert copy.shell("cat /etc/mine") == "mine\n"

@@ -21,6 +21,12 @@ for word in $cmdline; do
     case $word in pxed.source=*) source=${word#*=} ;; esac
 done
 : > $LOG
+# A stick would begin again for ever, and write again and again to a disk that fails: it stops, unless
+# the command line says how long it waits. Over the network the server's orders end it.
+case "$source $cmdline " in
+"stick "*" pxed.reboot="*) ;;
+"stick "*) reboot_after=0 ;;
+esac
 read -r esp_mib < /loader/esp.mib
 
 # coldplug: drivers for all that the buses show by now; what they find may need more of them.
