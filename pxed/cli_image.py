@@ -263,10 +263,11 @@ def image_remove(spec: str, config_path: Path | None, state_dir: Path | None) ->
     library = library_in(state_dir, config_path)
     found = library.find(spec)
     try:
-        server(state_dir, config_path).ask("DELETE", _where(found))
+        text = server(state_dir, config_path).ask("DELETE", _where(found))["text"]
     except NoServer:
         library.remove(found, uses_without_server(library.directory.parent, config_path))
-    click.echo(f"{found} is removed")
+        text = f"{found} is removed"
+    click.echo(text)
 
 
 @image.command("stick")

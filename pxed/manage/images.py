@@ -102,7 +102,8 @@ class ManageImages:
             raise UsageError(f"{image} is in use: {reason}")
         await core.blocking(core.library.remove, image, core.choice.uses)
         core.exports.close_image(image)
-        return {"text": f"{image} is removed"}
+        seats = "; what seats wrote with it goes at their next start"
+        return {"text": f"{image} is removed" + seats * core.config.midlayer.reclaim}
 
     def _find(self, call: Call) -> Image:
         try:
