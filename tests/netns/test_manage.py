@@ -234,6 +234,24 @@ def test_a_removed_image_is_gone_and_its_clients_see_nothing_of_it(room: Room) -
     assert room.read(M1, 0)[:1] == b"1"
 
 
+def test_a_seat_is_told_which_versions_were_removed(room: Room) -> None:
+    room.start()
+    room.pxed("image", "add", str(image(room.state, "2", b"2")))
+    room.pxed("image", "use", "lab@1")
+    room.boot(M1)
+    assert room.read(M1, 4, 24) == bytes(512)
+    assert "at their next start" in room.pxed("image", "remove", "lab@2")
+    assert room.read(M1, 4, 24) == bytes(512)  # it runs
+    room.boot(M1)
+    assert room.read(M1, 4, 24).rstrip(b"\0") == b"pxed-former 1\nlab@2\n"
+    room.config.write_text(
+        room.config.read_text().replace("[midlayer]", "[midlayer]\nreclaim = false")
+    )
+    room.pxed("config", "reload")
+    room.boot(M1)
+    assert room.read(M1, 4, 24) == bytes(512)
+
+
 def test_canary_clients(room: Room) -> None:
     room.start()
     room.pxed("image", "use", "lab@1")
