@@ -23,7 +23,7 @@ install() {
     inst_simple /usr/share/pxed/keep.sh /keep.sh
     inst_simple /usr/share/pxed/state.sh /state.sh
     inst_simple /usr/share/pxed/local.sh /local.sh
-    inst_multiple dd md5sum sed tr sleep mkdir mount umount cat reboot cp ln mv rm readlink head \
+    inst_multiple dd df md5sum sed tr sleep mkdir mount umount cat reboot cp ln mv rm readlink head \
         rmdir grep sync find
     inst_multiple -o e2fsck
     # The cards' names, which cannot change any more once they are up.
