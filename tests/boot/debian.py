@@ -31,7 +31,7 @@ def build(directory: Path, version: str = "1", initramfs: str = "initramfs-tools
     with from_mirror():
         build_debian(
             directory, name="lab", version=version, kernel=KERNEL, packages=PACKAGES,
-            script=SCRIPT, user="student", initramfs=initramfs, compression="lz4",
+            script=SCRIPT, user="student", keyboard="de", initramfs=initramfs, compression="lz4",
             maintenance=True,
         )  # fmt: skip
     return directory

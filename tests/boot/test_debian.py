@@ -57,6 +57,11 @@ def test_no_unit_failed(seat: Client) -> None:
     assert "0 loaded units listed" in seat.shell("systemctl --failed --no-pager --plain")
 
 
+def test_the_console_has_the_keyboard_that_the_image_was_built_for(seat: Client) -> None:
+    # The key between T and U: z on a German one, y on the kernel's own.
+    assert re.search(r"keycode +21 = \+?z ", seat.shell("dumpkeys -C /dev/tty1"))
+
+
 def reads_its_root(seat: Client) -> None:
     """The link under the root is up, and what is not in memory can be had."""
     assert "state UP" in seat.shell("ip link show ens3")
