@@ -13,6 +13,7 @@ adopt_root() {
     mkdir -p "$root/config" "$root/etc/systemd/system/multi-user.target.wants" \
         "$root/etc/systemd/system/sockets.target.wants"
     adopt_disks
+    adopt_kernel
     adopt_network
     adopt_identity
     adopt_units
@@ -45,6 +46,21 @@ adopt_disks() {
     fi
     if [ -f "$root/etc/crypttab" ]; then : > "$root/etc/crypttab"; fi
     rm -f "$root/etc/initramfs-tools/conf.d/resume"
+}
+
+# Its kernel is the one that the server loads. Another one would fill the seat's layer and never start, and
+# a boot loader that is upgraded looks for its disk and fails, and apt with it.
+adopt_kernel() {
+    conf=$root/etc/initramfs-tools/update-initramfs.conf
+    [ ! -f "$conf" ] || sed -i 's/^update_initramfs=.*/update_initramfs=no/' "$conf"
+    [ -d "$root/etc/apt" ] || return 0
+    mkdir -p "$root/etc/apt/preferences.d"
+    cat > "$root/etc/apt/preferences.d/pxed" << 'END'
+Explanation: the boot server gives this machine its kernel; new ones come with a new image
+Package: linux-image-* grub-pc grub-efi-amd64 grub-efi-amd64-signed shim-signed
+Pin: version *
+Pin-Priority: -1
+END
 }
 
 # Two machines with one address are worse than one without: what gave this machine its address, bridges

@@ -64,6 +64,14 @@ if [ -s /tmp/script ]; then
     /tmp/script
 fi
 
+# A seat runs the kernel that the server loads into it. Another one, or an initramfs, would fill the
+# seat's own layer and never start.
+step "holding the kernel"
+# shellcheck disable=SC2046 # one package a word
+apt-mark hold $(dpkg-query --show --showformat '${db:Status-Status} ${Package}\n' 'linux-image-*' |
+    sed -n 's/^installed //p')
+sed -i 's/^update_initramfs=.*/update_initramfs=no/' /etc/initramfs-tools/update-initramfs.conf
+
 step "making the initramfs"
 release=$(ls /lib/modules)
 sh /usr/share/pxed/initrd.sh "$INITRAMFS" "$release" /boot/initrd

@@ -10,7 +10,7 @@ import pytest
 from pxed.lab.lab import Lab
 from pxed.lab.qemu import Client
 from tests.boot.conftest import Room
-from tests.boot.debian import eventually, power_on, shut_down
+from tests.boot.debian import KERNEL, eventually, power_on, shut_down
 
 pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.ci, pytest.mark.timeout(1200)]
 
@@ -60,6 +60,12 @@ def test_no_unit_failed(seat: Client) -> None:
 def test_the_console_has_the_keyboard_that_the_image_was_built_for(seat: Client) -> None:
     # The key between T and U: z on a German one, y on the kernel's own.
     assert re.search(r"keycode +21 = \+?z ", seat.shell("dumpkeys -C /dev/tty1"))
+
+
+def test_the_kernel_that_the_server_loads_is_not_upgraded_in_its_layer(seat: Client) -> None:
+    release = seat.shell("uname -r").strip()
+    assert seat.shell("apt-mark showhold").split() == [f"linux-image-{release}", KERNEL]
+    assert "Not updating initramfs" in seat.shell("update-initramfs -u", 60)
 
 
 def reads_its_root(seat: Client) -> None:

@@ -1,6 +1,7 @@
 """What `pxed promote` refuses, what it leaves out, and that it can be undone."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -143,6 +144,19 @@ def test_nothing_of_the_one_machine_reaches_a_seat(tmp_path: Path) -> None:
             str(each.readlink()) == "/dev/null"} == {
         "dnsmasq.service", "pxed.service", "systemd-networkd-wait-online.service"}  # fmt: skip
     assert (tmp_path / "etc/pxed-image").read_text() == "lab@1\n"
+
+
+def test_a_seat_has_its_kernel_from_the_server_and_makes_no_initramfs(tmp_path: Path) -> None:
+    conf = tmp_path / "etc/initramfs-tools/update-initramfs.conf"
+    conf.parent.mkdir(parents=True)
+    conf.write_text("# update_initramfs [ yes | all | no ]\nupdate_initramfs=yes\nbackup=no\n")
+    (tmp_path / "etc/apt").mkdir()
+    adopt(tmp_path)
+    adopt(tmp_path)
+    assert conf.read_text().splitlines()[1:] == ["update_initramfs=no", "backup=no"]
+    pinned = (tmp_path / "etc/apt/preferences.d/pxed").read_text()
+    assert re.search(r"^Package: .*linux-image-\* .*grub-pc", pinned, re.MULTILINE)
+    assert "Pin-Priority: -1\n" in pinned
 
 
 def test_the_next_version_on_a_machines_own_disk_keeps_what_its_user_has_set(
