@@ -31,8 +31,14 @@ keep_link() {
         /run/systemd/system/networking.service.d /run/udev/rules.d
     printf '[Service]\nExecStop=\n' > /run/systemd/system/networking.service.d/pxed.conf
     printf '[Unit]\nDefaultDependencies=no\n' > /run/systemd/system/config.mount.d/pxed.conf
+    carries=
+    [ ! -r "/sys/block/etherd!$root_disk/netif" ] ||
+        read -r carries < "/sys/block/etherd!$root_disk/netif"
     for nic in $wired; do
         read -r mac < "/sys/class/net/$nic/address" || continue
+        # A second card may be on another network, with a router of its own: the first one's goes before.
+        metric=2048
+        case ",${carries:-$nic}," in *",$nic,"*) metric=1024 ;; esac
         # A card that is up cannot get another name (before Linux 6.2), and after the attempt udev says for
         # ever that it is being renamed, for which networkd waits. Before 99-systemd.rules, which reads it.
         echo "SUBSYSTEM==\"net\", KERNEL==\"$nic\", ATTR{address}==\"$mac\", NAME=\"$nic\"" \
@@ -49,6 +55,9 @@ KeepConfiguration=yes
 IgnoreCarrierLoss=yes
 [DHCPv4]
 ClientIdentifier=mac
+RouteMetric=$metric
+[IPv6AcceptRA]
+RouteMetric=$metric
 END
         [ -e "$1/usr/lib/systemd/systemd-networkd" ] || [ -e "$1/lib/systemd/systemd-networkd" ] ||
             continue
