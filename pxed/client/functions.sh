@@ -346,8 +346,8 @@ empty() {
     [ -e "$1" ] || return 0
     rm -rf "$@" 2> /dev/null &
     uptime
-    ended $! $((now + 500)) || kill $!
-    wait $!
+    ended $! $((now + 500)) || kill $! 2> /dev/null
+    wait $! || :
 }
 
 # room: how much of the config disk is free, in $room; nothing where that cannot be told.

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,17 @@ def test_an_installed_disk_keeps_what_belongs_to_its_two_systems(world: Path, la
     assert (layers / "aside/lab@3/usr/bin").read_text() == "3"
     assert sorted(os.listdir(layers / "aside")) == ["lab@2", "lab@3"]
     assert not [name for name in os.listdir(layers) if name.startswith(".gone")]
+
+
+def test_a_layer_that_takes_long_to_delete_holds_up_no_start(tmp_path: Path) -> None:
+    requires("busybox")
+    (tmp_path / ".gone-lab@1").mkdir()
+    functions = (CLIENT / "functions.sh").read_text()
+    (tmp_path / "functions").write_text(functions.replace("/config/layers", str(tmp_path)))
+    script = f". {tmp_path}/functions; rm() {{ sleep 60; }}; empty"
+    begun = time.monotonic()
+    subprocess.run(["busybox", "sh", "-euc", script], check=True, timeout=50)
+    assert time.monotonic() - begun > 4
+    assert (tmp_path / ".gone-lab@1").is_dir()
+    subprocess.run(["busybox", "sh", "-euc", f". {tmp_path}/functions; empty"], check=True)
+    assert not (tmp_path / ".gone-lab@1").exists()
