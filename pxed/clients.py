@@ -352,6 +352,8 @@ def _report(client: Client, event: Event) -> Iterator[Change]:
         # It only knows that no such disk came.
         reason = f"its midlayer is damaged: {client.damage}" if client.damage else text
         larger = "`pxed midlayer resize` gives it more room, " if "No space" in reason else ""
+        if larger and "layers of" in reason:
+            larger += "so does `pxed image remove` of a version whose layer it has, "
         client.why = (
             f"{reason or 'changes will be lost'}; `pxed event` may say more of its disk, {larger}"
             f"`pxed client reset {client.mac}` gives it an empty one, `pxed midlayer restore` a"
@@ -380,9 +382,14 @@ def _report(client: Client, event: Event) -> Iterator[Change]:
 
 
 def _reach(client: Client, stage: Stage, time: float, detail: str = "") -> Iterator[Change]:
-    """Note a stage the first time in a boot; stages that come out of order keep their place."""
-    if any(step.stage is stage for step in client.timeline):
-        return
+    """Note a stage the first time in a boot; stages that come out of order keep their place.
+
+    What a client says of one that was seen before is noted there.
+    """
+    for step in client.timeline:
+        if step.stage is stage:
+            step.detail = step.detail or detail
+            return
     step = Step(stage, time, detail)
     client.timeline.append(step)
     client.timeline.sort(key=lambda s: s.stage)

@@ -178,6 +178,10 @@ def test_a_write_to_config_is_its_mount() -> None:
     feed(clients, 1.1, Kind.OFFER, ip="10.77.0.50")
     feed(clients, 2.0, Kind.AOE_WRITE, shelf=16, slot=3)
     assert only(clients).stage is Stage.CONFIG
+    # What the client says of it comes later.
+    feed(clients, 2.1, Kind.REPORT, step="config", uptime=1.6, text="e16.3, 3M of 4M free")
+    step = only(clients).timeline[-1]
+    assert (step.stage, step.time, step.detail) == (Stage.CONFIG, 2.0, "e16.3, 3M of 4M free")
 
 
 def test_a_degraded_client_is_marked() -> None:
