@@ -65,23 +65,26 @@ def start_peers(lab: Lab, image: Path) -> None:
         )  # fmt: skip
 
 
-def start_ours(lab: Lab, image: Path, boot: str) -> None:
-    """``pxed serve``; ``boot`` is the configuration's word, san or kernel."""
+def start_ours(lab: Lab, image: Path, boot: str, ipxe: Path | None = None) -> None:
+    """``pxed serve``; ``boot`` is the configuration's word, san or kernel, ``ipxe`` [tftp] root."""
     found = load(image)
     place = lab.directory / "state/images" / found.name / found.version
     place.parent.mkdir(parents=True)
     place.symlink_to(image.resolve())
-    server = LabServer(lab, lab.directory / "state", f'[class.x86]\nboot = "{boot}"\n')
+    more = f'[class.x86]\nboot = "{boot}"\n'
+    if ipxe is not None:
+        more += f'[tftp]\nroot = "{ipxe.resolve()}"\n'
+    server = LabServer(lab, lab.directory / "state", more)
     server.start()
 
 
-def boot_once(side: str, firmware: Firmware, image: Path) -> Boot:
+def boot_once(side: str, firmware: Firmware, image: Path, ipxe: Path | None = None) -> Boot:
     """One boot in a lab of its own: seconds from power-on to each stage, and ``bytes``."""
     with Lab() as lab:
         if side == "peers":
             start_peers(lab, image)
         else:
-            start_ours(lab, image, side)
+            start_ours(lab, image, side, ipxe)
         client = lab.add_client(firmware=firmware, memory=1024)
         wire = Wire(lab, client)
         started = time.time()
@@ -151,6 +154,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench seat", description=__doc__)
     parser.add_argument("--firmware", choices=("bios", "uefi"), action="append")
     parser.add_argument("--boot", choices=("san", "kernel"), default="san", help="how pxed boots")
+    parser.add_argument("--ipxe", type=Path, metavar="DIR", help="iPXE that pxed hands out")
     parser.add_argument("--image", default="debian", help="debian, minimal or an image's directory")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
@@ -163,6 +167,8 @@ def main(argv: list[str]) -> None:
                 image = build(Path(name), asked.image)
             elif not (image / "manifest.json").is_file():
                 raise UsageError(f"{image}: no image directory: it has no manifest.json")
+            if asked.ipxe is not None and not (asked.ipxe / "snponly.efi").is_file():
+                raise UsageError(f"{asked.ipxe}: has no snponly.efi: pxed ipxe fetch --out DIR")
             for path in image.iterdir():
                 path.read_bytes()
             for firmware in asked.firmware or ["bios", "uefi"]:
@@ -170,7 +176,7 @@ def main(argv: list[str]) -> None:
                 for number in range(asked.rounds):
                     # Whoever is second finds a warmer machine: so they take turns at that too.
                     order = [asked.boot, "peers"][:: -1 if number % 2 else 1]
-                    boots = {side: boot_once(side, firmware, image) for side in order}
+                    boots = {side: boot_once(side, firmware, image, asked.ipxe) for side in order}
                     rounds.append(boots)
                     print(".", end="", file=sys.stderr, flush=True)
                 print(file=sys.stderr)

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Mapping
 
-from pxed import images, orders, provision, signed
+from pxed import images, ipxe, orders, provision, signed
 from pxed.clients import Clients
 from pxed.config import Class, Config, Provision
 from pxed.errors import PxedError, UsageError
@@ -55,7 +55,7 @@ class Choice:
                 raise UsageError(f'{where} boot = "kernel": is for class x86 only')
             if each.secure_boot and each.boot != "kernel":
                 raise UsageError(f'{where} secure_boot = true: needs boot = "kernel"')
-            if each.secure_boot and (missing := signed.missing(self.config.tftp.root)):
+            if each.secure_boot and (missing := signed.missing(ipxe.directory(self.config))):
                 raise UsageError(f"{where} secure_boot = true: {missing}")
             kernel = image.maintenance if each.mode == "provision" else image.kernel
             if each.boot == "kernel" and kernel is None:

@@ -31,7 +31,7 @@ class _Commands(click.Group):
     """Imports a command's module when it is called: no listing waits for what it never uses."""
 
     others: ClassVar[Mapping[str, str]] = {
-        "client": "cli_client", "doctor": "doctor", "image": "cli_image",
+        "client": "cli_client", "doctor": "doctor", "image": "cli_image", "ipxe": "cli_ipxe",
         "midlayer": "cli_midlayer", "promote": "cli_promote", "size": "cli_size",
     }  # fmt: skip
 

@@ -175,7 +175,7 @@ class Dhcp:
 
 @dataclass(frozen=True, slots=True)
 class Tftp:
-    root: Path = _key(_path, Path("/usr/lib/ipxe"))
+    root: Path | None = _key(_path, None)  # None: see pxed.ipxe
     single_port: bool = _key(_switch, False)
     fold_case: bool = _key(_switch, False)
     max_blksize: int = _key(_number(512, 65464), 65464)

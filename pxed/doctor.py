@@ -22,7 +22,7 @@ from aoe_fast import AoeError
 from aoe_fast.frames import ANY_SLOT, InitiatorError
 from aoe_fast.initiator import Initiator
 from aoe_fast.server import ring_sizes
-from pxed import images, pi
+from pxed import images, ipxe, pi
 from pxed.ask import ControlClient, NoServer
 from pxed.cli_base import (
     config_option,
@@ -242,16 +242,26 @@ def check_running(running: ControlClient, config: Config) -> Iterator[Finding]:
 
 
 def check_boot_files(config: Config) -> Iterator[Finding]:
+    root = ipxe.directory(config)
+    fetched = ipxe.manifest(root)
     for name, whom in _BOOT_FILES.items():
-        path = config.tftp.root / name
+        path = root / name
         try:
             data = path.read_bytes()
         except OSError as error:
             todo = "install Debian's package ipxe, or set [tftp] root"
             yield Finding("boot file", BROKEN, f"{path}: {error.strerror}: {whom} need it", todo)
             continue
-        version = _ipxe_version(data)
-        yield Finding("boot file", OK, f"{path}: {version}, {amount(len(data))}, for {whom}")
+        if name in fetched and ipxe.digest(data) != fetched[name]:
+            text = f"{path} is not what was fetched"
+            yield Finding("boot file", BROKEN, text, "fetch it again: pxed ipxe fetch")
+            continue
+        version = f"iPXE {fetched['version']}" if name in fetched else _ipxe_version(data)
+        slow = name.endswith(".efi") and ipxe.waits_for_key(data)
+        wait = "; each start waits 2 s for a key" if slow else ""
+        todo = "pxed ipxe fetch brings one that does not wait" if slow else ""
+        text = f"{path}: {version}, {amount(len(data))}, for {whom}{wait}"
+        yield Finding("boot file", OK, text, todo)
 
 
 def _ipxe_version(data: bytes) -> str:

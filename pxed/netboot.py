@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from pxed import images, signed
+from pxed import images, ipxe, signed
 from pxed.clients import Clients
 from pxed.config import Config
 from pxed.conflicts import GONE, Conflicts
@@ -36,6 +36,7 @@ from pxed.net.neighbours import Neighbours
 from pxed.net.ra import RouterAdvertiser
 from pxed.net.rival import find_rivals
 from pxed.net.tftp import TftpServer
+from pxed.scripts import AUTOEXEC
 from pxed.seat import Client, State
 from pxed.strangers import is_stranger, proves
 from pxed.tftp.files import Files
@@ -87,6 +88,7 @@ class NetBoot:
         self._timers: dict[Mac, asyncio.TimerHandle] = {}
         self._leasing: list[Rival] = []  # other DHCP servers that were there at the start
         self._scripts = scripts
+        self._ipxe = ipxe.directory(config)  # what is fetched meanwhile is for the next start
         self._grub = grub
         self._emit = emit
         self._stack = contextlib.AsyncExitStack()
@@ -146,7 +148,7 @@ class NetBoot:
         )
         shelves = {name: each.shelf for name, each in config.classes.items()}
         programs = {*BOOT_FILES.values(), *HTTP_FILES.values()}
-        self._site = Site(self._image, shelves, config.tftp.root, programs)
+        self._site = Site(self._image, shelves, self._ipxe, programs)
         self.http = HttpServer(
             link,
             config.http.port,
@@ -191,14 +193,17 @@ class NetBoot:
         return leases
 
     def _files(self) -> Files:
-        root = self.config.tftp.root
+        root = self._ipxe
         if not root.is_dir():
             raise UsageError(
                 f"[tftp] root = {root}: no such directory: install Debian's package ipxe, "
                 "or name the directory with iPXE's files"
             )
-        fold_case = self.config.tftp.fold_case
-        return Files(root, virtual=self._scripts, aliases=signed.files(), fold_case=fold_case)
+        virtual = dict(self._scripts)
+        if (autoexec := ipxe.script(root)) is not None:
+            virtual[AUTOEXEC] = autoexec
+        aliases = {**signed.files(), **ipxe.stand_ins(root)}
+        return Files(root, virtual=virtual, aliases=aliases, fold_case=self.config.tftp.fold_case)
 
     def _largest_block(self, mac: Mac | None) -> int:
         """The TFTP block size that a machine gets at most, whatever it asks for."""
@@ -289,7 +294,7 @@ class NetBoot:
             self.conflicts.booter(),
             self.config.dhcp.router_advertisement,
             self.config.http.port,
-            str(self.config.tftp.root),
+            str(self._ipxe),
         )
 
     def update(self, link: Link) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from aoe_fast import AoeError, privileges
 from aoe_fast.buffers import start_helper
 from aoe_fast.privileges import Capability
+from pxed import ipxe
 from pxed.config import Config
 from pxed.errors import HostError, UsageError
 
@@ -125,7 +126,7 @@ def _user(config: Config) -> pwd.struct_passwd | None:
 
 def _program(config: Config) -> list[Path]:
     """What the server reads of its own program after it has changed its user."""
-    return [config.tftp.root, Path(sys.prefix), Path(__file__).parent]
+    return [ipxe.directory(config), Path(sys.prefix), Path(__file__).parent]
 
 
 def _foreign(config: Config) -> bool:

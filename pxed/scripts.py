@@ -2,6 +2,9 @@
 
 from pxed.bootable import Kernel
 
+AUTOEXEC = "autoexec.ipxe"
+"""What an iPXE for UEFI that is newer than Debian 12's asks for beside itself as it starts."""
+
 _SORRY = """\
 :failed
 echo pxed: this machine cannot boot: ${errmsg}
@@ -14,6 +17,11 @@ exit 1
 def san(root_path: str) -> bytes:
     """Boot the AoE disk ``root_path``, such as ``aoe:e16.0``."""
     return f"#!ipxe\nsanboot {root_path}\n".encode()
+
+
+def autoexec() -> bytes:
+    """What an iPXE for UEFI runs instead of waiting for a key: all that it does by itself then."""
+    return b"#!ipxe\nautoboot\n"
 
 
 def local() -> bytes:

@@ -13,6 +13,7 @@ from pxed.dhcp.bootplan import BOOT_FILES, HTTP_FILES
 from pxed.dhcp.classify import arch_name
 from pxed.dhcp.replies import Mode
 from pxed.events import Event, Kind
+from pxed.scripts import AUTOEXEC
 from pxed.seat import Client, Stage
 from pxed.signed import GRUB, SHIM
 
@@ -34,9 +35,9 @@ _HTTP = (Kind.HTTP_READ, Kind.HTTP_DONE, Kind.HTTP_MISSING, Kind.HTTP_FAILED)
 _AOE = (Kind.AOE_FOUND, Kind.AOE_READ, Kind.AOE_WRITE, Kind.AOE_HEARD)
 _PROGRAMS = {*BOOT_FILES.values(), *HTTP_FILES.values()}
 _DEBIANS = ("undionly.kpxe", "snponly.efi")
+_NEWER = ("snponly-arm64.efi",)
 _TARGETS = {
     "ipxe-i386.efi": "bin-i386-efi/ipxe.efi", "snponly-arm32.efi": "bin-arm32-efi/snponly.efi",
-    "snponly-arm64.efi": "bin-arm64-efi/snponly.efi",
 }  # fmt: skip
 """iPXE's name for what firmware of other kinds is told to load."""
 _TREE = (
@@ -366,6 +367,8 @@ def _file_not_asked(client: Client, file: str, by_http: bool, scene: Scene) -> R
 def _get(name: str, root: str) -> str:
     if name in _DEBIANS:
         return f"install Debian's package ipxe, or put it into {root}"
+    if name in _NEWER:
+        return f"pxed ipxe fetch brings it, or put it into {root}; then start pxed serve again"
     target = _TARGETS.get(name)
     how = f" (make {target})" if target else ""
     return (
@@ -398,6 +401,8 @@ def _never_came_back(client: Client, loaded: Event, now: float, scene: Scene) ->
         )
     if name == GRUB:
         return _no_configuration(name, scene)
+    if name.endswith(AUTOEXEC):
+        return Reason(f"it loaded {name} and was not heard again", _TREE)
     if client.arch in (None, 0):
         return Reason(f"it loaded {name} and was not heard again", _TREE)
     return Reason(

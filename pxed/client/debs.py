@@ -36,15 +36,13 @@ def fetch_package(
     with tempfile.TemporaryDirectory(prefix=".new-", dir=kept.parent) as name:
         work = Path(name)
         work.chmod(0o755)
-        apt = _Apt(work / "apt", arch, f"deb [signed-by={_KEYS}] {mirror} {release} main")
+        apt = Apt(work / "apt", arch, f"deb [signed-by={_KEYS}] {mirror} {release} main")
         progress(f"fetching {package}:{arch}")
         apt.run("apt-get", "-qq", "update")
         real = _real(apt.run("apt-cache", "depends", "--important", package), package)
-        fresh = work / "files"
-        fresh.mkdir()
         apt.run("apt-get", "-qq", "download", real)
         (archive,) = work.glob("apt/*.deb")
-        _run(["dpkg-deb", "-x", str(archive), str(fresh)], os.environ, work)
+        fresh = unpack(archive, work / "files")
         for modules in (fresh / "lib/modules").glob("*"):
             _run(["depmod", "-b", str(fresh), modules.name], os.environ, work)
         try:
@@ -63,14 +61,24 @@ def _real(said: str, package: str) -> str:
     return package
 
 
-class _Apt:
-    """apt for one other processor, with lists, status and cache below ``place``."""
+def unpack(archive: Path, into: Path) -> Path:
+    """The new directory ``into`` with the files of a package; HostError."""
+    into.mkdir()
+    _run(["dpkg-deb", "-x", str(archive), str(into)], os.environ, into)
+    return into
 
-    def __init__(self, place: Path, arch: str, source: str) -> None:
+
+class Apt:
+    """apt for one processor's packages, with lists, status and cache below ``place``.
+
+    ``sources`` are the lines of its sources.list; this machine's own are not looked at.
+    """
+
+    def __init__(self, place: Path, arch: str, *sources: str) -> None:
         for folder in ("lists/partial", "cache/archives/partial", "parts"):
             (place / folder).mkdir(parents=True)
         (place / "status").touch()
-        (place / "sources.list").write_text(source + "\n")
+        (place / "sources.list").write_text("".join(f"{line}\n" for line in sources))
         config = place / "apt.conf"
         config.write_text(
             f'APT::Architecture "{arch}";\nAPT::Architectures {{ "{arch}"; }};\n'
@@ -78,8 +86,10 @@ class _Apt:
             f'Dir::State::Lists "{place}/lists";\nDir::Cache "{place}/cache";\n'
             f'Dir::Etc::sourcelist "{place}/sources.list";\n'
             f'Dir::Etc::sourceparts "{place}/parts";\n'
-            f'Dir::Etc::preferencesparts "{place}/parts";\nAPT::Sandbox::User "root";\n'
-            'Acquire::Languages "none";\n'
+            f'Dir::Etc::preferencesparts "{place}/parts";\nDir::Etc::preferences "/dev/null";\n'
+            'APT::Sandbox::User "root";\n'
+            # Not what could be had, without a word of the rest.
+            'Acquire::Languages "none";\nAPT::Update::Error-Mode "any";\n'
         )
         self._place = place
         self._env = {**os.environ, "APT_CONFIG": str(config), "LC_ALL": "C"}
@@ -98,6 +108,7 @@ def _run(argv: Sequence[str], env: "os._Environ[str] | dict[str, str]", cwd: Pat
     except subprocess.TimeoutExpired:
         raise HostError(f"{argv[0]} took longer than 900 s: is the network up?") from None
     except subprocess.CalledProcessError as error:
-        why = (error.stderr.strip() or error.stdout.strip() or "no reason given").splitlines()[-1]
+        lines = (error.stderr.strip() or error.stdout.strip() or "no reason given").splitlines()
+        why = next((line for line in lines if line.startswith("E: ")), lines[-1])
         raise HostError(f"{' '.join(argv[:3])} failed: {why}") from None
     return done.stdout

@@ -1,6 +1,7 @@
 """Which file or script an HTTP path stands for; nothing but known names. Sans-IO.
 
     /ipxe/snponly.efi             our iPXE, for UEFI HTTP boot
+    /ipxe/autoexec.ipxe           what that asks for as it starts
     /boot/lab@2026.11.ipxe        the script that loads this image's kernel
     /image/lab@2026.11/vmlinuz    and what it loads
     /image/pi@2026.11/pxed.efi    all of it in one program, for UEFI on ARM
@@ -17,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pxed import scripts, signed
+from pxed import ipxe, scripts, signed
 from pxed.bootable import Kernel
 from pxed.errors import UsageError
 from pxed.http.fatdisk import FatDisk
@@ -43,25 +44,28 @@ class Found:
 class Site:
     """``image_of``: NAME@VERSION to the image, UsageError if there is none; ``shelves`` by class.
 
-    ``ipxe``: the directory with iPXE's programs, of which ``programs`` are served.
+    ``root``: the directory with iPXE's programs, of which ``programs`` are served.
     """
 
     def __init__(
         self,
         image_of: Callable[[str], Image],
         shelves: Mapping[str, int],
-        ipxe: Path,
+        root: Path,
         programs: Collection[str],
     ) -> None:
         self._image_of = image_of
         self._shelves = shelves
-        self._ipxe = ipxe
-        self._programs = {f"{_IPXE}{name}": ipxe / name for name in programs}
+        self._root = root
+        self._programs = {f"{_IPXE}{name}": ipxe.program(root, name) for name in programs}
 
     def find(self, path: str, base: str) -> Found | None:
         """What ``path`` stands for, or None; ``base`` is the server's URL for scripts."""
         if (program := self._programs.get(path)) is not None:
             return Found(program) if program.is_file() else None
+        if path == f"{_IPXE}{scripts.AUTOEXEC}":
+            own = ipxe.script(self._root)
+            return Found(self._root / scripts.AUTOEXEC) if own is None else Found(content=own)
         if (asked := _SCRIPT.fullmatch(path)) is not None:
             return self._script(asked[2], base, tfm=asked[1] == "tfm")
         if (asked := _DISK.fullmatch(path)) is not None:
@@ -89,10 +93,10 @@ class Site:
         kernel = _kernel(image, tfm=tfm)
         if image is None or kernel is None or image.class_name != "x86":
             return None
-        if "x86" not in self._shelves or signed.missing(self._ipxe):
+        if "x86" not in self._shelves or signed.missing(self._root):
             return None
         try:
-            return Found(disk=FatDisk(signed.disk(self._ipxe, kernel, self._shelves["x86"], mac)))
+            return Found(disk=FatDisk(signed.disk(self._root, kernel, self._shelves["x86"], mac)))
         except UsageError:
             return None
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from pxed.client.ipxe import fetch_ipxe
 from pxed.client.minimal import build_minimal
 from pxed.lab.lab import Lab
 from pxed.lab.qemu import Client, Firmware
 from pxed.lab.server import LabServer
-from tests.conftest import requires
+from tests.conftest import from_mirror, requires
 
 PROGRAMS = ("ip", "qemu-system-x86_64", "mksquashfs", "mcopy", "syslinux", "mkfs.ext4")
 
@@ -48,12 +49,26 @@ def dracut_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("dracut") / "1", initramfs="dracut")
 
 
+@pytest.fixture(scope="session")
+def newer_ipxe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `pxed ipxe fetch` brings, fetched once; tests copy it into their state directory."""
+    requires("apt-get", "dpkg-deb")
+    directory = tmp_path_factory.mktemp("newer") / "ipxe"
+    with from_mirror():
+        fetch_ipxe(directory)
+    return directory
+
+
 class Room:
     """A lab with our server, its state directory and its clients."""
 
-    def __init__(self, lab: Lab, image: Path, more: str = "", version: str = "1") -> None:
+    def __init__(
+        self, lab: Lab, image: Path, more: str = "", version: str = "1", ipxe: Path | None = None
+    ) -> None:
         self.lab = lab
         self.state = lab.directory / "state"
+        if ipxe is not None:
+            shutil.copytree(ipxe, self.state / "ipxe")
         shutil.copytree(image, self.state / "images" / "lab" / version)
         self.server = LabServer(lab, self.state, more)
         self.server.start()
@@ -82,11 +97,13 @@ def make_room(lab_image: Path) -> Iterator[RoomMaker]:
     """Makes labs with a server; they end with the module's tests, or when the next one is made."""
     labs: list[Lab] = []
 
-    def make(more: str = "", image: Path = lab_image, version: str = "1") -> Room:
+    def make(
+        more: str = "", image: Path = lab_image, version: str = "1", ipxe: Path | None = None
+    ) -> Room:
         while labs:
             labs.pop().close()
         labs.append(Lab())
-        return Room(labs[0], image, more, version)
+        return Room(labs[0], image, more, version, ipxe)
 
     yield make
     for lab in labs:

@@ -4,6 +4,7 @@ What a Pi's firmware does is done here step by step: the recorded DISCOVER, then
 What it would start then QEMU's arm64 board starts, with Debian's arm64 kernel and its aoe.ko.
 """
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -176,3 +177,32 @@ def test_uefi_on_arm64_boots_the_same_image(
     assert (shown["class"], shown["image"]) == ("rpi", "pi@1")
     assert "/dev/etherd/e17.3 /config ext4 rw" in seat.shell("cat /proc/mounts")
     seat.power_off()
+
+
+@pytest.mark.long
+@pytest.mark.ci
+def test_uefi_on_arm64_by_debians_newer_ipxe(image: Path, tmp_path: Path, newer_ipxe: Path) -> None:
+    """Without a program of its own the image's kernel is loaded by iPXE, over HTTP."""
+    if not Path("/usr/share/AAVMF/AAVMF_CODE.fd").is_file():
+        pytest.skip("needs qemu-efi-aarch64: run script/bootstrap --test")
+    plain = tmp_path / "image"
+    shutil.copytree(image, plain)
+    said = json.loads((plain / "manifest.json").read_text())
+    (plain / said.pop("efi")).unlink()
+    (plain / "manifest.json").write_text(json.dumps(said))
+    with Lab() as lab:
+        shutil.copytree(plain, lab.directory / "state/images/pi/1")
+        shutil.copytree(newer_ipxe, lab.directory / "state/ipxe")
+        server = LabServer(lab, lab.directory / "state", "[class.rpi]\n")
+        server.start()
+        seat = lab.add_client(kind=ArmClient, name="arm-ipxe", firmware="uefi")
+        seat.power_on()
+        server.wait_running(seat, 200)
+        assert server.stages(seat.mac)[:4] == ["DISCOVER", "OFFER", "boot file", "iPXE"]
+        loaded = [e["file"] for e in server.control.follow("/v1/events")
+                  if e["kind"] in ("tftp-done", "http-done")]  # fmt: skip
+        assert loaded == [
+            "snponly-arm64.efi", "autoexec.ipxe",
+            "/boot/pi@1.ipxe", "/image/pi@1/vmlinuz", "/image/pi@1/initrd",
+        ]  # fmt: skip
+        assert "/dev/etherd/e17.3 /config ext4 rw" in seat.shell("cat /proc/mounts")

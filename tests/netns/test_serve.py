@@ -73,6 +73,28 @@ def test_the_boot_file_comes_by_tftp(serve: Serve, tmp_path: Path) -> None:
     assert got.read_bytes() == Path("/usr/lib/ipxe/undionly.kpxe").read_bytes()
 
 
+def test_what_was_fetched_is_served_with_a_script_beside_it(serve: Serve, tmp_path: Path) -> None:
+    requires("curl")
+    own = serve.state / "ipxe"
+    own.mkdir()
+    for name in ("undionly.kpxe", "ipxe-arm64.efi", "manifest.json"):
+        (own / name).write_text(f"fetched {name}")
+    serve.start()
+    serve.cable.cli.ip("addr add 10.77.0.2/24 dev eth0")
+
+    def get(url: str) -> bytes:
+        (tmp_path / "got").unlink(missing_ok=True)
+        serve.cable.cli.run(["curl", "-sf", "-o", str(tmp_path / "got"), url])
+        return (tmp_path / "got").read_bytes()
+
+    assert get("tftp://10.77.0.1/undionly.kpxe") == b"fetched undionly.kpxe"
+    for where in ("tftp://10.77.0.1", "http://10.77.0.1/ipxe"):
+        assert get(f"{where}/snponly-arm64.efi") == b"fetched ipxe-arm64.efi"
+        assert get(f"{where}/autoexec.ipxe").startswith(b"#!ipxe\n")
+    (own / "autoexec.ipxe").write_text("of the administrator's")
+    assert get("http://10.77.0.1/ipxe/autoexec.ipxe") == b"of the administrator's"
+
+
 def test_a_discover_prepares_a_config_for_that_mac_alone(serve: Serve, tmp_path: Path) -> None:
     serve.start()
     udhcpc(serve, tmp_path, *PXE)

@@ -25,6 +25,7 @@ def boot(clients: Clients, start: float) -> None:
     feed(clients, start + 0.1, Kind.OFFER, ip="10.77.0.50")
     feed(clients, start + 0.2, Kind.ACK, ip="10.77.0.50", firmware="pxe")
     feed(clients, start + 0.3, Kind.TFTP_DONE, file="snponly.efi")
+    feed(clients, start + 0.5, Kind.TFTP_DONE, file="autoexec.ipxe")
     feed(clients, start + 1.0, Kind.DISCOVER, firmware="ipxe", arch=7)
     feed(clients, start + 1.1, Kind.OFFER, ip="10.77.0.50")
     feed(clients, start + 2.0, Kind.AOE_READ, shelf=16, slot=0)

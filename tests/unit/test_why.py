@@ -87,7 +87,7 @@ def test_a_boot_file_that_debian_has_not_is_named_with_its_target() -> None:
     boot(Kind.TFTP_MISSING, file="snponly-arm64.efi")
     text = boot.why(5)
     assert "it asked for snponly-arm64.efi, which is not here" in text
-    assert "make bin-arm64-efi/snponly.efi" in text
+    assert "pxed ipxe fetch brings it" in text
     assert "/usr/lib/ipxe" in text
 
 
@@ -363,6 +363,16 @@ def test_spanning_tree_after_the_cards_own_ipxe_has_loaded_ours() -> None:
     assert "12 s from loading iPXE" in str(hint(boot.traces.of(MAC)))
     boot.discover("ipxe")
     assert hint(boot.traces.of(MAC)) is None
+
+
+def test_an_ipxe_that_has_loaded_its_script_was_not_refused() -> None:
+    boot = Boot().loaded()(Kind.TFTP_READ, file="autoexec.ipxe")(
+        Kind.TFTP_DONE, file="autoexec.ipxe"
+    )
+    assert boot.why(44) == ""
+    said = boot.why(46)
+    assert "it loaded autoexec.ipxe and was not heard again; a switch port with spanning" in said
+    assert "Secure Boot" not in said
 
 
 def test_spanning_tree_before_the_first_question() -> None:
