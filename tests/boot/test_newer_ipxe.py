@@ -48,7 +48,7 @@ def test_bios_boots_its_disk(room: Room) -> None:
 def test_uefi_that_is_sent_on_to_its_disk_leaves_at_once(room: Room) -> None:
     """There is none: its firmware tries its next entry, and is told the same."""
     seat = room.lab.add_client(firmware="uefi", memory=256)
-    room.server.control.post("/v1/clients/boot", {"clients": seat.mac, "mode": "local"})
+    room.server.control.post("/v1/clients/boot", {"select": [seat.mac], "order": "local"})
     seat.power_on()
     seat.wait_for(r"(?s)autoexec\.ipxe.*local\.ipxe.*BdsDxe: failed to start", 120)
     assert room.server.client(seat.mac)["state"] == "local"
