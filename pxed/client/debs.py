@@ -14,6 +14,7 @@ from pxed.client.kernel import cache_dir
 from pxed.errors import HostError
 
 MIRROR = "http://deb.debian.org/debian"
+_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
 _KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
@@ -103,7 +104,13 @@ def _run(argv: Sequence[str], env: "os._Environ[str] | dict[str, str]", cwd: Pat
         raise HostError(f"{argv[0]} is missing: packages for other processors come by Debian's apt")
     try:
         done = subprocess.run(
-            argv, env=env, cwd=cwd, capture_output=True, text=True, check=True, timeout=900
+            [*_WITH_US, *argv],
+            env=env,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=900,
         )
     except subprocess.TimeoutExpired:
         raise HostError(f"{argv[0]} took longer than 900 s: is the network up?") from None

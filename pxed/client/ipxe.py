@@ -67,9 +67,12 @@ def fetch_ipxe(
         }  # fmt: skip
         progress(f"putting {said['version']} into {target}")
         (files / MANIFEST).write_text(json.dumps(said, indent=1) + "\n")
-        target.mkdir(parents=True, exist_ok=True)
-        for name in (*names, MANIFEST):
-            _replace(files / name, target / name)
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            for name in (*names, MANIFEST):
+                _replace(files / name, target / name)
+        except OSError as error:
+            raise HostError(f"{error.filename or target}: {error.strerror}") from error
     return said
 
 

@@ -125,6 +125,15 @@ def test_a_package_without_what_seats_need(tmp_path: Path, cache: Path) -> None:
 
 
 @pytest.mark.usefixtures("trusting")
+def test_a_place_that_is_none(tmp_path: Path) -> None:
+    mirror = repository(tmp_path / "m", NEW)
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file/x", Path("/proc/x")):
+        with pytest.raises(HostError, match=str(place)):
+            fetch_ipxe(place, mirror=mirror)
+
+
+@pytest.mark.usefixtures("trusting")
 def test_no_such_mirror(tmp_path: Path, cache: Path) -> None:
     requires("apt-get", root=False)
     said = refused(tmp_path, cache, f"file:{tmp_path}/nowhere")
