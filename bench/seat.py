@@ -30,6 +30,8 @@ WANTED = {LOGIN: 0.70, MOUNT: 0.45}
 _IPXE = Path("/usr/lib/ipxe")
 _CONFIG_SIZE = 512 << 20
 _LIMIT = 400.0  # seconds for one boot
+# What any PC since 2012 has, and the lab's machines without KVM have not.
+_RDRAND = ("-cpu", "Nehalem,+rdrand")
 _PROMPT = r"login: |pxed: [0-9.]+ running "
 Boot = dict[str, float]
 
@@ -78,14 +80,20 @@ def start_ours(lab: Lab, image: Path, boot: str, ipxe: Path | None = None) -> No
     server.start()
 
 
-def boot_once(side: str, firmware: Firmware, image: Path, ipxe: Path | None = None) -> Boot:
+def boot_once(
+    side: str,
+    firmware: Firmware,
+    image: Path,
+    ipxe: Path | None = None,
+    extra: tuple[str, ...] = (),
+) -> Boot:
     """One boot in a lab of its own: seconds from power-on to each stage, and ``bytes``."""
     with Lab() as lab:
         if side == "peers":
             start_peers(lab, image)
         else:
             start_ours(lab, image, side, ipxe)
-        client = lab.add_client(firmware=firmware, memory=1024)
+        client = lab.add_client(firmware=firmware, memory=1024, extra=extra)
         wire = Wire(lab, client)
         started = time.time()
         client.power_on()
@@ -155,6 +163,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--firmware", choices=("bios", "uefi"), action="append")
     parser.add_argument("--boot", choices=("san", "kernel"), default="san", help="how pxed boots")
     parser.add_argument("--ipxe", type=Path, metavar="DIR", help="iPXE that pxed hands out")
+    parser.add_argument("--rdrand", action="store_true", help="both have the instruction RDRAND")
     parser.add_argument("--image", default="debian", help="debian, minimal or an image's directory")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
@@ -171,12 +180,15 @@ def main(argv: list[str]) -> None:
                 raise UsageError(f"{asked.ipxe}: has no snponly.efi: pxed ipxe fetch --out DIR")
             for path in image.iterdir():
                 path.read_bytes()
+            extra = _RDRAND if asked.rdrand and pick_accel() != "kvm" else ()
             for firmware in asked.firmware or ["bios", "uefi"]:
                 rounds = []
                 for number in range(asked.rounds):
                     # Whoever is second finds a warmer machine: so they take turns at that too.
                     order = [asked.boot, "peers"][:: -1 if number % 2 else 1]
-                    boots = {side: boot_once(side, firmware, image, asked.ipxe) for side in order}
+                    boots = {
+                        side: boot_once(side, firmware, image, asked.ipxe, extra) for side in order
+                    }
                     rounds.append(boots)
                     print(".", end="", file=sys.stderr, flush=True)
                 print(file=sys.stderr)

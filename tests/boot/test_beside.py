@@ -4,6 +4,7 @@ OVMF's PXE and HTTP boot, SeaBIOS with the iPXE in QEMU's card, and with Debian'
 The disk that they find has nothing on it: what a boot is after that, the other tests here see.
 """
 
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ MACHINES: dict[str, tuple[Any, str, tuple[str, ...], str]] = {
     "undionly": ("bios", '[class.x86]\nipxe = "own"\n', (), "undionly.kpxe"),
     "snponly": ("uefi", "", (), "snponly.efi"),
     "http": ("uefi", "", NO_PXE, "/ipxe/snponly.efi"),
+    "newer": ("uefi", "", (), "snponly.efi"),  # and the iPXE that asks for autoexec.ipxe
 }
 ALWAYS = {("proxy", "kea", "card"), ("proxy", "kea", "http"), ("pxe-only", "dnsmasq", "undionly")}
 CASES = [
@@ -70,9 +72,14 @@ def until_aoe(server: LabServer, client: Client, limit: float = 180) -> list[dic
 
 
 @pytest.mark.parametrize(("mode", "site", "machine"), CASES)
-def test_discover_to_aoe(lab: Lab, tmp_path: Path, mode: str, site: str, machine: str) -> None:
+def test_discover_to_aoe(
+    lab: Lab, tmp_path: Path, request: pytest.FixtureRequest, mode: str, site: str, machine: str
+) -> None:
     firmware, more, extra, loads = MACHINES[machine]
-    server = LabServer(lab, make_state(tmp_path), f'[dhcp]\nmode = "{mode}"\n{more}')
+    state = make_state(tmp_path)
+    if machine == "newer":
+        shutil.copytree(request.getfixturevalue("newer_ipxe"), state / "ipxe")
+    server = LabServer(lab, state, f'[dhcp]\nmode = "{mode}"\n{more}')
     site_server(site, lab.add_host("site", "10.77.0.2/24"), tmp_path)
     server.start()
     # Of two offers UEFI takes the address of the one that comes last; a server that knows of the
@@ -84,6 +91,8 @@ def test_discover_to_aoe(lab: Lab, tmp_path: Path, mode: str, site: str, machine
     client = lab.add_client(firmware=firmware, extra=extra, memory=256)
     until_aoe(server, client)
     wanted = [loads] * bool(loads) + ["x86.ipxe"] * (mode == "proxy")
+    if machine == "newer":
+        wanted.insert(1, "autoexec.ipxe")
     # The last block's answer came before the AoE frame, and somebody else looks at it.
     assert eventually(lambda: files(events_of(server, client)) == wanted), wanted
     events = events_of(server, client)
