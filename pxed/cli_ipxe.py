@@ -38,9 +38,9 @@ def ipxe_fetch(
 ) -> None:
     """Fetch the iPXE of a newer Debian, for the server to hand out.
 
-    On UEFI that of trixie boots at once where that of bookworm waits two seconds for a key, and it
-    has a program for arm64. The package is checked against Debian's keys; nothing is installed on
-    this machine.
+    On UEFI that of trixie boots at once where that of bookworm waits two seconds for a key (on
+    machines with RDRAND: see docs/operators.md), and it has a program for arm64. The package is
+    checked against Debian's keys; nothing is installed on this machine.
     """
     from aoe_fast.privileges import give_like
     from pxed.client.ipxe import fetch_ipxe

@@ -8,7 +8,7 @@ from pxed.lab.qemu import Client
 from tests.boot.conftest import Room, RoomMaker
 from tests.boot.test_kernel_boot import LOADED, NO_PXE, files
 
-pytestmark = [pytest.mark.boot, pytest.mark.timeout(500), pytest.mark.long, pytest.mark.ci]
+pytestmark = [pytest.mark.boot, pytest.mark.timeout(500), pytest.mark.long]
 
 STAGES = [
     "DISCOVER", "OFFER", "boot file", "iPXE", "first AoE read", "kernel up", "root mounted",
@@ -28,6 +28,7 @@ def by_tftp(room: Room, client: Client) -> list[str]:
     return [e["file"] for e in events if e["kind"] == "tftp-done" and e["mac"] == client.mac]
 
 
+@pytest.mark.ci
 def test_uefi_boots_its_disk_and_waits_for_no_key(room: Room) -> None:
     seat = room.seat("uefi")
     assert by_tftp(room, seat) == ["snponly.efi", "autoexec.ipxe"]
