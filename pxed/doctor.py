@@ -259,7 +259,7 @@ def check_boot_files(config: Config) -> Iterator[Finding]:
         version = f"iPXE {fetched['version']}" if name in fetched else _ipxe_version(data)
         slow = name.endswith(".efi") and ipxe.waits_for_key(data)
         wait = "; each start waits 2 s for a key" if slow else ""
-        todo = "pxed ipxe fetch brings one that does not wait" if slow else ""
+        todo = "pxed ipxe fetch brings one that does not (docs/operators.md, iPXE)" if slow else ""
         text = f"{path}: {version}, {amount(len(data))}, for {whom}{wait}"
         yield Finding("boot file", OK, text, todo)
 

@@ -95,4 +95,4 @@ def test_the_doctor_tells_of_the_wait(tmp_path: Path) -> None:
     assert {each.grade for each in found} == {"ok"}
     (told,) = [each for each in found if each.todo]
     assert told.text.endswith("for UEFI PCs; each start waits 2 s for a key")
-    assert told.todo == "pxed ipxe fetch brings one that does not wait"
+    assert told.todo == "pxed ipxe fetch brings one that does not (docs/operators.md, iPXE)"
