@@ -4,6 +4,7 @@ HostError in one line when a program is missing or fails.
 """
 
 import contextlib
+import re
 import resource
 import struct
 import subprocess
@@ -24,6 +25,8 @@ _MEMORY = 1 << 30  # and a part in 256 of its size
 
 # fsck(8)
 _MENDED, _UNMENDED = 3, 4
+# How e2fsck ends whatever it found, which it has said before.
+_ENDING = re.compile(r".*: UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY\.|\(i\.e\., without .*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +144,10 @@ def _run(
     status = process.returncode
     if status > good or status < 0:
         # Labels and names in it are a client's.
-        said = [_printable(line).strip() for line in output.splitlines() if line.strip()]
-        raise HostError(f"{command[0]} failed: {said[-1] if said else status}")
+        lines = (_printable(line.strip()) for line in output.splitlines())
+        said = [line for line in lines if line]
+        telling = [line for line in said if not _ENDING.fullmatch(line)] or said
+        raise HostError(f"{command[0]} failed: {telling[-1] if telling else status}")
     return status
 
 

@@ -57,6 +57,16 @@ def test_its_memory_is_bounded(e2fsck: Path, tmp_path: Path) -> None:
     assert int((tmp_path / "limit").read_text()) == (1 << 30) // 1024
 
 
+def test_what_it_found_is_told_and_not_its_usual_ending(e2fsck: Path, tmp_path: Path) -> None:
+    found = r"config: Directory inode 17, block #0, offset 0: directory corrupted\n"
+    ending = (
+        r"\n\nconfig: UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY.\n\t(i.e., without -a or -p)\n"
+    )
+    becomes(e2fsck, f"printf '{found}{ending}'; exit 4")
+    with pytest.raises(HostError, match=r"e2fsck failed: config: .* directory corrupted$"):
+        ext4.mend(tmp_path / "disk")
+
+
 def test_what_a_label_says_does_nothing_to_a_terminal(e2fsck: Path, tmp_path: Path) -> None:
     becomes(e2fsck, r"printf 'first\n\033[2J\377evil\a: UNEXPECTED INCONSISTENCY\n'; exit 4")
     with pytest.raises(HostError, match="UNEXPECTED") as caught:
