@@ -210,6 +210,24 @@ find_root() {
     uptime
     discover $((now + root_wait * 100)) "$root_disk" || fail "no answer from AoE disk $root_disk \
 within $root_wait s on$wired: is the server on this segment?"
+    own_cards
+}
+
+# own_cards: of several cards only those are used for AoE by which the server knows this machine: the
+# report device is shown to no other. A target with the same address on another network would be one
+# more way to the same disk to the driver, and the root a mixture of two.
+own_cards() {
+    case ${wired# } in *' '*) ;; *) return 0 ;; esac
+    uptime
+    discover $((now + 200)) "$report_disk" || return 0
+    read -r own < "/sys/block/etherd!$report_disk/netif" &&
+        read -r seen < "/sys/block/etherd!$root_disk/netif" || return 0
+    echo "$own" > /dev/etherd/interfaces
+    [ "$seen" != "$own" ] || return 0
+    echo all > /dev/etherd/flush
+    uptime
+    discover $((now + root_wait * 100)) "$root_disk" ||
+        fail "no answer from AoE disk $root_disk on $own: its server is on another card's network"
 }
 
 # mount_lower: the shared root at /lower, read-only; which image it is, in $generation: what it says

@@ -14,6 +14,7 @@ import pytest
 from pxed.client.archive import Cpio
 from pxed.client.programs import add_programs
 from pxed.lab.lab import Lab
+from pxed.lab.netns import Namespace
 from pxed.lab.qemu import Client
 from tests.boot.debian import eventually
 from tests.conftest import requires
@@ -97,9 +98,16 @@ def disks(lab: Lab, lab_image: Path) -> Disks:
 
 @pytest.fixture
 def start(lab: Lab, lab_image: Path) -> Starter:
-    def power_on(more: str = "", *, plugged: bool = True, initrd: Path | None = None) -> Client:
+    def power_on(
+        more: str = "",
+        *,
+        plugged: bool = True,
+        initrd: Path | None = None,
+        extra: tuple[str, ...] = (),
+    ) -> Client:
         client = lab.add_client(
             extra=(
+                *extra,
                 "-kernel", str(lab_image / "vmlinuz"),
                 "-initrd", str(initrd or lab_image / "initrd"),
                 "-append", f"{WORDS} {more}",
@@ -352,6 +360,34 @@ def test_a_cable_that_comes_late_is_waited_for(disks: Disks, start: Starter) -> 
         client.wait_for("pxed: ", timeout=6)
     client.cable(plugged=True)
     client.wait_running()
+
+
+def test_a_target_with_the_same_address_on_a_second_cards_network_is_left_alone(
+    disks: Disks, start: Starter, lab: Lab
+) -> None:
+    with Namespace("other") as other:
+        lab.switch.ip(
+            "tuntap add dev tap-other mode tap", "link add br-other type bridge forward_delay 0",
+            f"link add veth-other type veth peer name eth0 netns {other.pid}",
+            "link set tap-other master br-other up", "link set veth-other master br-other up",
+            "link set br-other up",
+        )  # fmt: skip
+        other.ip("link set eth0 up")
+        noise = disks.blank(9, 1 << 20)
+        noise.write_bytes(bytes(range(256)) * 4096)
+        vblade(other, 16, 1, noise)
+        vblade(other, 16, 3, noise)
+        disks.root()
+        disks.config()
+        disks.report()
+        card = ("-netdev", "tap,id=nic1,ifname=tap-other,script=no,downscript=no", "-device",
+                "virtio-net-pci,netdev=nic1,mac=52:54:00:00:99:01,romfile=")  # fmt: skip
+        client = start(extra=card)
+        client.wait_running()
+        assert "eth0 eth1" in client.console()
+        assert client.shell("cat /sys/block/etherd*/netif") == "eth0\n" * 3
+        client.shell("md5sum /dev/etherd/e16.1")
+        assert "degraded" not in client.console()
 
 
 @pytest.mark.parametrize("kind", ["ext4", "erofs"])
