@@ -368,12 +368,16 @@ empty() {
     wait $! || :
 }
 
-# room: how much of the config disk is free, in $room; nothing where that cannot be told.
+# room: how much of the config disk is free, in $room; nothing where that cannot be told. Many small files
+# can fill it too.
 room() {
     room=
     # shellcheck disable=SC2046 # its second line has the disk, its size, what is used and what is free
     set -- $(df -P -k /config 2> /dev/null)
     [ $# -lt 11 ] || room=", $((${11} / 1024))M of $((${9} / 1024))M free"
+    # shellcheck disable=SC2046
+    set -- $(df -P -i /config 2> /dev/null)
+    [ $# -lt 11 ] || [ "${11}" -ge $((${9} / 20)) ] || room="$room but ${11} files more at most"
 }
 
 # disk_layer DIR: this image's layer on the config disk over the shared root. At 1 nothing is mounted at

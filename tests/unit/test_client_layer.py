@@ -153,3 +153,19 @@ def test_a_layer_that_takes_long_to_delete_holds_up_no_start(tmp_path: Path) -> 
     assert (tmp_path / ".gone-lab@1").is_dir()
     subprocess.run(["busybox", "sh", "-euc", f". {tmp_path}/functions; empty"], check=True)
     assert not (tmp_path / ".gone-lab@1").exists()
+
+
+@pytest.mark.parametrize(
+    ("inodes", "room"),
+    [
+        ("32768 900 31868", ", 200M of 480M free"),
+        ("32768 32768 0", ", 200M of 480M free but 0 files more at most"),
+        ("0 0 0", ", 200M of 480M free"),
+    ],
+)
+def test_a_disk_without_room_for_more_files_says_so(world: Path, inodes: str, room: str) -> None:
+    heads = "Filesystem Total Used Available Capacity Mounted on /dev/etherd/e16.3"
+    df = f"case $2 in -i) echo {heads} {inodes};; *) echo {heads} 491520 0 204800;; esac"
+    asked = f'. /functions.sh; df() {{ {df}; }}; room; echo "$room"'
+    words = ["chroot", str(world), "/busybox", "sh", "-euc", asked]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == f"{room}\n"
