@@ -13,23 +13,19 @@
    second at most, 0: as fast as replies come. discover: first every client broadcasts a config query,
    all at once. pids: processes whose CPU time is taken just before the first request and just
    after the last reply. Says one line of JSON. */
-#include "ring.h"
+#include "sendring.h"
 
 /* So much longer a measurement lasts that has heard nothing yet: a disk may stand still for a moment. */
 #define NOTHING_NS 10000000000
 
-enum { BATCH = 32, MOST_SECTORS = 16, HEAD = 36, OCTAVE = 64, BUCKETS = 64 * OCTAVE };
+/* LEAST: a client's request is that many bytes at least, on a real wire. */
+enum { BATCH = 32, MOST_SECTORS = 16, HEAD = 36, LEAST = 60, OCTAVE = 64, BUCKETS = 64 * OCTAVE };
 
 struct request {
     uint64_t lba;
     int64_t sent;       /* 0: not on the wire */
     uint32_t export;
     uint32_t turn;      /* how often this slot was used: in the tag's upper bits */
-};
-
-struct message {
-    struct ata head;
-    uint8_t padding[28]; /* a client's request is 60 bytes at least, on a real wire */
 };
 
 static uint32_t clients, window, sectors, exports, total;
@@ -39,7 +35,7 @@ static int writes;
 static struct request *requests;
 static uint32_t *waiting, waiting_head, waiting_count;
 static uint64_t histogram[BUCKETS];
-static uint8_t target[6], payload[BATCH][MOST_SECTORS * SECTOR];
+static uint8_t target[6];
 static uint32_t beside, beside_slots, resting[4], resting_count; /* of the client beside */
 static uint64_t beside_histogram[BUCKETS], beside_replies;
 static uint64_t replies, wrong, failed, stray, lost, discovered;
@@ -60,11 +56,13 @@ static inline uint64_t random_number(void)
     return seed;
 }
 
+typedef uint64_t __attribute__((aligned(1), may_alias)) loose;
+
 static void fill(uint8_t *data, uint32_t export, uint64_t lba, uint32_t count)
 {
     for (uint32_t s = 0; s < count; s++) {
         uint64_t first = word(export, lba + s, version);
-        uint64_t *words = (uint64_t *)(data + s * SECTOR);
+        loose *words = (loose *)(data + s * SECTOR);
         for (uint64_t i = 0; i < SECTOR / 8; i++)
             words[i] = first + i * STEP;
     }
@@ -72,7 +70,6 @@ static void fill(uint8_t *data, uint32_t export, uint64_t lba, uint32_t count)
 
 static int is_right(const uint8_t *data, uint32_t export, uint64_t lba, uint32_t count)
 {
-    typedef uint64_t __attribute__((aligned(1), may_alias)) loose;
     uint64_t differs = 0;
     for (uint32_t s = 0; s < count; s++) {
         uint64_t first = word(export, lba + s, 0);
@@ -124,10 +121,11 @@ static double percentile(const uint64_t *counts, uint64_t all, double share)
     return 0;
 }
 
-static void put_request(struct message *message, uint32_t slot)
+/* The next request of a slot, into `frame`; its size. */
+static uint32_t put_request(uint8_t *frame, uint32_t slot)
 {
     struct request *request = &requests[slot];
-    struct ata *head = &message->head;
+    struct ata *head = (struct ata *)frame;
     uint32_t client = owner(slot);
     if (slot >= total)
         request->export = beside;
@@ -151,6 +149,10 @@ static void put_request(struct message *message, uint32_t slot)
     head->count = (uint8_t)sectors;
     head->status = writes ? 0x34 : 0x24;
     memcpy(head->lba, &request->lba, 6);
+    if (!writes)
+        return LEAST; /* the rest of the place is zero: nothing longer was ever in it */
+    fill(frame + HEAD, request->export, request->lba, sectors);
+    return HEAD + sectors * SECTOR;
 }
 
 static void take_reply(const uint8_t *frame, uint32_t size, int64_t now)
@@ -232,9 +234,6 @@ static double discover(struct ring *ring, uint64_t expected)
 
 int main(int argc, char **argv)
 {
-    static struct message heads[BATCH];
-    static struct mmsghdr messages[BATCH];
-    static struct iovec parts[BATCH][2];
     const char *mac = text_arg(argc, argv, "target", NULL);
     const char *pids = text_arg(argc, argv, "pids", "");
     double seconds = number_arg(argc, argv, "seconds", 2);
@@ -273,12 +272,8 @@ int main(int argc, char **argv)
     struct ring ring = open_ring(text_arg(argc, argv, "interface", "eth0"),
                                  total + (discovers ? clients : 0) + 64, frame_bytes, first_mac,
                                  clients + (beside ? 1 : 0));
-    for (uint32_t i = 0; i < BATCH; i++) {
-        parts[i][0] = (struct iovec){&heads[i], writes ? HEAD : 60};
-        parts[i][1] = (struct iovec){payload[i], sectors * SECTOR};
-        messages[i].msg_hdr.msg_iov = parts[i];
-        messages[i].msg_hdr.msg_iovlen = writes ? 2 : 1;
-    }
+    struct send_ring out = open_send_ring(text_arg(argc, argv, "interface", "eth0"), 4 * BATCH,
+                                          writes ? HEAD + sectors * SECTOR : LEAST);
     for (uint32_t i = 0; i < total; i++)
         waiting[waiting_count++] = i;
     while (resting_count < beside_slots) {
@@ -294,7 +289,7 @@ int main(int argc, char **argv)
     uint32_t slots[BATCH];
     for (;;) {
         uint32_t count = 0, sending = 0, others = 0;
-        uint8_t *frame;
+        uint8_t *frame, *place;
         now = now_ns();
         while (count < BATCH && (frame = ring_frame(&ring, 0, &size))) {
             take_reply(frame, size, now);
@@ -303,19 +298,19 @@ int main(int argc, char **argv)
         }
         if (now < end || (!replies && now < end + NOTHING_NS)) {
             uint64_t allowed = rate > 0 ? (uint64_t)((double)(now - start) * rate / 1e9) : UINT64_MAX;
-            while (sending < BATCH && waiting_count && sent_total + sending < allowed) {
+            while (sending < BATCH && waiting_count && sent_total + sending < allowed &&
+                   (place = send_ring_place(&out, sending))) {
                 uint32_t slot = slots[sending] = waiting[waiting_head];
                 waiting_head = waiting_head + 1 < total ? waiting_head + 1 : 0;
                 waiting_count--;
-                put_request(&heads[sending], slot);
-                if (writes)
-                    fill(payload[sending], requests[slot].export, requests[slot].lba, sectors);
+                send_ring_ready(&out, sending, put_request(place, slot));
                 sending++;
             }
             while (sending < BATCH && resting_count &&
-                   (double)beside_sent < (double)(now - start) * beside_rate / 1e9) {
+                   (double)beside_sent < (double)(now - start) * beside_rate / 1e9 &&
+                   (place = send_ring_place(&out, sending))) {
                 slots[sending] = resting[--resting_count];
-                put_request(&heads[sending], slots[sending]);
+                send_ring_ready(&out, sending, put_request(place, slots[sending]));
                 sending++;
                 beside_sent++;
                 others++;
@@ -327,12 +322,7 @@ int main(int argc, char **argv)
             now = now_ns();
             for (uint32_t i = 0; i < sending; i++)
                 requests[slots[i]].sent = now;
-            for (uint32_t out = 0; out < sending;) {
-                int code = sendmmsg(ring.fd, messages + out, sending - out, 0);
-                if (code < 0 && errno != EINTR && errno != ENOBUFS && errno != EAGAIN)
-                    die("sendmmsg");
-                out += code > 0 ? (uint32_t)code : 0;
-            }
+            send_ring_go(&out, sending);
             sent_total += sending - others;
         }
         if (now - looked > 100000000) { /* give up what has waited for a second */
