@@ -155,12 +155,14 @@ def test_interrupted_it_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
-    [({"release": "../x"}, "no code name"), ({"mirror": "ftp://x"}, "is no mirror")],
+    ("release", "mirror", "said"),
+    [("../x", None, "no code name"), ("trixie", "ftp://x", "is no mirror")],
 )
-def test_arguments_that_cannot_be(tmp_path: Path, options: dict[str, str], said: str) -> None:
+def test_arguments_that_cannot_be(
+    tmp_path: Path, release: str, mirror: str | None, said: str
+) -> None:
     with pytest.raises(UsageError, match=said):
-        fetch_ipxe(tmp_path / "ipxe", **options)  # type: ignore[arg-type]  # one of several
+        fetch_ipxe(tmp_path / "ipxe", release=release, mirror=mirror)
 
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
