@@ -38,6 +38,29 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# CI ends after its time, ready or not: on a machine that is too slow for all tests, those that take
+# minutes are the ones to go without.
+LONG_MINUTES = os.environ.get("PXED_LONG_MINUTES")
+_STARTED = time.monotonic()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With PXED_LONG_MINUTES the long tests come last."""
+    if LONG_MINUTES is not None:
+        items.sort(key=lambda item: item.get_closest_marker("long") is not None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """And after so many minutes none is begun any more: it is skipped, loudly."""
+    if LONG_MINUTES is None or item.get_closest_marker("long") is None:
+        return
+    spent = (time.monotonic() - _STARTED) / 60
+    if spent >= float(LONG_MINUTES):
+        pytest.skip(f"no time: {spent:.0f} of {LONG_MINUTES} minutes are over; script/test --long")
+
+
 def requires(*programs: str, root: bool = True) -> None:
     """Skip the calling test, loudly, unless it runs as root and finds every program named."""
     if root and os.geteuid() != 0:
