@@ -11,6 +11,7 @@ from tests.boot.conftest import PROGRAMS, Room
 from tests.conftest import from_mirror, requires
 
 KERNEL = "linux-image-cloud-amd64"
+KEYBOARD = "de"
 # One set of packages for all, fetched once: whatever would like to manage the card under the root,
 # both makers of an initramfs, and a compiler.
 PACKAGES = ("ifupdown", "network-manager", "dracut-core", "tcc", "libc6-dev")
@@ -31,8 +32,8 @@ def build(directory: Path, version: str = "1", initramfs: str = "initramfs-tools
     with from_mirror():
         build_debian(
             directory, name="lab", version=version, kernel=KERNEL, packages=PACKAGES,
-            script=SCRIPT, user="student", keyboard="de", initramfs=initramfs, compression="lz4",
-            maintenance=True,
+            script=SCRIPT, user="student", keyboard=KEYBOARD, initramfs=initramfs,
+            compression="lz4", maintenance=True,
         )  # fmt: skip
     return directory
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pxed.errors import HostError
-from tests.boot.debian import KERNEL, PACKAGES, SCRIPT
+from tests.boot.debian import KERNEL, KEYBOARD, PACKAGES, SCRIPT
 from tests.conftest import from_mirror, requires
 
 pytestmark = [pytest.mark.boot, pytest.mark.long, pytest.mark.timeout(900)]
@@ -34,7 +34,8 @@ def test_debian_again(debian_image: Path, tmp_path: Path, cache: str) -> None:
     argv = [
         sys.executable, "-m", "pxed", "image", "build", "debian", "--name", "lab",
         "--version", "1", "--kernel", KERNEL, *packages, "--script", str(tmp_path / "script"),
-        "--user", "student", "--compression", "lz4", "--state-dir", str(tmp_path / "state"),
+        "--user", "student", "--keyboard", KEYBOARD, "--compression", "lz4",
+        "--state-dir", str(tmp_path / "state"),
     ]  # fmt: skip
     enter = 'hostname beta && umask 077 && cd "$1" && shift && exec "$@"'
     env = {
