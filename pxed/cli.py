@@ -14,6 +14,7 @@ import click
 from pxed import __version__, images
 from pxed import config as configuration
 from pxed.cli_base import (
+    DEFAULT_CONFIG,
     config_option,
     json_option,
     load_config,
@@ -23,11 +24,12 @@ from pxed.cli_base import (
     state_option,
     where,
 )
+from pxed.cli_group import Commands
 from pxed.errors import HostError, UsageError
 from pxed.table import ago, amount, table
 
 
-class _Commands(click.Group):
+class _Commands(Commands):
     """Imports a command's module when it is called: no listing waits for what it never uses."""
 
     others: ClassVar[Mapping[str, str]] = {
@@ -57,7 +59,8 @@ def main() -> None:
 @main.command()
 @config_option
 @click.option("-i", "--interface", help="Network interface to serve; wins over the file's.")
-@click.option("--state-dir", type=click.Path(path_type=Path), help="Wins over the file's.")
+@click.option("--state-dir", type=click.Path(path_type=Path, readable=False),
+              help="Wins over the file's.")  # fmt: skip
 @click.option("-v", "--verbose", is_flag=True, help="Log every packet that was acted on.")
 @said
 def serve(
@@ -178,14 +181,16 @@ def _since(text: str) -> float:
 
 
 def _event_line(entry: dict[str, Any], line_of: Callable[[dict[str, Any]], str]) -> str:
-    stamp = time.strftime("%H:%M:%S", time.localtime(entry["time"]))
+    when, today = time.localtime(entry["time"]), time.localtime()
+    day = "" if when[:3] == today[:3] else time.strftime("%Y-%m-%d ", when)
+    stamp = day + time.strftime("%H:%M:%S", when)
     known = ("id", "time", "kind", "mac")
     rest = line_of({key: value for key, value in entry.items() if key not in known})
     clock = f"{stamp}.{int(entry['time'] % 1 * 1000):03d}"
     return f"{clock} {entry['mac'] or '-':17} {entry['kind']:14} {rest}"
 
 
-@main.group("config")
+@main.group("config", cls=Commands)
 def config_group() -> None:
     """Look at the configuration."""
 
@@ -195,8 +200,11 @@ def config_group() -> None:
 @said
 def config_check(config_path: Path | None) -> None:
     """Check the configuration file without starting anything."""
+    if config_path is None and not DEFAULT_CONFIG.exists():
+        raise UsageError(f"{DEFAULT_CONFIG}: no such file: write it, or name another with -c")
     checked = load_config(config_path)
     click.echo(f"the configuration is valid: {checked.interface}, state in {checked.state_dir}")
+    click.echo("whether this machine has what it names: pxed doctor")
 
 
 @config_group.command("reload")

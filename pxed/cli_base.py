@@ -11,7 +11,7 @@ import click
 
 from pxed import config as configuration
 from pxed.ask import ControlClient
-from pxed.errors import PxedError
+from pxed.errors import PxedError, UsageError
 from pxed.interrupt import heard
 
 P = ParamSpec("P")
@@ -31,6 +31,11 @@ def said(command: Callable[P, None]) -> Callable[P, None]:
         except PxedError as error:
             click.echo(f"pxed: {error}", err=True)
             sys.exit(error.exit_status)
+        except PermissionError as error:
+            if error.filename is None:
+                raise
+            click.echo(f"pxed: {error.filename}: no permission: run as root", err=True)
+            sys.exit(1)
         except KeyboardInterrupt:
             click.echo("pxed: interrupted", err=True)
             sys.exit(130)
@@ -38,16 +43,19 @@ def said(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
+# Not looked at by click: whoever reads it says what is wrong and what to do.
+_path = click.Path(path_type=Path, readable=False)
+
 state_option = click.option(
     "--state-dir",
-    type=click.Path(path_type=Path),
+    type=_path,
     help=f"State directory of the running server.  [default: from -c, else {DEFAULT_STATE}]",
 )
 config_option = click.option(
     "-c",
     "--config",
     "config_path",
-    type=click.Path(path_type=Path),
+    type=_path,
     help=f"Configuration file.  [default: {DEFAULT_CONFIG} if it exists]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -63,17 +71,36 @@ def show_json(data: Any) -> None:
 
 
 def load_config(config_path: Path | None, interface: str | None = None) -> configuration.Config:
-    if config_path is None and DEFAULT_CONFIG.exists():
+    if config_path is None and _default_is_there():
         config_path = DEFAULT_CONFIG
     if config_path is not None:
         return configuration.load(config_path, interface=interface)
+    if interface is None:
+        raise UsageError(_which_interface())
     return configuration.parse("", "command line", interface=interface)
+
+
+def _default_is_there() -> bool:
+    try:
+        return DEFAULT_CONFIG.exists()
+    except PermissionError:  # its directory is not ours: reading it will say so
+        return True
+
+
+def _which_interface() -> str:
+    from pxed.net.link import names
+
+    there = ", ".join(sorted(names())) or "none"
+    return (
+        f'which interface? give it with -i, or as interface = "NAME" in {DEFAULT_CONFIG} '
+        f"(Ethernet interfaces here: {there})"
+    )
 
 
 def state_directory(state_dir: Path | None, config_path: Path | None = None) -> Path:
     if state_dir is not None:
         return state_dir
-    if config_path is not None or DEFAULT_CONFIG.exists():
+    if config_path is not None or _default_is_there():
         return load_config(config_path, interface="any").state_dir
     return DEFAULT_STATE
 

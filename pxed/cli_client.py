@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from pxed.cli_base import json_option, server, show_json, where
+from pxed.cli_group import Commands
 from pxed.errors import UsageError
 from pxed.mac import parse_mac
 from pxed.narrative import who
@@ -15,7 +16,7 @@ from pxed.table import ago, table
 _many = click.argument("select", metavar="SEL...", nargs=-1, required=True)
 
 
-@click.group()
+@click.group(cls=Commands)
 def client() -> None:
     """Machines: look at them, name them, say what they boot.
 

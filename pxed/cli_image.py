@@ -13,6 +13,7 @@ import click
 from pxed import config as configuration
 from pxed.ask import NoServer
 from pxed.cli_base import json_option, server, show_json, where
+from pxed.cli_group import Commands
 from pxed.cli_import import image_import
 from pxed.cli_library import library_in
 from pxed.cli_pi import raspios_like
@@ -23,7 +24,7 @@ from pxed.offline import uses_without_server
 from pxed.table import amount, table
 
 
-@click.group()
+@click.group(cls=Commands)
 def image() -> None:
     """Images: versions of what clients boot."""
 
@@ -307,7 +308,7 @@ def image_stick(
     click.echo(f"{target} is ready: sudo dd if={target} of=/dev/STICK bs=4M conv=fsync")
 
 
-@image.group("build")
+@image.group("build", cls=Commands)
 def image_build() -> None:
     """Build an image from Debian's packages."""
 

@@ -14,9 +14,10 @@ from pxed.cli_base import (
     state_directory,
     where,
 )
+from pxed.cli_group import Commands
 
 
-@click.group()
+@click.group(cls=Commands)
 def ipxe() -> None:
     """iPXE: what PCs load before anything else."""
 

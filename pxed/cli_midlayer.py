@@ -6,11 +6,12 @@ from pathlib import Path
 import click
 
 from pxed.cli_base import json_option, server, show_json, where
+from pxed.cli_group import Commands
 from pxed.describe import absolute
 from pxed.table import ago, amount, table
 
 
-@click.group()
+@click.group(cls=Commands)
 def midlayer() -> None:
     """Midlayers: each client's own /config.
 

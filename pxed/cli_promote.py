@@ -13,7 +13,14 @@ import click
 from pxed import config as configuration
 from pxed import disk, images
 from pxed.ask import NoServer
-from pxed.cli_base import load_config, said, server, show_json, state_directory
+from pxed.cli_base import (
+    config_option,
+    load_config,
+    said,
+    server,
+    show_json,
+    state_directory,
+)
 from pxed.cli_library import free_version, steps
 from pxed.errors import HostError, PxedError, UsageError
 from pxed.images import STABLE
@@ -40,9 +47,9 @@ RECORD = "promoted.json"  # in the state directory: what --undo undoes
 @click.option("--dry-run", is_flag=True, help="Only check, and say what would be done.")
 @click.option("--undo", is_flag=True, help="Go back to what seats booted before.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; does not serve.")
-@click.option("-c", "--config", "config_path", type=click.Path(path_type=Path),
-              help="Configuration file.  [default: /etc/pxed/pxed.toml if it exists]")  # fmt: skip
-@click.option("--state-dir", type=click.Path(path_type=Path), help="Wins over the file's.")
+@config_option
+@click.option("--state-dir", type=click.Path(path_type=Path, readable=False),
+              help="Wins over the file's.")  # fmt: skip
 @said
 def promote(
     config_path: Path | None,

@@ -5,6 +5,7 @@ client of each firmware through it (``pxed.probe``).
 """
 
 import asyncio
+import contextlib
 import os
 import re
 import resource
@@ -34,6 +35,7 @@ from pxed.cli_base import (
     state_option,
 )
 from pxed.config import Config, with_state_dir
+from pxed.dhcp.lease import ends
 from pxed.errors import PxedError, UsageError
 from pxed.table import amount
 
@@ -44,7 +46,7 @@ _EXPECTED_CLIENTS = 200
 _MAPS = Path("/proc/sys/vm/max_map_count")
 _NET = Path("/sys/class/net")
 _AOE_WAIT = 0.3
-_FIRST_SANE_YEAR = 2025
+_CLOCK_SLACK = 3600.0  # seconds
 _BOOT_FILES = {"undionly.kpxe": "BIOS PCs", "snponly.efi": "UEFI PCs"}
 
 # As Debian and upstream build it: 1.0.0+git-20190125.36a4c85-5.1, 1.21.1+ (g3ad2).
@@ -72,19 +74,18 @@ def doctor(
 ) -> None:
     """Look for what would keep clients from booting. Exit status 1 if something is broken."""
     asked = server(state_dir, config_path)
+    silent = None
     try:
         status = asked.get("/v1/status")
-    except NoServer:
-        status = None
-    except PxedError:
-        status = None
+    except PxedError as error:
+        status, silent = None, None if isinstance(error, NoServer) else str(error)
     if interface is None and status is not None:
         interface = status["interface"]
     config = load_config(config_path, interface)
     if state_dir is not None:
         config = with_state_dir(config, state_dir)
     found: list[Finding] = []
-    for finding in _all(config, asked if status is not None else None):
+    for finding in _all(config, asked if status is not None else None, silent):
         found.append(finding)
         if not as_json:
             _say(finding)
@@ -100,19 +101,29 @@ def _say(finding: Finding) -> None:
         click.echo(f"        -> {finding.todo}")
 
 
-def _all(config: Config, running: ControlClient | None) -> Iterator[Finding]:
+def _all(config: Config, running: ControlClient | None, silent: str | None) -> Iterator[Finding]:
+    """``silent``: why a server that may run was not asked."""
     checks: list[Callable[[Config], Iterator[Finding]]] = [
-        check_privileges, check_interface, check_path, check_boot_files, check_images, check_disk,
-        check_limits, check_clock, check_rivals,
+        check_privileges, check_interface, check_range, check_path, check_boot_files,
+        check_images, check_disk, check_limits, check_clock, check_rivals,
     ]  # fmt: skip
-    if running is None:  # which has the ports, and would not hear itself
+    if running is None and silent is None:  # who runs has the ports, and would not hear itself
         checks += [check_ports, check_targets]
+    said = set[str]()
     for check in checks:
         try:
             yield from check(config)
+        except PermissionError:
+            continue  # said already
         except PxedError as error:
+            if str(error) in said:  # the same interface that is not there
+                continue
+            said.add(str(error))
             about = check.__name__.removeprefix("check_")
             yield Finding(about, BROKEN, str(error), "put that right first")
+    if silent is not None:
+        yield Finding("server", BROKEN, silent, "then ask again")
+        return
     if running is None:
         yield Finding(
             "server", WARN, "no pxed runs here", "start it with pxed serve, then ask again"
@@ -169,6 +180,25 @@ def check_interface(config: Config) -> Iterator[Finding]:
         large = "; every switch and client on the way must take it too" if link.mtu > 1500 else ""
         sectors = min((link.mtu - 36) // 512, 255)
         yield Finding("MTU", OK, f"{link.mtu}: {sectors} sectors in a frame{large}")
+
+
+def check_range(config: Config) -> Iterator[Finding]:
+    """Whether there are addresses to lease on this interface, and for how many."""
+    from pxed.net.link import look_up
+
+    link = look_up(config.interface)
+    if config.dhcp.mode == "proxy" or not link.addresses:
+        return
+    ours, router = link.address(), config.dhcp.router
+    taken = {ours.ip} | ({router} if router is not None else set())
+    try:
+        first, last = ends(config.dhcp.range, ours.network, taken, link.name)
+    except UsageError as error:
+        todo = f"choose one of {ours.network}, or leave [dhcp] range out"
+        yield Finding("range", BROKEN, str(error), todo)
+        return
+    count = int(last) - int(first) + 1 - sum(1 for ip in taken if first <= ip <= last)
+    yield Finding("range", OK, f"{first}-{last}: addresses for {count} machines")
 
 
 def check_path(config: Config) -> Iterator[Finding]:
@@ -275,7 +305,8 @@ def check_images(config: Config) -> Iterator[Finding]:
         try:
             image = images.find(config.images_dir, each.image, name)
         except UsageError as error:
-            todo = "pxed image list shows what there is"
+            made = images.names(config.images_dir)
+            todo = "pxed image list shows what there is" if made else "see README.md, Serve a lab"
             yield Finding(f"image {name}", BROKEN, str(error), todo)
             continue
         if each.mode == "provision" and image.why_diskless:
@@ -308,6 +339,9 @@ def check_disk(config: Config) -> Iterator[Finding]:
     place = next(p for p in (config.state_dir, *config.state_dir.parents) if p.exists())
     free, size = shutil.disk_usage(place).free, config.midlayer.size
     room = max(free - config.midlayer.keep_free, 0) // size
+    if os.statvfs(place).f_flag & os.ST_RDONLY:
+        yield Finding("disk", BROKEN, f"{place}: is read-only", "choose another state_dir")
+        return
     text = f"{amount(free)} free in {place}: {room} clients may fill their {amount(size)}"
     if free < config.midlayer.keep_free:
         todo = "free some space, or lower [midlayer] keep_free"
@@ -345,11 +379,24 @@ def check_limits(config: Config) -> Iterator[Finding]:
         yield Finding("ring", OK, text)
 
 
-def check_clock(_config: Config) -> Iterator[Finding]:
-    now = time.gmtime()
-    stamp = time.strftime("%Y-%m-%d %H:%M:%S UTC", now)
-    if now.tm_year < _FIRST_SANE_YEAR:
-        yield Finding("clock", BROKEN, stamp, "set it: timedatectl set-ntp true")
+def _newest(config: Config) -> float:
+    """When the last of pxed's files was written that says something of the time."""
+    stamps = [0.0]
+    for path in (Path(__file__), config.state_dir / "pxed.db", config.state_dir / "pxed.db-wal"):
+        with contextlib.suppress(OSError):
+            stamps.append(path.stat().st_mtime)
+    return max(stamps)
+
+
+def check_clock(config: Config) -> Iterator[Finding]:
+    """A clock can be seen to be behind: what is dated later is there already."""
+    now = time.time()
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+    newest = _newest(config)
+    if newest > now + _CLOCK_SLACK:
+        then = time.strftime("%Y-%m-%d", time.gmtime(newest))
+        text = f"{stamp}, and pxed was here on {then} already"
+        yield Finding("clock", BROKEN, text, "set it: timedatectl set-ntp true")
     else:
         yield Finding("clock", OK, stamp)
 

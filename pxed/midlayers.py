@@ -16,6 +16,7 @@ from pxed import disk, ext4
 from pxed.errors import HostError, UsageError
 from pxed.mac import Mac, mac_text
 
+_FULL = 1 << 20  # bytes: where less is free it was that
 REPORT_BYTES = 16 * 1024
 """Size of a report device: 32 lines of 512 bytes."""
 
@@ -282,7 +283,12 @@ class Midlayers:
 
                 def make(fd: int) -> None:
                     os.ftruncate(fd, size)
-                    ext4.make(fd, "config")
+                    try:
+                        ext4.make(fd, "config")
+                    except HostError:
+                        if self.free() >= _FULL:
+                            raise
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
 
                 self._appear(template, make)
         return template

@@ -18,7 +18,7 @@ from pxed.config import Config
 from pxed.conflicts import GONE, Conflicts
 from pxed.dhcp.bootplan import BOOT_FILES, HTTP_FILES
 from pxed.dhcp.classify import RPI_OUIS
-from pxed.dhcp.lease import Lease, carve
+from pxed.dhcp.lease import Lease, ends
 from pxed.dhcp.leases import Leases
 from pxed.dhcp.policy import PlanFor, Policy
 from pxed.dhcp.replies import Mode, Settings
@@ -179,15 +179,7 @@ class NetBoot:
     def _pool(self) -> Leases:
         config, address = self.config, self.link.address()
         taken = {address.ip} | ({config.dhcp.router} if config.dhcp.router else set())
-        if config.dhcp.range is not None:
-            first, last = config.dhcp.range.first, config.dhcp.range.last
-            if first not in address.network or last not in address.network:
-                raise UsageError(
-                    f"[dhcp] range = {config.dhcp.range}: must lie in {address.network}, "
-                    f"the subnet of {config.interface}"
-                )
-        else:
-            first, last = carve(address.network, taken)
+        first, last = ends(config.dhcp.range, address.network, taken, config.interface)
         leases = Leases(first, last, exclude=taken, on_change=self._keep)
         leases.restore(self._known_leases, time.time(), self._is_known)
         return leases

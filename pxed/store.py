@@ -7,6 +7,7 @@ synchronous=NORMAL keeps commits off the disk's latency, so the event loop is no
 import contextlib
 import json
 import logging
+import shutil
 import sqlite3
 import threading
 import time
@@ -41,6 +42,7 @@ CREATE INDEX event_time ON event (time);
 )
 SCHEMA = len(_MIGRATIONS)
 _PAGE = 200
+_FULL = 1 << 20  # bytes that are free
 _OFTEN = 10_000  # rows: some 20 MB of write-ahead file
 _LONGER = 10  # times as many entries until one that lasts is dropped
 _KINDS = " OR ".join(f'data LIKE \'{{"kind":"{kind}"%\'' for kind in sorted(LASTING))
@@ -89,7 +91,14 @@ class Store:
             # Whoever reads must not wait for what a writer waits for.
             self._reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.Error) as error:
-            raise HostError(self._damaged(f"cannot open the database: {error}")) from error
+            raise HostError(self._refused(f"cannot open the database: {error}")) from error
+
+    def _refused(self, what: str) -> str:
+        """The same, where that may be for want of room: SQLite calls a full disk an I/O error."""
+        with contextlib.suppress(OSError):
+            if (free := shutil.disk_usage(self.path.parent).free) < _FULL:
+                return f"{self.path}: {what}: its disk is full ({free >> 10} KiB): free some space"
+        return self._damaged(what)
 
     def _damaged(self, what: str) -> str:
         """One line that says what is wrong and how the lab goes on without losing more."""
@@ -229,7 +238,7 @@ class Store:
                     own.backup(target)
             new.replace(kept)
         except sqlite3.DatabaseError as error:
-            raise HostError(self._damaged(str(error))) from error
+            raise HostError(self._refused(str(error))) from error
         except (OSError, sqlite3.Error) as error:
             raise HostError(f"{kept}: cannot be written: {error}") from error
         finally:

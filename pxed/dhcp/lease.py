@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
 
+from pxed.config import Range
 from pxed.errors import UsageError
 from pxed.mac import Mac
 
@@ -88,3 +89,19 @@ def carve(network: IPv4Network, taken: Collection[IPv4Address]) -> tuple[IPv4Add
     if all(IPv4Address(n) in taken for n in range(low, last + 1)):
         low = first
     return IPv4Address(low), IPv4Address(last)
+
+
+def ends(
+    wanted: Range | None, network: IPv4Network, taken: Collection[IPv4Address], interface: str
+) -> tuple[IPv4Address, IPv4Address]:
+    """The first and last address to lease: those of ``wanted``, else as ``carve`` does.
+
+    UsageError if one is not in the subnet of ``interface``.
+    """
+    if wanted is None:
+        return carve(network, taken)
+    if wanted.first not in network or wanted.last not in network:
+        raise UsageError(
+            f"[dhcp] range = {wanted}: must lie in {network}, the subnet of {interface}"
+        )
+    return wanted.first, wanted.last

@@ -43,8 +43,10 @@ class ManageClients:
             other = next((c for c in self._core.clients if c.name == name), client)
             if other is not client:
                 raise UsageError(f"{other.mac} is called {name!r} already")
-        client.name = name
-        return await self._done([client], f"is called {name}" if name else "has no name")
+        before, client.name = client.name, name
+        await self._core.saved([client])
+        text = f"is called {name}" if name else "has no name"
+        return {"done": [{"mac": client.mac, "name": before, "text": text}]}
 
     async def note(self, call: Call) -> Json:
         body = Body(call.body, "select", "note")

@@ -102,6 +102,23 @@ def test_no_image_no_address(room: Room) -> None:
     assert {"address", "image x86"} <= broken
 
 
+def test_a_range_that_is_not_of_this_subnet(room: Room) -> None:
+    """The server would not start with it."""
+    room.write('[dhcp]\nrange = "10.78.0.5-10.78.0.9"\n')
+    found = of(findings(room, 1), "range")
+    assert found["grade"] == "BROKEN"
+    assert "10.77.0.0/24" in found["text"]
+    room.write('[dhcp]\nrange = "10.77.0.5-10.77.0.9"\n')
+    assert "for 5 machines" in of(findings(room, 0), "range")["text"]
+
+
+def test_an_interface_that_is_not_there_is_said_once(room: Room) -> None:
+    room.write()
+    room.config.write_text(room.config.read_text().replace("eth0", "eth9"))
+    about = [each for each in findings(room, 1) if "'eth9'" in each["text"]]
+    assert len(about) == 1
+
+
 def test_a_narrow_port_below_a_bridge_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ LAYERS = [
     ["cli_client", "cli_image", "cli_ipxe", "cli_midlayer", "cli_size", "cli_promote", "doctor"],
     ["cli_import", "cli_pi"],
     ["cli_library"],
-    ["cli_base"],
+    ["cli_base", "cli_group"],
     ["lab"],
     ["app"],
     ["privileges"],
