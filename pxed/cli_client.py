@@ -11,7 +11,7 @@ from pxed.cli_group import Commands
 from pxed.errors import UsageError
 from pxed.mac import parse_mac
 from pxed.narrative import who
-from pxed.table import ago, table
+from pxed.table import ago, fold, table
 
 _many = click.argument("select", metavar="SEL...", nargs=-1, required=True)
 
@@ -104,7 +104,7 @@ def client_show(
         return
     machine = who(got["firmware"], got["arch"])
     words = [got["mac"], got["name"], _state(got), got["image"], machine, got["ip"]]
-    click.echo("  ".join(word for word in words if word))
+    click.echo("\n".join(fold("  ".join(word for word in words if word))))
     for label, text in (
         ("also", ", ".join(got["macs"])), ("groups", ", ".join(got["groups"])),
         ("note", got["note"]), *_why(got["why"]), ("disk", got["result"]),

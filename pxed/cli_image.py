@@ -15,7 +15,7 @@ from pxed.ask import NoServer
 from pxed.cli_base import json_option, server, show_json, where
 from pxed.cli_group import Commands
 from pxed.cli_import import image_import
-from pxed.cli_library import library_in
+from pxed.cli_library import library_in, say_if_unchosen
 from pxed.cli_pi import raspios_like
 from pxed.describe import absolute, describe, detail, finding_line, source_of
 from pxed.errors import HostError, UsageError
@@ -140,11 +140,12 @@ def image_add(
             last = progress.last_of(server(state_dir, config_path).follow("/v1/images", body))
             added = last["image"]
             if last["warning"]:
-                click.echo(f"pxed: {last['warning']}", err=True)
+                click.echo(f"clients get what they got before: {last['warning']}", err=True)
         except NoServer:
             library = library_in(state_dir, config_path)
             library.directory.mkdir(parents=True, exist_ok=True)
             added = describe(library, library.add(source_of(body), progress.report))
+            say_if_unchosen(library, config_path, added["class"])
     if as_json:
         show_json(added)
         return
@@ -418,6 +419,7 @@ def _new_image(
     click.echo(f"image {built} is ready in {target}")
     if library.channels_of(library.find(name)) and not library.channels_of(built):
         click.echo(f"let clients boot it: pxed image use {built}")
+    say_if_unchosen(library, config_path, built.class_name)
 
 
 def _warned(text: str) -> None:

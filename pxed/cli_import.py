@@ -9,7 +9,7 @@ import click
 from pxed import images
 from pxed.ask import NoServer
 from pxed.cli_base import json_option, load_config, server, show_json, where
-from pxed.cli_library import free_version, library_in, steps
+from pxed.cli_library import free_version, library_in, say_if_unchosen, steps
 from pxed.contents import today
 from pxed.describe import describe, detail
 from pxed.errors import PxedError, UsageError
@@ -100,6 +100,7 @@ def image_import(
         click.echo(f"it can be installed on disks of {needs}{less}")
     if not channels:
         click.echo(f"let clients boot it: pxed image use {made}")
+    say_if_unchosen(library, config_path, made.class_name)
 
 
 def _look(library: Library, source: Path, wish: Any) -> dict[str, Any]:

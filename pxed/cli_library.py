@@ -11,7 +11,8 @@ import click
 
 from pxed import config as configuration
 from pxed import images
-from pxed.cli_base import state_directory
+from pxed.cli_base import load_config, state_directory
+from pxed.errors import PxedError
 from pxed.library import Library
 
 
@@ -29,6 +30,16 @@ def _hand_over(directory: Path) -> None:
         from aoe_fast.privileges import give_like  # compiled: only where it is needed
 
         give_like(directory, directory.parent)
+
+
+def say_if_unchosen(library: Library, config_path: Path | None, class_name: str) -> None:
+    """A second image, and the configuration does not say which: no server would start with both."""
+    try:
+        each = load_config(config_path, interface="any").classes.get(class_name)
+        if each is not None:
+            images.find(library.directory, each.image, class_name)
+    except PxedError as error:
+        click.echo(f"before pxed serve starts again: {error}", err=True)
 
 
 @contextlib.contextmanager

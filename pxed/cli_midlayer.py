@@ -39,9 +39,8 @@ def midlayer_list(as_json: bool, config_path: Path | None, state_dir: Path | Non
     if rows:
         click.echo(table(heads, rows, spare=["SIZE", "OLD ONE"]))
     free, keep = amount(found["free"]), amount(found["keep_free"])
-    click.echo(
-        f"{len(rows)} midlayers; {free} free on their disk, new ones are made down to {keep}"
-    )
+    count = f"{len(rows)} midlayer{'s' * (len(rows) != 1)}"
+    click.echo(f"{count}; {free} free on their disk, new ones are made down to {keep}")
 
 
 @midlayer.command("backup")

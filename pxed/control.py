@@ -119,21 +119,34 @@ class Control:
         try:
             new.unlink(missing_ok=True)
             listener.bind(str(new))
-            if self._group is not None:
-                shutil.chown(new, group=self._group)
+            self._give_to_group(new)
             new.chmod(0o660)
             listener.listen(64)
             new.rename(self._path)
-        except LookupError:
+        except UsageError:
             listener.close()
             new.unlink(missing_ok=True)
-            raise UsageError(f"[control] group = {self._group!r}: there is no such group") from None
+            raise
         except OSError as error:
             listener.close()
             with contextlib.suppress(OSError):
                 new.unlink()
             raise HostError(f"{self._path}: cannot listen: {error.strerror or error}") from error
         await web.SockSite(runner, listener).start()
+
+    def _give_to_group(self, path: Path) -> None:
+        if self._group is None:
+            return
+        about = f"[control] group = {self._group!r}"
+        try:
+            shutil.chown(path, group=self._group)
+        except LookupError:
+            raise UsageError(f"{about}: there is no such group") from None
+        except PermissionError:
+            raise UsageError(
+                f"{about}: the server's user is not in it: SupplementaryGroups={self._group} "
+                "in systemctl edit pxed"
+            ) from None
 
     async def close(self) -> None:
         """Stop listening and remove the socket; closing twice is fine."""

@@ -271,9 +271,11 @@ def _only(images_dir: Path, class_name: str) -> str:
     fitting = [n for n in names(images_dir) if find(images_dir, n, "").class_name == class_name]
     if len(fitting) != 1:
         have = f"there are {', '.join(fitting)}" if fitting else "there is none"
+        todo = f'set image = "NAME" under [class.{class_name}]'
+        if not fitting:
+            make = {"rpi": "raspios-like"}.get(class_name, "minimal")
+            todo = f"make one: pxed image build {make}"
         raise UsageError(
-            f"{images_dir}: no image is chosen for class {class_name} and {have}: "
-            f'set image = "NAME" under [class.{class_name}], '
-            "or make one: pxed image build minimal"
+            f"{images_dir}: no image is chosen for class {class_name} and {have}: {todo}"
         )
     return fitting[0]

@@ -41,7 +41,7 @@ def table(
         if width is None or before + len(last) <= width:
             text.append((first + last).rstrip())
         elif width - before < _NARROW:
-            text.append(first[:width].rstrip())
+            text += fold(first.rstrip(), width)
             text += textwrap.wrap(
                 last, width, initial_indent=_BELOW, subsequent_indent=_BELOW,
             )  # fmt: skip
@@ -50,6 +50,18 @@ def table(
             text.append(first + folded[0])
             text += [" " * before + each for each in folded[1:]]
     return "\n".join(text)
+
+
+def fold(line: str, width: int | None = None) -> list[str]:
+    """A line that fits the terminal (or ``width``); what is too much goes below, and nothing goes.
+
+    A file or a pipe gets the line as it is.
+    """
+    if width is None and sys.stdout.isatty():
+        width = shutil.get_terminal_size((120, 25)).columns
+    if width is None or len(line) <= width:
+        return [line]
+    return textwrap.wrap(line, width, subsequent_indent=_BELOW, break_on_hyphens=False)
 
 
 def amount(count: float) -> str:

@@ -1,5 +1,6 @@
 """The server inside what its unit allows: system calls, no writable code, its user's rights."""
 
+import grp
 import os
 import pwd
 import re
@@ -58,6 +59,7 @@ def test_the_server_makes_no_other_system_call(served: Serve, tmp_path: Path) ->
     user = pwd.getpwnam(USER)
     for path in (served.state, *served.state.rglob("*")):
         os.chown(path, user.pw_uid, user.pw_gid)
+    group = f'[control]\ngroup = "{grp.getgrgid(user.pw_gid).gr_name}"\n'
     trace = served.state.parent / "trace"
     trace.touch()
     os.chown(trace, user.pw_uid, -1)
@@ -65,7 +67,7 @@ def test_the_server_makes_no_other_system_call(served: Serve, tmp_path: Path) ->
     process = served.cable.srv.popen(
         ["setpriv", "--reuid", USER, "--regid", str(user.pw_gid), "--clear-groups",
          "--bounding-set", keep, "--inh-caps", keep, "--ambient-caps", keep, "--",
-         "strace", "-f", "-qq", "-o", str(trace), "--", *served.command(GOOD)],
+         "strace", "-f", "-qq", "-o", str(trace), "--", *served.command(GOOD + group)],
     )  # fmt: skip
     end = time.monotonic() + 60
     while not (served.state / "control.sock").exists():

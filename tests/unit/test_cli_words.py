@@ -148,6 +148,23 @@ def test_a_full_disk_is_not_called_a_damaged_database(
         Store(tmp_path / "pxed.db")
 
 
+def test_a_second_image_says_that_one_must_be_chosen(tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(bytes(8192))
+    (tmp_path / "one.toml").write_text('[class.x86]\nimage = "one"\n')
+    said = {}
+    for name, words in (("one", []), ("two", []), ("three", ["-c", str(tmp_path / "one.toml")])):
+        done = say(
+            "image", "add", "--name", name, "--version", "1", "--boot", str(tmp_path / "disk"),
+            "--root", str(tmp_path / "disk"), "--state-dir", str(tmp_path), *words,
+        )  # fmt: skip
+        assert done.exit_code == 0, done.stderr
+        said[name] = done.stderr
+    assert said["one"] == said["three"] == ""
+    (line,) = said["two"].splitlines()
+    assert line.startswith("before pxed serve starts again")
+    assert line.endswith('there are one, two: set image = "NAME" under [class.x86]')
+
+
 def test_a_clock_that_is_behind_is_seen(tmp_path: Path) -> None:
     config = Config(interface="eth0", state_dir=tmp_path)
     (found,) = doctor.check_clock(config)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import stat
 import threading
 from collections.abc import AsyncGenerator, Iterator
@@ -156,6 +157,16 @@ def test_a_group_may_be_let_in(tmp_path: Path) -> None:
 
     gid, _ = asyncio.run(both())
     assert gid == grp.getgrnam("daemon").gr_gid
+
+
+def test_a_group_that_the_server_is_not_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(shutil, "chown", refuse)
+    with pytest.raises(UsageError, match="SupplementaryGroups=daemon"):
+        asyncio.run(Control(Stand(), tmp_path / "control.sock", group="daemon").start())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_older_entries_come_out_of_the_archive() -> None:

@@ -50,6 +50,13 @@ def test_however_narrow_nothing_is_longer_than_the_terminal() -> None:
     assert max(len(line) for line in table(HEADS, ROWS, width=45).splitlines()) <= 45
 
 
+def test_what_stands_before_the_last_column_is_never_cut() -> None:
+    row = ["52:54:00:00:00:01", "seat-" * 12, "booting next:image=lab@2026.11", "why"]
+    lines = table(["MAC", "NAME", "STATE", "WHY"], [row], width=80).splitlines()
+    assert max(len(line) for line in lines) <= 80
+    assert " ".join(lines).split() == " ".join(["MAC NAME STATE WHY", *row]).split()
+
+
 def test_nothing_is_an_empty_table() -> None:
     assert table(HEADS, [["", "", "", "", ""]]) == ""
 
