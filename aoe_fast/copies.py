@@ -124,7 +124,7 @@ offset_option = click.option(
 )
 
 
-@click.command()
+@click.command(short_help="Copy a device into FILE.")
 @interface_option
 @click.argument("address", metavar="SHELF.SLOT")
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))

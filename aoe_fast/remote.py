@@ -119,7 +119,7 @@ def export() -> None:
     """Change what a running `aoe-fast serve` serves."""
 
 
-@export.command("list")
+@export.command("list", short_help="List the exports and what clients have set.")
 @_of_running
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_exports(interface: str | None, control: str | None, as_json: bool) -> None:

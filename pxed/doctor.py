@@ -37,9 +37,10 @@ from pxed.cli_base import (
 from pxed.config import Config, with_state_dir
 from pxed.dhcp.lease import ends
 from pxed.errors import PxedError, UsageError
-from pxed.table import amount
+from pxed.table import amount, fold
 
 OK, WARN, BROKEN = "ok", "warn", "BROKEN"
+_MARGIN = " " * 8
 _FDS_PER_CLIENT = 3  # /config is durable and has two, the report device one
 _MAPS_PER_CLIENT = 2
 _EXPECTED_CLIENTS = 200
@@ -96,9 +97,9 @@ def doctor(
 
 
 def _say(finding: Finding) -> None:
-    click.echo(f"{finding.grade:7} {finding.about}: {finding.text}")
-    if finding.todo:
-        click.echo(f"        -> {finding.todo}")
+    lines = fold(f"{finding.grade:7} {finding.about}: {finding.text}", below=_MARGIN)
+    lines += fold(f"{_MARGIN}-> {finding.todo}", below=f"{_MARGIN}   ") if finding.todo else []
+    click.echo("\n".join(lines))
 
 
 def _all(config: Config, running: ControlClient | None, silent: str | None) -> Iterator[Finding]:

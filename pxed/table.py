@@ -52,8 +52,9 @@ def table(
     return "\n".join(text)
 
 
-def fold(line: str, width: int | None = None) -> list[str]:
-    """A line that fits the terminal (or ``width``); what is too much goes below, and nothing goes.
+def fold(line: str, width: int | None = None, below: str = _BELOW) -> list[str]:
+    """A line that fits the terminal (or ``width``); what is too much goes below, behind
+    ``below``.
 
     A file or a pipe gets the line as it is.
     """
@@ -61,7 +62,7 @@ def fold(line: str, width: int | None = None) -> list[str]:
         width = shutil.get_terminal_size((120, 25)).columns
     if width is None or len(line) <= width:
         return [line]
-    return textwrap.wrap(line, width, subsequent_indent=_BELOW, break_on_hyphens=False)
+    return textwrap.wrap(line, width, subsequent_indent=below, break_on_hyphens=False)
 
 
 def amount(count: float) -> str:

@@ -12,6 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from aoe_fast.cli import cli as aoe_fast_cli
 from pxed import cli, cli_base, doctor
 from pxed.cli import main
 from pxed.config import Config
@@ -74,6 +75,12 @@ def test_help_is_narrow_and_whole(path: tuple[str, ...], command: click.Command)
 def test_what_lists_or_shows_has_json(path: tuple[str, ...], command: click.Command) -> None:
     if path and path[-1] in {"list", "show", "status", "event", "doctor", "verify", "size"}:
         assert "--json" in {word for each in command.params for word in each.opts}
+
+
+def test_aoe_fast_says_its_sentences_whole() -> None:
+    for words in (["--help"], ["export", "--help"]):
+        shown = CliRunner().invoke(aoe_fast_cli, words, terminal_width=80).output
+        assert "..." not in shown.partition("Commands:")[2]
 
 
 def test_without_an_interface_those_that_are_there_are_named(
