@@ -26,7 +26,7 @@ from pxed.choice import Choice
 from pxed.clients import Clients
 from pxed.config import Class, Config
 from pxed.dhcp.policy import Policy
-from pxed.errors import HostError, PxedError, UsageError
+from pxed.errors import HostError, PxedError, ReadOnlyDisk, UsageError
 from pxed.eventlog import EventLog
 from pxed.events import Event, Kind
 from pxed.exports import Exports
@@ -81,6 +81,7 @@ class App:
         self._alarms: dict[str, float] = {}
         self._overruns = Overruns()
         self.notifier = Notifier()
+        self.disk = ""  # what is wrong with the one below the state directory
 
     # Start and stop
 
@@ -364,8 +365,13 @@ class App:
     async def _look_at_disk(self) -> None:
         """What would hold up the loop: bring the database up to date, see what room there is."""
         try:
+            await self.blocking(self.midlayers.refuse_read_only)
+            self.disk = ""
             await self.keeper.checkpoint()
             await self.blocking(self.midlayers.refuse_if_full)
+        except ReadOnlyDisk as error:
+            self.disk = str(error)
+            self.alarm("disk", f"nothing is kept any more: {error}")
         except NoRoom as error:
             self.alarm("no-room", str(error))
         except PxedError as error:

@@ -118,6 +118,8 @@ def status(config_path: Path | None, state_dir: Path | None, as_json: bool) -> N
     if any(lost := (got["dhcp"]["dropped"], got["tftp"]["dropped"])):
         lines.append(("overrun", f"{lost[0]} DHCP messages, {lost[1]} TFTP requests dropped"))
     click.echo(table(["", ""], [list(line) for line in lines], header=False))
+    if wrong := got.get("disk"):
+        click.echo(f"\ndisk: nothing is kept any more, and seats start degraded: {wrong}")
     for each in got["conflicts"]:  # never cut: it says what to do
         click.echo(f"\nconflict: {_conflict(each)}")
 

@@ -31,6 +31,7 @@ SILENT_BOOT = 120.0
 LEAVING = 240.0
 # A system that uses its root but says nothing (not our initramfs) counts as running after this.
 QUIET_START = 60.0
+UNTOLD = "it reads its root; no report"
 # Linux's aoe driver broadcasts a config query every 60 s; two missed in a row mean something.
 SILENT_RUN = 150.0
 
@@ -133,7 +134,7 @@ class Clients:
         for client in list(self._booting.values()):
             silent = now - client.last_seen
             if _runs_untold(client, now):
-                changes += _reach(client, Stage.RUNNING, now, "it reads its root; no report")
+                changes += _reach(client, Stage.RUNNING, now, UNTOLD)
                 client.state = State.RUNNING
                 changes.append(Change(What.STATE, client, now))
             elif silent > SILENT_BOOT and not any(loads(mac) for mac in client.all_macs):
@@ -349,6 +350,10 @@ def _report(client: Client, event: Event) -> Iterator[Change]:
         yield from _fail(client, event.time, text or "the client gave no reason")
     elif step == "degraded":
         client.degraded = True
+        if client.damage and not client.damaged:
+            client.why = f"changes will be lost: {client.damage}"
+            yield Change(What.STATE, client, event.time)
+            return
         # It only knows that no such disk came.
         reason = f"its midlayer is damaged: {client.damage}" if client.damage else text
         larger = "`pxed midlayer resize` gives it more room, " if "No space" in reason else ""
@@ -388,7 +393,8 @@ def _reach(client: Client, stage: Stage, time: float, detail: str = "") -> Itera
     """
     for step in client.timeline:
         if step.stage is stage:
-            step.detail = step.detail or detail
+            if step.detail in ("", UNTOLD):
+                step.detail = detail or step.detail
             return
     step = Step(stage, time, detail)
     client.timeline.append(step)

@@ -153,7 +153,8 @@ class Control:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
-            with contextlib.suppress(FileNotFoundError):
+            # Gone already, or the disk below takes no change any more.
+            with contextlib.suppress(OSError):
                 self._path.unlink()
         if self._listers is not None:
             self._listers.shutdown()

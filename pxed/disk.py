@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pxed.errors import ReadOnlyDisk
+
 _FICLONE = 0x40049409  # linux/fs.h
 STEP = 8 << 20  # bytes copied or read between two calls of ``progress``
 _HOLE = 64 << 10  # zeros of this length become a hole where holes cannot be asked for
@@ -14,6 +16,19 @@ _ZEROS = bytes(_HOLE)
 
 Progress = Callable[[int], None]
 """Called with the number of bytes that were worked through since the last call."""
+
+
+def refuse_read_only(directory: Path) -> None:
+    """ReadOnlyDisk if nothing can be written below ``directory``.
+
+    A change is tried, of its time: the flags of a file system that failed may still say that it can
+    be written to.
+    """
+    try:
+        os.utime(directory)
+    except OSError as error:
+        if error.errno == errno.EROFS:
+            raise ReadOnlyDisk(directory) from None
 
 
 def nothing(_count: int) -> None:

@@ -23,7 +23,7 @@ from aoe_fast import AoeError
 from aoe_fast.frames import ANY_SLOT, InitiatorError
 from aoe_fast.initiator import Initiator
 from aoe_fast.server import ring_sizes
-from pxed import images, ipxe, pi
+from pxed import disk, images, ipxe, pi
 from pxed.ask import ControlClient, NoServer
 from pxed.cli_base import (
     config_option,
@@ -338,6 +338,8 @@ def check_tree(image: images.Image, shelf: int) -> Iterator[Finding]:
 
 def check_disk(config: Config) -> Iterator[Finding]:
     place = next(p for p in (config.state_dir, *config.state_dir.parents) if p.exists())
+    if place == config.state_dir:
+        disk.refuse_read_only(place)
     free, size = shutil.disk_usage(place).free, config.midlayer.size
     room = max(free - config.midlayer.keep_free, 0) // size
     if os.statvfs(place).f_flag & os.ST_RDONLY:

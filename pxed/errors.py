@@ -15,3 +15,17 @@ class UsageError(PxedError):
 
 class HostError(PxedError):
     """The system's fault: no privilege, a port in use, a full disk. Exit status 1."""
+
+
+READ_ONLY = (
+    "Read-only file system: after an error the kernel lets nobody write to a disk (see dmesg):"
+    " check it (fsck), and mount it again"
+)
+"""What is wrong with a disk that can only be read, and what to do."""
+
+
+class ReadOnlyDisk(HostError):
+    """The disk below the state directory takes nothing any more; what is there can be read."""
+
+    def __init__(self, path: object) -> None:
+        super().__init__(f"{path}: {READ_ONLY}")

@@ -38,15 +38,17 @@ class Exports:
             bindings |= self._image_bindings(self.shelves[class_name], image)
         self._target.set_view(None, bindings)
 
-    def open_private(self, mac: Mac, config: Path | None, report: Path) -> None:
+    def open_private(
+        self, mac: Mac, config: Path | None, report: Path, *, writable: bool = True
+    ) -> None:
         """Open a client's own devices (once); they are in its view from the next ``show`` on.
 
-        ``config`` None: the report device alone.
+        ``config`` None: the report device alone. ``writable``: what is in ``config``.
         """
         if mac not in self._private:
             layer = None
             if config is not None:
-                layer = _open(config, writable=True, durability=self.durability, serial=mac)
+                layer = _open(config, writable=writable, durability=self.durability, serial=mac)
             self._private[mac] = (
                 layer,
                 _open(report, writable=True, durability="writeback", serial=mac),
@@ -55,7 +57,8 @@ class Exports:
     def close_private(self, mac: Mac) -> None:
         """Sync and let go of a client's own devices: the next ``open_private`` opens what is there.
 
-        A view that has them keeps them until it is replaced. May block on the disk.
+        A view that has them keeps them until it is replaced. May block on the disk. HostError if it
+        refuses; they are closed all the same.
         """
         self.take_private(mac)()
 
@@ -64,9 +67,15 @@ class Exports:
         taken = self._private.pop(mac, ())
 
         def close() -> None:
+            refused = None
             for export in taken:
-                if export is not None:
-                    export.close()
+                try:
+                    if export is not None:
+                        export.close()
+                except AoeError as error:
+                    refused = error
+            if refused is not None:
+                raise HostError(str(refused))
 
         return close
 

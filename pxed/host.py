@@ -1,5 +1,6 @@
 """What the process takes from its host: descriptors, and the lock of its state directory."""
 
+import errno
 import fcntl
 import os
 import pwd
@@ -7,7 +8,8 @@ import resource
 import time
 from pathlib import Path
 
-from pxed.errors import HostError
+from pxed import disk
+from pxed.errors import HostError, ReadOnlyDisk
 
 _FEWEST = 256
 _LET_GO = 1.0  # seconds that a killed server's child may still hold its lock: until it has its exec
@@ -38,6 +40,8 @@ def claim(state_dir: Path) -> int:
         state_dir.mkdir(parents=True, exist_ok=True)
         fd = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
+        if error.errno == errno.EROFS:
+            raise ReadOnlyDisk(state_dir) from error
         raise HostError(f"{state_dir}: {error.strerror}: choose another state_dir") from error
     if not _locked(fd):
         os.close(fd)
@@ -48,6 +52,7 @@ def claim(state_dir: Path) -> int:
     for path in (state_dir, *(state_dir / name for name in _WRITTEN)):
         if path.exists() and not os.access(path, os.W_OK | (os.X_OK if path.is_dir() else 0)):
             os.close(fd)
+            disk.refuse_read_only(path)
             raise HostError(
                 f"{path}: {_name()} cannot write it: give it to that user (chown), "
                 "or choose another state_dir"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pxed import disk, ext4
-from pxed.errors import HostError, UsageError
+from pxed.errors import HostError, ReadOnlyDisk, UsageError
 from pxed.mac import Mac, mac_text
 
 _FULL = 1 << 20  # bytes: where less is free it was that
@@ -63,6 +63,8 @@ class Midlayers:
         self._making = threading.Lock()
         self._syncing = threading.Lock()
         self._renamed = self._synced = 0
+        self._in_memory: dict[Mac, int] = {}  # report devices, while the disk takes none
+        self._memory: dict[Mac, int] = {}  # those and earlier ones: somebody may still look there
 
     @property
     def template(self) -> Path:
@@ -91,6 +93,8 @@ class Midlayers:
 
     def report_path(self, mac: Mac) -> Path:
         """Where this client's report device is or would be."""
+        if (fd := self._in_memory.get(mac)) is not None:
+            return Path(f"/proc/self/fd/{fd}")
         return self.directory / f"{mac.replace(':', '')}.report"
 
     def exists(self, mac: Mac) -> bool:
@@ -123,9 +127,11 @@ class Midlayers:
 
         An existing one is never written over: ``fresh`` renames it to ``.old`` and makes another.
         ``check``: one that was not closed cleanly is mended first; only while nobody uses it. The
-        new file appears under its name only when complete. NoRoom: none was made.
+        new file appears under its name only when complete. NoRoom: none was made. ReadOnlyDisk: the
+        midlayer is as it was, and the report device in memory.
         """
         self.prepare_report(mac)
+        self.refuse_read_only()
         path = self.path(mac)
         if fresh and path.exists():
             self.refuse_if_full()
@@ -142,7 +148,16 @@ class Midlayers:
         return Prepared(True)
 
     def prepare_report(self, mac: Mac) -> None:
-        """Make sure that this client has its report file."""
+        """Make sure that this client has its report file: in memory where the disk takes none."""
+        try:
+            self.refuse_read_only()
+        except ReadOnlyDisk:
+            if mac not in self._memory:
+                self._memory[mac] = os.memfd_create("report", os.MFD_CLOEXEC)
+                os.ftruncate(self._memory[mac], REPORT_BYTES)
+            self._in_memory[mac] = self._memory[mac]
+            return
+        self._in_memory.pop(mac, None)
         report = self.report_path(mac)
         # Not synced: after a power cut it may be there without its size, and is made again.
         if not report.exists() or report.stat().st_size != REPORT_BYTES:
@@ -157,6 +172,10 @@ class Midlayers:
         """Bytes that are free on the disk below."""
         about = os.statvfs(self.directory)
         return about.f_bavail * about.f_frsize
+
+    def refuse_read_only(self) -> None:
+        """ReadOnlyDisk if nothing can be written here."""
+        disk.refuse_read_only(self.directory)
 
     def refuse_if_full(self) -> None:
         """NoRoom if the disk has no more than ``keep_free`` left."""
@@ -240,6 +259,9 @@ class Midlayers:
         if not only_old:
             paths += [self.path(mac), self.report_path(mac)]
         freed = 0
+        if not only_old and (fd := self._memory.pop(mac, None)) is not None:
+            self._in_memory.pop(mac, None)
+            os.close(fd)
         with _host_errors(self.directory):
             for path in paths:
                 with contextlib.suppress(FileNotFoundError):
@@ -329,5 +351,7 @@ def _host_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.EROFS:
+            raise ReadOnlyDisk(path) from error
         hint = "free some space" if error.errno == errno.ENOSPC else "check the disk"
         raise HostError(f"{path}: {error.strerror}: {hint}") from error

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from pxed import images, provision
 from pxed.choice import Choice, in_use
-from pxed.errors import PxedError
+from pxed.errors import HostError, PxedError, ReadOnlyDisk
 from pxed.events import Event, Kind
 from pxed.exports import Exports
 from pxed.former import Former
@@ -163,17 +163,23 @@ class Preparing:
 
         def work() -> Prepared:
             check = self._choice.config.midlayer.check and quiet
-            if fresh or not self._exports.has_layer(mac):
-                self._exports.close_private(mac)
-            report = self._midlayers.report_path(mac)
+            if fresh or client.damage or not self._exports.has_layer(mac):
+                self._let_go(mac)
+            path, refused = self._midlayers.path(mac), None
             try:
                 made = self._midlayers.prepare(mac, size, fresh=fresh, check=check)
+            except ReadOnlyDisk as error:
+                # What it holds can be read, and the report device is in memory.
+                made = refused = Prepared(False, "read-only", str(error))
+                self._let_go(mac)
             finally:
+                report = self._midlayers.report_path(mac)
                 # On a full disk what cannot be written is a hole, which says nothing already.
                 former = self._former.words() if self._choice.config.midlayer.reclaim else b""
                 with contextlib.suppress(OSError):
                     erase_report(report, former)
-            self._exports.open_private(mac, self._midlayers.path(mac), report)
+            layer = path if refused is None or (path.exists() and not fresh) else None
+            self._exports.open_private(mac, layer, report, writable=refused is None)
             return made
 
         loop = asyncio.get_running_loop()
@@ -187,12 +193,19 @@ class Preparing:
         except PxedError as error:
             if not self._midlayers.exists(mac):
                 raise
-            self._exports.close_private(mac)
+            self._let_go(mac)
             self._exports.open_private(mac, None, self._midlayers.report_path(mac))
             self._alarm(mac, f"{mac}: its midlayer needs a person, it boots without: {error}")
             return Prepared(False, "damaged", str(error))
-        client.fresh = False
+        client.fresh = client.fresh and bool(made.damage)
         return made
+
+    def _let_go(self, mac: Mac) -> None:
+        """Its devices are opened anew; what a disk refused to take is lost, whoever says so."""
+        try:
+            self._exports.close_private(mac)
+        except HostError as error:
+            log.error("%s: %s", mac, error)
 
     async def _make_orders(self, client: Client, image: images.Image) -> None:
         """For an installer: a report device that begins with what it is to do, and no /config."""
@@ -200,7 +213,7 @@ class Preparing:
         text = provision.orders(self._choice.policy_of(client), image.released)
 
         def work() -> None:
-            self._exports.close_private(mac)
+            self._let_go(mac)
             self._midlayers.prepare_report(mac)
             report = self._midlayers.report_path(mac)
             erase_report(report, text)

@@ -3,6 +3,7 @@
 import enum
 from dataclasses import dataclass, field
 
+from pxed.errors import READ_ONLY
 from pxed.mac import Mac
 
 LOCAL_SCRIPT = "local.ipxe"
@@ -76,7 +77,7 @@ class Client:
     chainloaded: bool = False  # took a boot loader from us in this boot
     degraded: bool = False
     why: str = ""  # of failed, or of degraded
-    damage: str = ""  # what keeps its midlayer from being shown to it
+    damage: str = ""  # what keeps its midlayer from being shown to it, or from being written to
     last_seen: float = 0.0  # 0: never
     # What people say of it
     note: str = ""
@@ -103,6 +104,11 @@ class Client:
     def boot_file(self) -> str:
         """The last boot loader that it took from us in its current or last boot; empty: none."""
         return next((step.detail for step in self.timeline if step.stage is Stage.BOOT_FILE), "")
+
+    @property
+    def damaged(self) -> bool:
+        """Whether its midlayer needs a person: not if nothing but the disk below is read-only."""
+        return bool(self.damage) and not self.damage.endswith(READ_ONLY)
 
     @property
     def in_boot(self) -> bool:

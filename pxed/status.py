@@ -37,6 +37,9 @@ class Core(Protocol):
     aoe: Server
 
     @property
+    def disk(self) -> str: ...
+
+    @property
     def config(self) -> Config: ...
 
     @property
@@ -69,6 +72,7 @@ class Status:
             "ip": ", ".join(str(address) for address in self._core.link.addresses),
             "mtu": self._core.link.mtu,
             "state_dir": str(config.state_dir),
+            "disk": self._core.disk,
             "dhcp": {"mode": str(boot.mode), "configured": config.dhcp.mode,
                      "range": boot.leases.range, "size": boot.leases.size,
                      "free": boot.leases.free, "unclaimed": boot.leases.unclaimed,

@@ -123,7 +123,7 @@ class ManageMidlayers:
         client = self._core.clients.get(layer.mac)
         if client is None:
             state = "orphan"
-        elif client.damage or layer.state == "damaged":
+        elif client.damaged or layer.state == "damaged":
             state = "damaged"
         elif in_use(client):
             state = "in use"

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from aoe_fast.frames import AtaError
 from aoe_fast.initiator import Initiator
 from pxed.errors import HostError
-from pxed.mac import mac_bytes
+from pxed.mac import Mac, mac_bytes
 from tests.conftest import Cable, requires
 from tests.netns.test_manage import M1, M2, Room, image, room
 
@@ -93,6 +94,92 @@ def test_a_full_disk(small: Room) -> None:
     small.start()
     assert small.client(M1)["note"] == "after"
     assert sorted(p.name for p in (small.state / "images/lab").iterdir() if p.is_dir()) == ["1"]
+
+
+@pytest.fixture
+def failing(cable: Cable, tmp_path: Path) -> Iterator[Room]:
+    """A room whose state directory is a disk that `fails` can make read-only."""
+    requires("mount", "mkfs.ext4", "e2fsck")
+    state, disk = tmp_path / "state", tmp_path / "disk"
+    state.mkdir()
+    with disk.open("wb") as file:
+        file.truncate(256 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", str(disk)], check=True)
+    mount(disk, state)
+    made = None
+    try:
+        cable.cli.ip("addr add 10.77.0.2/24 dev eth0", "route add default dev eth0")
+        made = Room(cable, tmp_path)
+        yield made
+    finally:
+        if made is not None and made.process is not None and made.process.poll() is None:
+            made.process.kill()
+            made.process.wait()
+        subprocess.run(["umount", "--lazy", str(state)], check=True)
+
+
+def mount(disk: Path, state: Path) -> None:
+    subprocess.run(["mount", "-o", "loop,errors=remount-ro", str(disk), str(state)], check=True)
+
+
+def is_degraded(room: Room, mac: Mac) -> None:
+    """It says so, and the server has the reason."""
+    with room.initiator(mac) as initiator:
+        for number, line in enumerate((b"degraded 1.0 no disk", b"running 2.0 lab@1")):
+            initiator.write(16, 4, number, line.ljust(512, b"\0"))
+    room.until(lambda: room.client(mac)["state"] == "running")
+    assert room.client(mac)["degraded"]
+    assert room.client(mac)["why"].startswith("changes will be lost: ")
+    assert "Read-only file system" in room.client(mac)["why"]
+
+
+def test_a_disk_that_takes_nothing_any_more(failing: Room) -> None:
+    room = failing
+    room.start()
+    room.boot(M1)
+    room.runs(M1)
+    with room.initiator(M1) as initiator:
+        initiator.write(16, 3, 8000, b"mine".ljust(512, b"\0"))
+    assert room.control.get("/v1/status")["disk"] == ""
+    subprocess.run(["sync", "--file-system", str(room.state)], check=True)
+    # As ext4 does it by itself after an error.
+    subprocess.run(["mount", "-o", "remount,abort", str(room.state)], check=True)
+    room.until(lambda: "Read-only file system" in room.control.get("/v1/status")["disk"])
+    room.until(lambda: any("nothing is kept" in e["text"] for e in room.events("alarm")))
+    assert "check it (fsck)" in room.pxed("status")
+    doctor = [sys.executable, "-m", "pxed", "doctor", "-c", str(room.config)]
+    assert "BROKEN  disk: " in room.cable.srv.run(doctor, check=False, timeout=300).stdout
+
+    # One that is known reads what it has, and one that is new has nothing. Both say so.
+    room.boot(M1)
+    with room.initiator(M1) as initiator:
+        assert initiator.read(16, 3, 8000, 1)[:4] == b"mine"
+        with pytest.raises(AtaError):
+            initiator.write(16, 3, 8000, bytes(512))
+    room.boot(M2)
+    room.sees_no(M2, 3)
+    for mac in (M1, M2):
+        is_degraded(room, mac)
+
+    room.stop()
+    assert room.process is not None
+    assert room.process.returncode == 0
+    said = (room.state.parent / "log").read_text()
+    assert "Traceback" not in said, said
+    assert "check it (fsck)" in refuses(room, 1)
+
+    # A copy: another program's mount namespace may have the first one mounted for a while.
+    subprocess.run(["umount", "--lazy", str(room.state)], check=True)
+    disk = room.state.parent / "mended"
+    shutil.copyfile(room.state.parent / "disk", disk)
+    assert subprocess.run(["e2fsck", "-fy", str(disk)], capture_output=True).returncode < 4
+    mount(disk, room.state)
+    (room.state / "control.sock").unlink()
+    room.start()
+    room.boot(M1)
+    with room.initiator(M1) as initiator:
+        assert initiator.read(16, 3, 8000, 1)[:4] == b"mine"
+        initiator.write(16, 3, 8000, bytes(512))
 
 
 def test_an_image_that_is_deleted_under_us(room: Room) -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pxed.clients import SILENT_BOOT, SILENT_RUN, Clients
+from pxed.clients import SILENT_BOOT, SILENT_RUN, UNTOLD, Clients
+from pxed.errors import READ_ONLY
 from pxed.events import Event, Kind
 from pxed.mac import Mac
 from pxed.seat import Change, Client, Stage, State, What
@@ -171,6 +172,20 @@ def test_a_client_that_never_reports_counts_as_running_after_a_while() -> None:
     feed(clients, 60.0, Kind.AOE_HEARD)
     clients.tick(70.0)
     assert only(clients).state is State.RUNNING
+    assert only(clients).timeline[-1].detail == UNTOLD
+    # A slow machine's report comes after all: what was guessed is no more said.
+    feed(clients, 80.0, Kind.REPORT, step="running", uptime=76.0, text="lab@1")
+    assert only(clients).timeline[-1].detail == "lab@1"
+
+
+def test_a_seat_whose_servers_disk_is_read_only_says_so_and_is_not_damaged() -> None:
+    clients = Clients()
+    boot(clients, 100.0)
+    only(clients).damage = f"/srv/state: {READ_ONLY}"
+    feed(clients, 106.0, Kind.REPORT, step="degraded", uptime=3.0, text="cannot write to e16.3")
+    assert only(clients).degraded
+    assert only(clients).why == f"changes will be lost: /srv/state: {READ_ONLY}"
+    assert not only(clients).damaged
 
 
 def test_a_write_to_config_is_its_mount() -> None:

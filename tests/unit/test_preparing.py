@@ -56,7 +56,7 @@ def preparing(
         config=parse('interface = "eth0"'), image_for=image_for,
         mode_of=lambda *_: "diskless", silence=lambda *_: 1e9, refresh=lambda: None,
         has_layer=lambda _mac: True, has_private=lambda _mac: True, show=lambda *_: None,
-        open_private=lambda *_: None, close_private=lambda _mac: None,
+        open_private=lambda *_, **_more: None, close_private=lambda _mac: None,
     )  # fmt: skip
     return Preparing(
         anything, cast(Any, layers), anything, anything, emit=told.append,
