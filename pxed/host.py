@@ -41,7 +41,7 @@ def claim(state_dir: Path) -> int:
         fd = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         if error.errno == errno.EROFS:
-            raise ReadOnlyDisk(state_dir) from error
+            raise _read_only(state_dir) from error
         raise HostError(f"{state_dir}: {error.strerror}: choose another state_dir") from error
     if not _locked(fd):
         os.close(fd)
@@ -52,7 +52,10 @@ def claim(state_dir: Path) -> int:
     for path in (state_dir, *(state_dir / name for name in _WRITTEN)):
         if path.exists() and not os.access(path, os.W_OK | (os.X_OK if path.is_dir() else 0)):
             os.close(fd)
-            disk.refuse_read_only(path)
+            try:
+                disk.refuse_read_only(path)
+            except ReadOnlyDisk:
+                raise _read_only(path) from None
             raise HostError(
                 f"{path}: {_name()} cannot write it: give it to that user (chown), "
                 "or choose another state_dir"
@@ -71,6 +74,14 @@ def _locked(fd: int) -> bool:
             time.sleep(0.02)
         else:
             return True
+
+
+def _read_only(path: Path) -> HostError:
+    """A disk that failed; or, under systemd, a directory that its unit does not name."""
+    text = str(ReadOnlyDisk(path))
+    if "INVOCATION_ID" in os.environ:
+        text += "; or, if it is another directory than the unit's, name it in ReadWritePaths= there"
+    return HostError(text)
 
 
 def _name() -> str:
