@@ -148,7 +148,7 @@ def test_a_disk_that_takes_nothing_any_more(failing: Room) -> None:
     room.until(lambda: any("nothing is kept" in e["text"] for e in room.events("alarm")))
     assert "check it (fsck)" in room.pxed("status")
     doctor = [sys.executable, "-m", "pxed", "doctor", "-c", str(room.config)]
-    assert "BROKEN  disk: " in room.cable.srv.run(doctor, check=False, timeout=300).stdout
+    assert "BROKEN  disk:" in room.cable.srv.run(doctor, check=False, timeout=300).stdout
 
     # One that is known reads what it has, and one that is new has nothing. Both say so.
     room.boot(M1)
