@@ -1,7 +1,7 @@
 """Versions of images that were removed: what seats wrote with them, nothing can start again.
 
 The names go to each seat behind the lines of its report device, as a policy goes to an installer
-(docs/architecture.md), and the seat frees the layers (``reclaim`` in client/functions.sh).
+(docs/architecture.md), and the seat frees the layers (``reclaim`` in client/layers.sh).
 """
 
 import contextlib

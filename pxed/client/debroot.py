@@ -43,6 +43,7 @@ FILES = (
     ("dracut/mount.sh", "usr/lib/dracut/modules.d/90pxed/mount.sh", 0o755),
     ("dracut/gpt-auto.sh", "usr/lib/dracut/modules.d/90pxed/gpt-auto.sh", 0o755),
     ("functions.sh", "usr/share/pxed/functions.sh", 0o644),
+    ("layers.sh", "usr/share/pxed/layers.sh", 0o644),
     ("keep.sh", "usr/share/pxed/keep.sh", 0o644),
     ("installer/state.sh", "usr/share/pxed/state.sh", 0o644),
     ("local.sh", "usr/share/pxed/local.sh", 0o644),

@@ -13,6 +13,7 @@ mount -t devtmpfs dev /dev
 mount -t tmpfs -o mode=755 run /run
 
 . /functions.sh
+. /layers.sh
 . /state.sh
 . /local.sh
 # Of a full system, which has services of its own.

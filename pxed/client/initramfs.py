@@ -75,7 +75,7 @@ def start_archive(
     archive.symlink("sbin/modprobe", "../bin/busybox")
     archive.file("init", script("init.sh"), 0o755)
     for name, inside in (
-        ("functions.sh", "functions.sh"), ("local.sh", "local.sh"),
+        ("functions.sh", "functions.sh"), ("layers.sh", "layers.sh"), ("local.sh", "local.sh"),
         ("installer/state.sh", "state.sh"),
     ):  # fmt: skip
         archive.file(inside, script(name))

@@ -1,6 +1,6 @@
 # shellcheck shell=sh
 # The start of a machine from its own disk, after an installation: the same root and the same layer as
-# without a disk, from two partitions. Read after functions.sh and state.sh; pxed.local=ID and
+# without a disk, from two partitions. Read after functions.sh, layers.sh and state.sh; pxed.local=ID and
 # pxed.slot=a|b on the kernel command line come from the boot loader.
 
 # What belongs to one version of the system and not to its user: put aside when another version starts,

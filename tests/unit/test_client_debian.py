@@ -1,6 +1,7 @@
 """The Debian builder without a build: what it refuses, where packages come from, what it leaves."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -114,6 +115,22 @@ def test_every_file_of_ours_is_in_the_package() -> None:
     for name, place, _ in FILES:
         assert (CLIENT / name).is_file()
         assert not place.startswith("/")
+
+
+@pytest.mark.parametrize(
+    ("script", "carrier"),
+    [
+        ("initramfs-tools/boot-script", "initramfs-tools/hook"),
+        ("dracut/mount.sh", "dracut/module-setup.sh"),
+    ],
+)
+def test_the_initramfs_has_every_file_that_its_boot_script_reads(script: str, carrier: str) -> None:
+    read = re.findall(r"^ *\. /(\S+)$", (CLIENT / script).read_text(), re.MULTILINE)
+    assert "functions.sh" in read
+    places = [place for _, place, _ in FILES]
+    for name in read:
+        assert f"/{name} /{name}\n" in (CLIENT / carrier).read_text().replace('"', "")
+        assert f"usr/share/pxed/{name}" in places
 
 
 @pytest.mark.parametrize("path", SHELL_FILES, ids=lambda p: p.name)

@@ -22,7 +22,7 @@ def world(tmp_path: Path) -> Path:
     busybox = shutil.which("busybox")
     assert busybox is not None
     shutil.copy(busybox, tmp_path / "busybox")
-    for name in ("functions.sh", "local.sh"):
+    for name in ("functions.sh", "layers.sh", "local.sh"):
         shutil.copy(CLIENT / name, tmp_path)
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/null").touch()
@@ -35,7 +35,7 @@ def world(tmp_path: Path) -> Path:
 
 
 def entered(world: Path) -> bool:
-    words = ["chroot", str(world), "/busybox", "sh", "-euc", ". /functions.sh; entered /seat"]
+    words = ["chroot", str(world), "/busybox", "sh", "-euc", ". /layers.sh; entered /seat"]
     run = subprocess.run(words, capture_output=True, text=True, check=False)
     assert run.stderr == ""
     return run.returncode == 0
@@ -77,8 +77,8 @@ def reclaim(world: Path, words: str) -> list[str]:
     lines = b"root 1.00 e16.1 lab@3\n".ljust(24 * 512, b"\0")
     (world / "dev/etherd/e16.4").write_bytes(lines + words.encode().ljust(4096, b"\0"))
     script = (
-        ". /functions.sh; discover() { :; }; report_disk=e16.4 generation=lab@3; reclaim;"
-        'echo "$others"; echo "$reclaimed"'
+        ". /functions.sh; . /layers.sh; discover() { :; }; report_disk=e16.4 generation=lab@3;"
+        'reclaim; echo "$others"; echo "$reclaimed"'
     )
     run = subprocess.run(
         ["chroot", str(world), "/busybox", "sh", "-euc", script],
@@ -132,7 +132,7 @@ def test_an_installed_disk_keeps_what_belongs_to_its_two_systems(world: Path, la
     (layers / "local/upper/usr").mkdir(parents=True)
     (layers / "local/upper/usr/bin").write_text("3")
     (layers / "local/generation").write_text("lab@3\n")
-    script = ". /functions.sh; . /local.sh; generation=lab@2; own_layer; own_layer"
+    script = ". /functions.sh; . /layers.sh; . /local.sh; generation=lab@2; own_layer; own_layer"
     words = ["chroot", str(world), "/busybox", "sh", "-uc", script]
     subprocess.run(words, check=True, capture_output=True)
     assert (layers / "local/upper/usr/bin").read_text() == "2"
@@ -144,14 +144,15 @@ def test_an_installed_disk_keeps_what_belongs_to_its_two_systems(world: Path, la
 def test_a_layer_that_takes_long_to_delete_holds_up_no_start(tmp_path: Path) -> None:
     requires("busybox")
     (tmp_path / ".gone-lab@1").mkdir()
-    functions = (CLIENT / "functions.sh").read_text()
-    (tmp_path / "functions").write_text(functions.replace("/config/layers", str(tmp_path)))
-    script = f". {tmp_path}/functions; rm() {{ sleep 60; }}; empty"
+    layers = (CLIENT / "layers.sh").read_text().replace("/config/layers", str(tmp_path))
+    (tmp_path / "layers").write_text(layers)
+    both = f". {CLIENT}/functions.sh; . {tmp_path}/layers"
+    script = f"{both}; rm() {{ sleep 60; }}; empty"
     begun = time.monotonic()
     subprocess.run(["busybox", "sh", "-euc", script], check=True, timeout=50)
     assert time.monotonic() - begun > 4
     assert (tmp_path / ".gone-lab@1").is_dir()
-    subprocess.run(["busybox", "sh", "-euc", f". {tmp_path}/functions; empty"], check=True)
+    subprocess.run(["busybox", "sh", "-euc", f"{both}; empty"], check=True)
     assert not (tmp_path / ".gone-lab@1").exists()
 
 
@@ -166,6 +167,6 @@ def test_a_layer_that_takes_long_to_delete_holds_up_no_start(tmp_path: Path) -> 
 def test_a_disk_without_room_for_more_files_says_so(world: Path, inodes: str, room: str) -> None:
     heads = "Filesystem Total Used Available Capacity Mounted on /dev/etherd/e16.3"
     df = f"case $2 in -i) echo {heads} {inodes};; *) echo {heads} 491520 0 204800;; esac"
-    asked = f'. /functions.sh; df() {{ {df}; }}; room; echo "$room"'
+    asked = f'. /layers.sh; df() {{ {df}; }}; room; echo "$room"'
     words = ["chroot", str(world), "/busybox", "sh", "-euc", asked]
     assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == f"{room}\n"

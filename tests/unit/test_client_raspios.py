@@ -126,7 +126,8 @@ def test_the_initramfs_has_plain_modules_and_is_not_for_this_machine(
     shown = subprocess.run(["cpio", "-it", "--quiet"], input=raw, check=True, capture_output=True)
     listed = shown.stdout.decode().split()
     files = {Path(name).name for name in listed}
-    assert {"init", "keep.sh", "functions.sh", "busybox", "mount", "switch_root"} <= files
+    assert {"init", "keep.sh", "functions.sh", "layers.sh"} <= files
+    assert {"busybox", "mount", "switch_root"} <= files
     assert {"aoe.ko", "overlay.ko", "squashfs.ko", "virtio_net.ko"} <= files
     assert not [name for name in listed if name.endswith(".xz")]
     assert f"lib/modules/{RELEASE}/modules.dep" in listed

@@ -20,6 +20,7 @@ installkernel() {
 
 install() {
     inst_simple /usr/share/pxed/functions.sh /functions.sh
+    inst_simple /usr/share/pxed/layers.sh /layers.sh
     inst_simple /usr/share/pxed/keep.sh /keep.sh
     inst_simple /usr/share/pxed/state.sh /state.sh
     inst_simple /usr/share/pxed/local.sh /local.sh

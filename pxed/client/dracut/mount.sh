@@ -8,6 +8,8 @@ pxed_mount() (
 
     # shellcheck source=../functions.sh
     . /functions.sh
+    # shellcheck source=../layers.sh
+    . /layers.sh
     # shellcheck source=../keep.sh
     . /keep.sh
     # shellcheck source=../installer/state.sh
