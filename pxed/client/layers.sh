@@ -10,6 +10,8 @@ attempt() {
     trouble=${trouble%%
 *}
     trouble=${trouble##*: }
+    # What util-linux makes of EIO, also where it was a write that failed.
+    case $trouble in "can't read superblock"*) trouble='Input/output error' ;; esac
     return 1
 }
 

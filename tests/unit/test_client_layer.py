@@ -170,3 +170,18 @@ def test_a_disk_without_room_for_more_files_says_so(world: Path, inodes: str, ro
     asked = f'. /layers.sh; df() {{ {df}; }}; room; echo "$room"'
     words = ["chroot", str(world), "/busybox", "sh", "-euc", asked]
     assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == f"{room}\n"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "mount: mounting /dev/etherd/e16.3 on /config failed: Input/output error",
+        "dd: fsync failed for '/config/.written': Input/output error\n1+0 records in",
+        "mount: /config: can't read superblock on /dev/etherd/e16.3.\n       dmesg(1) may have",
+    ],
+)
+def test_a_write_that_failed_is_called_the_same_by_every_program(world: Path, said: str) -> None:
+    script = f'. /layers.sh; fails() {{ printf "{said}" >&2; return 1; }}; attempt fails'
+    words = ["chroot", str(world), "/busybox", "sh", "-uc", f'{script} || echo "$trouble"']
+    run = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert run.stdout == "Input/output error\n"

@@ -4,7 +4,8 @@
 pxed_mount() (
     # What functions.sh knows from busybox.
     usleep() { sleep "0.$(printf %06d "$1")"; }
-    cttyhack() { "$@"; }
+    # fail's shell: a unit has no terminal, and setsid knows no functions.
+    setsid() { command setsid --ctty --wait sh -i < "$console" > "$console" 2>&1; }
 
     # shellcheck source=../functions.sh
     . /functions.sh
@@ -17,6 +18,7 @@ pxed_mount() (
     # shellcheck source=../local.sh
     . /local.sh
     parameters
+    console=/dev/${consoles##* }
     udevadm settle --timeout=10
     modprobe -a -q aoe overlay squashfs erofs ext4 &
     if [ -n "$local_id" ]; then
