@@ -42,6 +42,7 @@ FILES = (
     ("dracut/parse.sh", "usr/lib/dracut/modules.d/90pxed/parse.sh", 0o755),
     ("dracut/mount.sh", "usr/lib/dracut/modules.d/90pxed/mount.sh", 0o755),
     ("dracut/gpt-auto.sh", "usr/lib/dracut/modules.d/90pxed/gpt-auto.sh", 0o755),
+    ("dracut/few-events.sh", "usr/lib/dracut/modules.d/90pxed/few-events.sh", 0o755),
     ("functions.sh", "usr/share/pxed/functions.sh", 0o644),
     ("layers.sh", "usr/share/pxed/layers.sh", 0o644),
     ("keep.sh", "usr/share/pxed/keep.sh", 0o644),

@@ -12,8 +12,8 @@ initramfs-tools)
     mkinitramfs -o "$3" "$2"
     ;;
 dracut)
-    dracut --quiet --force --reproducible --zstd --no-hostonly --kver "$2" --modules \
-        "base systemd systemd-initrd dracut-systemd udev-rules pxed" "$3"
+    dracut --quiet --force --reproducible --compress "zstd -19 -q -T0" --no-hostonly --kver "$2" \
+        --modules "base systemd systemd-initrd dracut-systemd udev-rules pxed" "$3"
     chmod 644 "$3"
     ;;
 esac

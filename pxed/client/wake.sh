@@ -1,7 +1,8 @@
 # shellcheck shell=sh
 # Asks for the events of those devices that an initramfs may have drivers for, and of cards and disks
 # that are there already: what `udevadm trigger` does, without its start and its look at every device,
-# which take half a second on a slow machine. Read by the script that has started udev.
+# which take half a second on a slow machine. Read by the script that has started udev (initramfs-tools),
+# or run in place of systemd's coldplug (dracut).
 
 for device in /sys/bus/*/devices/*; do
     case ${device#/sys/bus/} in
@@ -12,6 +13,7 @@ for device in /sys/bus/*/devices/*; do
     esac
     [ -e "$device/driver" ] || [ ! -e "$device/modalias" ] || echo add > "$device/uevent" || :
 done
-for device in /sys/class/net/* /sys/class/block/*; do
+# systemd may wait for a TPM that the firmware has told of.
+for device in /sys/class/net/* /sys/class/block/* /sys/class/tpmrm/*; do
     [ ! -e "$device/uevent" ] || echo add > "$device/uevent" || :
 done

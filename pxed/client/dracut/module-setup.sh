@@ -35,4 +35,10 @@ install() {
     inst_hook cmdline 20 "$moddir/parse.sh"
     inst_hook mount 10 "$moddir/mount.sh"
     inst_simple "$moddir/gpt-auto.sh" /etc/systemd/system-generators/systemd-gpt-auto-generator
+    # Not where disks matter; see the hook of initramfs-tools. modprobe is not hidden as there: newer
+    # systemd makes /usr read-only before anything of ours runs, so nothing could put it back.
+    if [ -z "$PXED_DISKS" ]; then
+        inst_simple /usr/share/pxed/wake.sh /wake.sh
+        inst_simple "$moddir/few-events.sh" /etc/systemd/system-generators/pxed-few-events
+    fi
 }
