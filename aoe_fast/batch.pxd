@@ -45,7 +45,8 @@ cdef struct Counters:
     uint64_t batches
     uint64_t syncs
     uint64_t spin_ns            # of CPU time spent on looking for frames that were not there
-    uint64_t unused[2]
+    uint64_t pauses             # batches that were waited for, to be fuller
+    uint64_t filled             # and became full
 
 
 # Header bytes, then `size` bytes from the mapped image or from the batch's bodies.

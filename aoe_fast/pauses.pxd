@@ -12,7 +12,7 @@ cdef struct Pauses:
 
 
 cdef bint pause_is_worth(const Pauses *pauses, const RingState *ring) noexcept nogil
-cdef void pause_for_more(
+cdef bint pause_for_more(
     Pauses *pauses, const RingState *ring, int64_t now, int64_t most
 ) noexcept nogil
 

@@ -32,10 +32,10 @@ cdef bint pause_is_worth(const Pauses *pauses, const RingState *ring) noexcept n
     return pauses.skip == 0 and ring_holds(ring, FEW) and not ring_holds(ring, FULL)
 
 
-cdef void pause_for_more(
+cdef bint pause_for_more(
     Pauses *pauses, const RingState *ring, int64_t now, int64_t most
 ) noexcept nogil:
-    """Look on until FULL requests are there, none came for GAP_NS, or ``most`` ns are over."""
+    """Look on. True: FULL requests are there; False: none for GAP_NS, or ``most`` ns are over."""
     cdef uint32_t seen = FEW
     cdef int64_t until = now + most
     cdef int64_t gap = now + GAP_NS
@@ -48,10 +48,11 @@ cdef void pause_for_more(
         now = monotonic()
         if now > until or now > gap:
             pause_failed(pauses)
-            return
+            return False
         for _pause in range(PAUSES):
             aoe_relax()
     pause_paid(pauses)
+    return True
 
 
 cdef void pause_paid(Pauses *pauses) noexcept nogil:

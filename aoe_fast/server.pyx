@@ -30,6 +30,7 @@ _COUNTS = [
     "cold", "spread", "postponed", "overrun", "repeats", "announced", "parked", "reserved1",
     "frames", "replies", "ignored", "runt", "response_flag", "group_source", "not_ours",
     "ata_errors", "aoe_errors", "drops", "send_errors", "batches", "syncs", "spin_ns",
+    "pauses", "filled",
 ]
 COUNTERS = np.dtype({
     "names": _COUNTS, "formats": ["u8"] * len(_COUNTS), "itemsize": sizeof(Counters),

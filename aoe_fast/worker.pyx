@@ -69,7 +69,9 @@ cdef void worker_loop(Worker *worker) noexcept nogil:
             if last == 0:
                 last = now
                 away = 0
-            pause_for_more(&worker.pauses, worker.rings[REQUESTS], now, worker.spin_ns)
+            worker.counters.pauses += 1
+            if pause_for_more(&worker.pauses, worker.rings[REQUESTS], now, worker.spin_ns):
+                worker.counters.filled += 1
         if serve_batch(worker):
             pauses_batch(&worker.pauses)
             if last:
