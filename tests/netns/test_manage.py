@@ -90,7 +90,7 @@ class Room:
         deadline = time.monotonic() + seconds
         while not (found := true()):
             log = (self.state.parent / "log").read_text()
-            assert time.monotonic() < deadline, log
+            assert time.monotonic() < deadline, f"not in {seconds} s; the server's log:\n{log}"
             assert self.process is not None
             assert self.process.poll() is None, log
             time.sleep(0.02)
