@@ -28,7 +28,7 @@ from aoe_fast.exports import (
     read_list,
 )
 from aoe_fast.frames import InitiatorError
-from aoe_fast.master import deaf
+from aoe_fast.master import deaf, unplugged
 from aoe_fast.notify import Notifier, log_to_stderr, to_journal
 from aoe_fast.privileges import Capability, find_user, reduce
 from aoe_fast.remote import export, stat
@@ -39,6 +39,14 @@ _log = logging.getLogger("aoe_fast")
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def _not_empty(_ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """As of a variable that is not set: without the option all would go on, with more rights."""
+    if value == "":
+        raise click.UsageError(f"{option.opts[0]}: is empty: name something, or leave it out")
+    return value
+
 
 # Commands
 
@@ -80,14 +88,40 @@ for each in (discover, read, write, stat, export):
 )
 @click.option("--workers", default=1, show_default=True, help="Threads for each interface.")
 @click.option("--bufcnt", default=64, show_default=True, help="Requests a client may have out.")
-@click.option("--spin-us", default=50, show_default=True, help="Look this long before sleeping.")
+@click.option(
+    "--spin-us",
+    type=click.IntRange(0, 1_000_000),
+    default=50,
+    show_default=True,
+    help="Microseconds to look for the next request before sleeping.",
+)
 @click.option("--wire-config", is_flag=True, help="Let clients set config strings.")
 @click.option("--wire-reserve", is_flag=True, help="Let clients set MAC masks and reservations.")
-@click.option("--control", metavar="PATH", help="Control socket. [/run/aoe-fast-IFACE.sock]")
-@click.option("--state", metavar="PATH", help="Keep config strings, masks, reservations here.")
-@click.option("--clients", type=int, metavar="N", help="Size the receive rings for so many.")
+@click.option(
+    "--control",
+    metavar="PATH",
+    callback=_not_empty,
+    help="Control socket. [/run/aoe-fast-IFACE.sock]",
+)
+@click.option(
+    "--state",
+    metavar="PATH",
+    callback=_not_empty,
+    help="Keep config strings, masks, reservations here.",
+)
+@click.option(
+    "--clients",
+    type=click.IntRange(1, 65536),
+    metavar="N",
+    help="Size the receive rings for so many.",
+)
 @click.option("--shared", is_flag=True, help="Other servers may have the same read-only images.")
-@click.option("--user", metavar="NAME", help="Become this user once everything is open.")
+@click.option(
+    "--user",
+    metavar="NAME",
+    callback=_not_empty,
+    help="Become this user once everything is open.",
+)
 def serve(
     interfaces: tuple[str, ...],
     exports: tuple[str, ...],
@@ -127,7 +161,8 @@ def serve(
         stack.callback(service.close)
         stack.callback(service.presence.close)
         service.first(specs)
-        for text in (*filter(None, map(deaf, names)), *service.warnings()):
+        links = (says(name) for name in names for says in (deaf, unplugged))
+        for text in (*filter(None, links), *service.warnings()):
             click.echo(f"aoe-fast: {text}", err=True)
         listener = _control(server, service, control, names[0])
         if listener is not None:

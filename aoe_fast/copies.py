@@ -17,6 +17,7 @@ from aoe_fast.frames import SECTOR, AtaError, Identity, InitiatorError
 from aoe_fast.initiator import Initiator
 
 _PIECE = 1 << 20
+_ABRT = 0x04
 
 
 def check_interface(name: str) -> str:
@@ -192,13 +193,18 @@ def write(
                 f" which has {size * SECTOR}"
             )
         with _bar(length, address) as bar:
-            initiator.write_range(
-                shelf,
-                slot,
-                first,
-                iter(lambda: source.read(_PIECE), b""),
-                progress=lambda done: bar.update(done * SECTOR),
-            )
+            try:
+                initiator.write_range(
+                    shelf,
+                    slot,
+                    first,
+                    iter(lambda: source.read(_PIECE), b""),
+                    progress=lambda done: bar.update(done * SECTOR),
+                )
+            except AtaError as error:
+                if error.error & _ABRT:
+                    raise click.ClickException(f"{error}: is it exported read-only?") from None
+                raise
         try:
             initiator.flush(shelf, slot)
         except AtaError:

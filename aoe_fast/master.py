@@ -1,4 +1,4 @@
-"""Whether an interface is a port of another one, which then takes every frame; stdlib only."""
+"""Why nothing is heard on an interface: no link, or another one takes every frame; stdlib only."""
 
 import socket
 import struct
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 _RTM_NEWLINK, _RTM_GETLINK, _NLM_F_REQUEST = 16, 18, 1
 _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_INFO_SLAVE_KIND = 10, 18, 4
+_IFF_UP, _IFF_LOWER_UP = 1, 1 << 16
 _HEADER = struct.Struct("=IHHII")
 _LINK = struct.Struct("=BxHiII")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -21,13 +22,7 @@ def deaf(name: str) -> str:
     Also empty for an interface that is not there, or where netlink is not to be had.
     """
     try:
-        index = socket.if_nametoindex(name)
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as netlink:
-            netlink.settimeout(1.0)
-            request = _LINK.pack(0, 0, index, 0, 0)
-            head = (_HEADER.size + len(request), _RTM_GETLINK, _NLM_F_REQUEST, 1, 0)
-            netlink.sendto(_HEADER.pack(*head) + request, (0, 0))
-            index, kind = master_in(netlink.recv(65536))
+        index, kind = master_in(_link(name))
         master = socket.if_indextoname(index) if index else ""
     except OSError:
         return ""
@@ -38,6 +33,34 @@ def deaf(name: str) -> str:
         f"{name} is {role} {master}, which takes every frame that arrives there: "
         f"nothing will be heard: serve {master}"
     )
+
+
+def unplugged(name: str) -> str:
+    """Why nothing is heard on this interface for now: down, no carrier; empty if it has a link.
+
+    Also empty for an interface that is not there, or where netlink is not to be had.
+    """
+    try:
+        message = _link(name)
+        _, _, _, flags, _ = _LINK.unpack_from(message, _HEADER.size)
+    except (OSError, struct.error):
+        return ""
+    if not flags & _IFF_UP:
+        return f"{name} is down: nothing is heard until it is up: ip link set {name} up"
+    if not flags & _IFF_LOWER_UP:
+        return f"{name} has no link: nothing is heard until it has: look at cable and switch"
+    return ""
+
+
+def _link(name: str) -> bytes:
+    """What the kernel tells of this interface: one RTM_NEWLINK."""
+    index = socket.if_nametoindex(name)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as netlink:
+        netlink.settimeout(1.0)
+        request = _LINK.pack(0, 0, index, 0, 0)
+        head = (_HEADER.size + len(request), _RTM_GETLINK, _NLM_F_REQUEST, 1, 0)
+        netlink.sendto(_HEADER.pack(*head) + request, (0, 0))
+        return netlink.recv(65536)
 
 
 def master_in(message: bytes) -> tuple[int, str]:

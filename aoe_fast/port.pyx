@@ -123,7 +123,10 @@ cdef class Port:
         cdef int i
         for i in range(self.server.workers):
             worker = &self.server._workers[self._first + i]
-            self.server.target.prepare(worker.batch, <uint32_t>self.mtu)
+            try:
+                self.server.target.prepare(worker.batch, <uint32_t>self.mtu)
+            except AoeError as error:
+                raise AoeError(f"{self.interface}: {error}") from None
             memcpy(worker.batch.mac, <const char *>self.mac, 6)
         return 0
 

@@ -86,7 +86,7 @@ def _show(answer: dict[str, Any], *, clear: bool, rate: float | None) -> None:
     for port in answer["ports"]:
         if not port["serving"]:
             click.echo(f"{port['interface']}: not served: the interface is gone or unusable")
-    for text in answer["moved"]:
+    for text in (*answer["links"], *answer["moved"]):
         click.echo(text)
     latency = f"{'P50 us':>9}{'P99 us':>9}"
     click.echo(
@@ -132,6 +132,7 @@ def list_exports(interface: str | None, control: str | None, as_json: bool) -> N
         words = [row["durability"] or "ro", *(f"for {mac}" for mac in row["macs"])]
         words += [f"config {row['config']!r}"] if row["config"] else []
         words += [f"file {row['file']}: served as it was"] if row["file"] else []
+        words += [f"file {row['resized']} now: served as it was"] if row["resized"] else []
         words += [f"masked to {mac}" for mac in row["mask"]]
         words += [f"reserved by {mac}" for mac in row["reserved_by"]]
         click.echo(

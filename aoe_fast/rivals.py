@@ -14,6 +14,7 @@ from aoe_fast.frames import ANY_SHELF, ANY_SLOT, Device, Identity, InitiatorErro
 from aoe_fast.initiator import Initiator
 from aoe_fast.presence import Seen, neighbours
 from aoe_fast.store import Export
+from aoe_fast.vblades import vblades
 
 WAIT_S = 0.3
 _FEW = 2  # shelves that are asked one by one
@@ -62,9 +63,9 @@ def check_neighbours(interface: str, seen: Seen, before: int | None = None) -> N
     """UsageError if another server of this machine serves one of the addresses on ``interface``.
 
     Its frames never come back to us, so it is asked by way of ``presence``; only if it began
-    ``before`` we did, where that is given.
+    ``before`` we did, where that is given. A vblade is not asked: it asked nobody itself.
     """
-    for neighbour in neighbours(interface, before):
+    for neighbour in (*neighbours(interface, before), *vblades(interface)):
         at = neighbour.clash(seen)
         if at is not None:
             raise click.UsageError(

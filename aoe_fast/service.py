@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import stat
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +13,7 @@ import click
 
 from aoe_fast.admin import read_settings, write_settings
 from aoe_fast.exports import (
+    SECTOR,
     ExportSpec,
     parse_address,
     parse_export,
@@ -19,6 +21,7 @@ from aoe_fast.exports import (
     plan_views,
     shown,
 )
+from aoe_fast.master import unplugged
 from aoe_fast.presence import Presence, Seen, seen_in
 from aoe_fast.rivals import Lookout, check_neighbours, check_rivals
 from aoe_fast.server import Server
@@ -35,6 +38,7 @@ class _Held:
     spec: ExportSpec
     export: Export
     file: tuple[int, int] | None  # what was at its path when it was opened
+    bytes: int  # how large that was
 
     def moved(self) -> str:
         """What has become of that file: replaced, removed, or nothing that can be seen."""
@@ -42,6 +46,34 @@ class _Held:
         if now in (self.file, _UNSEEN) or self.file in (None, _UNSEEN):
             return ""
         return "removed" if now is None else "replaced"
+
+    def resized(self) -> str:
+        """Whether what is there lacks something that is served, or has more: shorter, longer."""
+        if self.moved():
+            return ""
+        now = _size_at(self.spec.path)
+        if now < self.spec.offset + self.export.sectors * SECTOR:
+            return "shorter" if now >= 0 else ""
+        return "longer" if now > self.bytes >= 0 and self.spec.length is None else ""
+
+    def news(self) -> str:
+        """What a person should know of its file, in one line; empty if there is nothing."""
+        name = f"{self.spec.shelf}.{self.spec.slot}: {shown(self.spec.path)}"
+        if moved := self.moved():
+            return f"{name} was {moved}: what was there when it was opened is served on"
+        match self.resized():
+            case "shorter":
+                return (
+                    f"{name} is shorter now: {_size_at(self.spec.path)} bytes:"
+                    " what is beyond them is an error for its clients"
+                )
+            case "longer":
+                return (
+                    f"{name} is longer now: {_size_at(self.spec.path)} bytes, of which"
+                    f" {self.export.sectors * SECTOR} are served: when nobody uses it,"
+                    " export remove, export add"
+                )
+        return ""
 
 
 def _file_at(path: str) -> tuple[int, int] | None:
@@ -53,6 +85,19 @@ def _file_at(path: str) -> tuple[int, int] | None:
     except OSError:
         return _UNSEEN
     return found.st_dev, found.st_ino
+
+
+def _size_at(path: str) -> int:
+    """The size in bytes of the file or block device there; -1: it cannot be seen."""
+    try:
+        found = os.stat(path)
+        if not stat.S_ISBLK(found.st_mode):
+            return found.st_size
+        number = f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+        with open(f"/sys/dev/block/{number}/size", encoding="ascii") as file:
+            return int(file.read()) * SECTOR
+    except (OSError, ValueError):
+        return -1
 
 
 class Service:
@@ -90,7 +135,13 @@ class Service:
         plan_views([held.spec for held in self._held] + specs)
         with contextlib.ExitStack() as undo:
             fresh = [
-                _Held(spec, undo.enter_context(spec.open()), _file_at(spec.path)) for spec in specs
+                _Held(
+                    spec,
+                    undo.enter_context(spec.open()),
+                    _file_at(spec.path),
+                    _size_at(spec.path),
+                )
+                for spec in specs
             ]
             if self.shared:
                 for held in fresh:
@@ -173,7 +224,9 @@ class Service:
         """The answer to one request; {"error": text} for what cannot be done."""
         commands: dict[str, Callable[[], dict[str, Any]]] = {
             "stat": lambda: (
-                status(server, time.monotonic() - self._started) | {"moved": self._moved()}
+                status(server, time.monotonic() - self._started)
+                | {"links": list(filter(None, map(unplugged, self.interfaces)))}
+                | {"moved": list(filter(None, (held.news() for held in self._held)))}
             ),
             "prometheus": lambda: {
                 "text": prometheus(status(server, time.monotonic() - self._started))
@@ -191,15 +244,6 @@ class Service:
         except (click.UsageError, AoeError) as error:
             return {"error": str(error)}
 
-    def _moved(self) -> list[str]:
-        """A line for each export whose file is no longer the one at its path."""
-        return [
-            f"{held.spec.shelf}.{held.spec.slot}: {shown(held.spec.path)} was {moved}:"
-            " what was there when it was opened is served on"
-            for held in self._held
-            if (moved := held.moved())
-        ]
-
     def _listing(self) -> list[dict[str, Any]]:
         rows = []
         for held in self._held:
@@ -209,6 +253,7 @@ class Service:
                     "address": f"{held.spec.shelf}.{held.spec.slot}",
                     "path": held.spec.path,
                     "file": held.moved(),
+                    "resized": held.resized(),
                     "bytes": held.export.sectors * 512,
                     "writable": held.spec.writable,
                     "durability": held.export.durability if held.spec.writable else None,
