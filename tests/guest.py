@@ -25,8 +25,8 @@ from pxed.lab.qemu import Client
 
 PROGRAMS = (
     "bash", "ip", "tc", "dmsetup", "mke2fs", "e2fsck",
-    "aoe-discover", "aoe-flush", "aoe-interfaces", "aoe-revalidate", "aoe-sancheck", "aoe-stat",
-    "aoe-version", "aoecfg", "aoeping",
+    "aoe-discover", "aoe-flush", "aoe-interfaces", "aoe-mkshelf", "aoe-revalidate", "aoe-sancheck",
+    "aoe-stat", "aoe-version", "aoecfg", "aoeping",
 )  # fmt: skip
 _BOOT_MODULES = ("virtio_pci", "virtio_blk", "squashfs", "overlay")
 _MODULES = (

@@ -1,5 +1,6 @@
 """Linux's own AoE driver and aoetools, in a guest, against ``aoe-fast serve``."""
 
+import hashlib
 import json
 import re
 import signal
@@ -150,6 +151,24 @@ def test_aoetools_in_the_guest(room: Room) -> None:
     guest.shell("while aoe-stat | grep e16.0; do aoe-flush -a; sleep .1; done")
     guest.shell(FOUND)
     assert "up" in guest.shell("aoe-stat")
+
+
+def test_a_device_node_of_aoe_mkshelf_and_aoe_flush(room: Room) -> None:
+    """As on machines without udev: a node for each address, whose number the address decides."""
+    disk = room.folder / "a.img"
+    disk.write_bytes(bytes(range(256)) * 4096)
+    room.serve("--export", f"16.0={disk}")
+    guest = start_guest(room.lab, room.system)
+    guest.shell("ip link set eth0 mtu 9000; modprobe aoe aoe_dyndevs=0")
+    guest.shell("until [ -c /dev/etherd/discover ]; do sleep .1; done")
+    guest.shell(f"mkdir /tmp/nodes; aoe-mkshelf /tmp/nodes 16; {FOUND}", 150)
+    want = hashlib.md5(disk.read_bytes(), usedforsecurity=False).hexdigest()
+    assert guest.shell("md5sum < /tmp/nodes/e16.0", 60).split()[0] == want
+    # The driver does not let go of a device that it is still busy with, and says nothing.
+    guest.shell("while aoe-stat | grep -q e16.0; do aoe-flush e16.0; sleep .1; done")
+    assert "failed" in guest.shell("head -c 1 /tmp/nodes/e16.0 || echo failed")
+    guest.shell(FOUND)
+    assert guest.shell("md5sum < /tmp/nodes/e16.0", 60).split()[0] == want
 
 
 LOAD = (
