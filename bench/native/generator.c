@@ -292,6 +292,7 @@ int main(int argc, char **argv)
         uint8_t *frame, *place;
         now = now_ns();
         while (count < BATCH && (frame = ring_frame(&ring, 0, &size))) {
+            ring_fetch(&ring, 1);
             take_reply(frame, size, now);
             ring_release(&ring, 1);
             count++;

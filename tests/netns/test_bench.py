@@ -29,7 +29,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("row", ["read-1k", "write-8k", "durable-private", "cold", "storm"])
+@pytest.mark.parametrize("row", ["read-1k", "write-8k", "durable-private", "cold-few", "storm"])
 def test_a_row_is_measured(row: str, tmp_path: Path) -> None:
     requires("gcc", "vblade", "taskset", "nsenter")
     out = tmp_path / "out.json"
