@@ -132,8 +132,9 @@ def test_no_option_is_refused_because_this_user_may_not_read_it() -> None:
 
 
 def test_an_event_of_another_day_has_its_date() -> None:
-    entry = {"id": 1, "time": time.time() - 3 * 86400, "kind": "boot", "mac": None}
-    day = time.strftime("%Y-%m-%d ", time.localtime(entry["time"]))  # type: ignore[arg-type]
+    then = time.time() - 3 * 86400
+    entry = {"id": 1, "time": then, "kind": "boot", "mac": None}
+    day = time.strftime("%Y-%m-%d ", time.localtime(then))
     assert cli._event_line(entry, lambda _: "").startswith(day)
     entry["time"] = time.time()
     assert cli._event_line(entry, lambda _: "")[2] == ":"
