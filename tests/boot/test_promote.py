@@ -102,6 +102,8 @@ def is_a_seat(room: Room, client: Client) -> None:
     assert client.shell("cat /home/anna/mine") == "from the machine\n"
     assert client.shell("hostname") == "seat-52-54-00-00-00-01\n"
     assert "deadbeef" not in client.shell("cat /etc/machine-id")
+    # It makes the keys; until then some files come and go.
+    client.shell("systemctl start ssh.service", 300)
     assert "secret" not in client.shell("cat /etc/ssh/ssh_host_*")
     assert "swap" not in client.shell("cat /etc/fstab")
     assert "10.77.0.1/24" not in client.shell("ip -4 addr; cat /etc/network/interfaces")
