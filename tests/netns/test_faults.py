@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,13 +36,9 @@ def refuses(room: Room, status: int) -> str:
     return lines[0]
 
 
-@pytest.fixture
-def small(cable: Cable, tmp_path: Path) -> Iterator[Room]:
-    """A room whose state directory is a disk of 16 MiB."""
-    requires("mount", "mkfs.ext4")
-    state = tmp_path / "state"
-    state.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "small", str(state)], check=True)
+@contextmanager
+def mounted(cable: Cable, tmp_path: Path) -> Iterator[Room]:
+    """A room below whose state directory something is mounted; neither is left."""
     made = None
     try:
         cable.cli.ip("addr add 10.77.0.2/24 dev eth0", "route add default dev eth0")
@@ -51,7 +48,18 @@ def small(cable: Cable, tmp_path: Path) -> Iterator[Room]:
         if made is not None and made.process is not None and made.process.poll() is None:
             made.process.kill()
             made.process.wait()
-        subprocess.run(["umount", "--lazy", str(state)], check=True)
+        subprocess.run(["umount", "--lazy", str(tmp_path / "state")], check=True)
+
+
+@pytest.fixture
+def small(cable: Cable, tmp_path: Path) -> Iterator[Room]:
+    """A room whose state directory is a disk of 16 MiB."""
+    requires("mount", "mkfs.ext4")
+    state = tmp_path / "state"
+    state.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "small", str(state)], check=True)
+    with mounted(cable, tmp_path) as made:
+        yield made
 
 
 def fill(directory: Path) -> Path:
@@ -98,7 +106,7 @@ def test_a_full_disk(small: Room) -> None:
 
 @pytest.fixture
 def failing(cable: Cable, tmp_path: Path) -> Iterator[Room]:
-    """A room whose state directory is a disk that `fails` can make read-only."""
+    """A room whose state directory is a file system of its own, which can become read-only."""
     requires("mount", "mkfs.ext4", "e2fsck")
     state, disk = tmp_path / "state", tmp_path / "disk"
     state.mkdir()
@@ -106,16 +114,8 @@ def failing(cable: Cable, tmp_path: Path) -> Iterator[Room]:
         file.truncate(256 << 20)
     subprocess.run(["mkfs.ext4", "-q", "-F", str(disk)], check=True)
     mount(disk, state)
-    made = None
-    try:
-        cable.cli.ip("addr add 10.77.0.2/24 dev eth0", "route add default dev eth0")
-        made = Room(cable, tmp_path)
+    with mounted(cable, tmp_path) as made:
         yield made
-    finally:
-        if made is not None and made.process is not None and made.process.poll() is None:
-            made.process.kill()
-            made.process.wait()
-        subprocess.run(["umount", "--lazy", str(state)], check=True)
 
 
 def mount(disk: Path, state: Path) -> None:
